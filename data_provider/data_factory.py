@@ -1,0 +1,154 @@
+"""From a configuration to everything a run needs of its data, and the loaders over it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data_provider import scaling
+from data_provider.dataset import TrainingWindows, WindowDataset
+from data_provider.download import FILES, ensure_file, file_sha256
+from data_provider.sampler import EpochSampler
+from data_provider.series import Series, frequency_alias, irregular_steps, read_csv
+from data_provider.splits import Splits, split_rows
+from data_provider.synthetic import make_series
+from data_provider.time_features import season_rows, time_marks
+from utils.config import Config, DataConfig
+from utils.types import Batch, DataBundle
+
+SYNTHETIC = "synthetic"
+
+
+def data_file(config: DataConfig) -> Path:
+    """The CSV file that a configuration names; a public one is downloaded if it is not there.
+
+    Raises:
+        DataUnavailableError: if a public file is neither there nor to be had.
+    """
+    if config.data in FILES and config.file_name == f"{config.data}.csv":
+        return ensure_file(config.data, config.root_path)
+    return Path(config.root_path) / config.file_name
+
+
+def load_series(config: DataConfig) -> Series:
+    """The whole series that a configuration names, in original units.
+
+    Raises:
+        FileNotFoundError, DataUnavailableError: if its file is not there.
+        ValueError: if its file, or --freq or --target, is at fault.
+    """
+    if config.data == SYNTHETIC:
+        series = make_series(frequency=frequency_alias(config.freq or "h"))
+        return series.select(config.target) if config.features == "S" else series
+    return read_csv(data_file(config), features=config.features, target=config.target, freq=config.freq)
+
+
+def build_data(config: Config) -> DataBundle:
+    """Series, scaler, windows of the three parts and the memory's source.
+
+    The scaler is fitted on the training rows that are used (``--percent``), nothing else. Validation
+    takes every ``--eval_stride``-th window, the test all of them.
+
+    Raises:
+        OSError: if the data file is not there and can not be had.
+        ValueError: if it is at fault or too short for one window per part.
+    """
+    data = config.data
+    series = load_series(data)
+    splits = split_rows(
+        data.data, len(series.values), seq_len=data.seq_len, pred_len=data.pred_len, percent=data.percent
+    )
+    original = torch.from_numpy(series.values)  # [T, N]
+    standardisation = scaling.fit(original[splits.train.begin : splits.train.end])
+    values = scaling.transform(original, standardisation).float()
+    marks = torch.from_numpy(time_marks(series.dates, series.frequency))  # [T, F]
+    windows = partial(
+        WindowDataset,
+        values,
+        marks,
+        seq_len=data.seq_len,
+        pred_len=data.pred_len,
+        series_id=series.series_id,
+    )
+    return DataBundle(
+        name=series.name,
+        train=windows(splits.train, channel_sampling=data.channel_sampling),
+        validation=windows(splits.validation, stride=data.eval_stride),
+        test=windows(splits.test),
+        source=TrainingWindows(
+            values, splits.train, seq_len=data.seq_len, pred_len=data.pred_len, series_id=series.series_id
+        ),
+        standardisation=standardisation,
+        columns=series.columns,
+        frequency=series.frequency,
+        season=min(data.season or season_rows(series.frequency), data.seq_len),
+        content_hash=series.content_hash,
+        notes=_notes(data, series, splits),
+    )
+
+
+def training_loader(bundle: DataBundle, config: Config, *, num_processes: int = 1) -> DataLoader[Batch]:
+    """Batches of ``--batch_size`` training items in `EpochSampler` order; the last partial one is dropped.
+
+    Call ``loader.sampler.set_epoch`` before each epoch. Iterating leaves the global random state
+    as it was.
+
+    Raises:
+        ValueError: if there are fewer items than one batch for each process.
+    """
+    training = config.training
+    items = len(bundle.train)  # type: ignore[arg-type]
+    needed = training.batch_size * num_processes
+    if items < needed:
+        per = f" on each of {num_processes} processes" if num_processes > 1 else ""
+        raise ValueError(
+            f"--batch_size {training.batch_size}: expected at least one full batch{per}, found {items} "
+            f"training items in {bundle.name}; lower --batch_size or raise --percent"
+        )
+    return DataLoader(
+        bundle.train,
+        batch_size=training.batch_size,
+        sampler=EpochSampler(items, training.seed),
+        drop_last=True,
+        num_workers=config.data.num_workers,
+        persistent_workers=config.data.num_workers > 0,
+        generator=torch.Generator().manual_seed(training.seed),
+    )
+
+
+def evaluation_loader(dataset: Dataset[Batch], batch_size: int, num_workers: int = 0) -> DataLoader[Batch]:
+    """Batches of all items in order, the last partial one included; the global random state stays."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=False,
+        drop_last=False,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        generator=torch.Generator(),
+    )
+
+
+def _notes(data: DataConfig, series: Series, splits: Splits) -> dict[str, str]:
+    """Facts about the data that belong beside every result."""
+    notes: dict[str, str] = {}
+    if data.data == SYNTHETIC:
+        notes["data"] = "built-in synthetic series, no real data"
+    else:
+        notes["file_sha256"] = file_sha256(data_file(data))
+    gaps = len(irregular_steps(series.dates, series.frequency))
+    if gaps:
+        notes["gaps"] = f"{gaps} steps between rows are not {series.frequency}; rows taken as evenly spaced"
+    if data.percent < 100:
+        notes["percent"] = (
+            f"scaler and training use rows 0 to {splits.train.end - 1} (--percent {data.percent})"
+        )
+    if data.eval_stride > 1:
+        windows = splits.validation.num_windows(data.seq_len, data.pred_len)
+        notes["validation"] = (
+            f"every {data.eval_stride}th of {windows} validation windows (--eval_stride {data.eval_stride})"
+        )
+    return notes

@@ -1,0 +1,144 @@
+"""Windows of a standardised series, one by one for loaders and by the thousand for the memory.
+
+Shape legend: T rows, N variables, L lookback, H horizon, F time marks, W windows, R rows asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data_provider.splits import Split
+from utils.types import Batch, WindowRows
+
+
+class WindowDataset(Dataset[Batch]):
+    """The windows of one part of a series, as unbatched `Batch` items.
+
+    With joint sampling item ``i`` is window ``i`` with all variables, x [L, N]. With single
+    sampling it is variable ``i // W`` of window ``i % W``, x [L, 1]: the channel-independent
+    counting of the published Time-LLM.
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        marks: Tensor,
+        split: Split,
+        *,
+        seq_len: int,
+        pred_len: int,
+        series_id: int,
+        channel_sampling: Literal["joint", "single"] = "joint",
+        stride: int = 1,
+    ) -> None:
+        """Keep views of the whole series; nothing is copied.
+
+        Args:
+            values: the whole series [T, N] float32, standardised.
+            marks: its time marks [T, F] float32.
+            split: the rows of this part.
+            seq_len: lookback L.
+            pred_len: horizon H.
+            series_id: content hash of the series.
+            channel_sampling: all variables of a window per item, or one.
+            stride: distance between the starts of successive windows; 1 takes them all.
+        """
+        if split.end > len(values) or len(values) != len(marks):
+            raise ValueError(
+                f"split: expected rows up to {split.end} in values and marks alike, "
+                f"found {len(values)} and {len(marks)}"
+            )
+        self.values, self.marks, self.split = values, marks, split
+        self.seq_len, self.pred_len, self.stride = seq_len, pred_len, stride
+        self.channel_sampling = channel_sampling
+        self.num_variables = values.shape[1]
+        self.num_windows = -(-split.num_windows(seq_len, pred_len) // stride)
+        self._series_id = torch.tensor(series_id, dtype=torch.int64)
+        self._columns = torch.arange(self.num_variables)
+
+    def __len__(self) -> int:
+        """Items: W with joint sampling, W * N with single."""
+        return self.num_windows * (self.num_variables if self.channel_sampling == "single" else 1)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Item ``index``; its start is the absolute row in the whole series."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"window: expected 0 to {len(self) - 1}, found {index}")
+        variable, window = divmod(index, self.num_windows)
+        chosen = slice(None) if self.channel_sampling == "joint" else slice(variable, variable + 1)
+        start = self.split.begin + window * self.stride
+        middle, end = start + self.seq_len, start + self.seq_len + self.pred_len
+        return Batch(
+            x=self.values[start:middle, chosen],  # [L, N] or [L, 1]
+            y=self.values[middle:end, chosen],  # [H, N] or [H, 1]
+            x_mark=self.marks[start:middle],  # [L, F]
+            y_mark=self.marks[middle:end],  # [H, F]
+            start=torch.tensor(start),
+            series_id=self._series_id,
+            variable=self._columns[chosen],  # [N] or [1]
+        )
+
+
+class TrainingWindows:
+    """Random access to all windows of the training part (a `utils.types.WindowSource`).
+
+    Row ``r`` is variable ``r // W`` of window ``r % W``, whatever sampling the training uses.
+    """
+
+    def __init__(self, values: Tensor, split: Split, *, seq_len: int, pred_len: int, series_id: int) -> None:
+        """Keep a view of the training rows of ``values`` [T, N] float32, standardised."""
+        self.split, self.seq_len, self.pred_len, self.series_id = split, seq_len, pred_len, series_id
+        self.num_windows = split.num_windows(seq_len, pred_len)
+        self.num_variables = values.shape[1]
+        part = values[split.begin : split.end]
+        self._windows = part.unfold(0, seq_len + pred_len, 1)  # [W, N, L + H], a view
+        self._lookbacks = part.unfold(0, seq_len, 1)  # [W + H, N, L], a view
+
+    @property
+    def num_rows(self) -> int:
+        """``num_windows * num_variables``."""
+        return self.num_windows * self.num_variables
+
+    def rows(self, index: Tensor) -> WindowRows:
+        """The rows with these numbers, ``index`` [R] int64 in [0, num_rows), on the CPU.
+
+        Raises:
+            IndexError: for a number outside.
+        """
+        index = index.to(self._windows.device)
+        _check_range("row", index, 0, self.num_rows - 1)
+        variable, window = index // self.num_windows, index % self.num_windows
+        both = self._windows[window, variable]  # [R, L + H]
+        return WindowRows(
+            lookback=both[:, : self.seq_len].contiguous(),
+            future=both[:, self.seq_len :].contiguous(),
+            series_id=torch.full_like(index, self.series_id),
+            variable=variable,
+            start=window + self.split.begin,
+        )
+
+    def lookbacks(self, *, variable: Tensor, start: Tensor) -> Tensor:
+        """The lookbacks [R, L] that begin at these absolute positions of these variables.
+
+        Args:
+            variable: [R] int64 in [0, N).
+            start: [R] int64; the whole lookback must lie in the training part.
+
+        Raises:
+            IndexError: for a variable that is not there or a lookback that leaves the part.
+        """
+        variable, start = variable.to(self._lookbacks.device), start.to(self._lookbacks.device)
+        _check_range("variable", variable, 0, self.num_variables - 1)
+        _check_range("start", start, self.split.begin, self.split.end - self.seq_len)
+        return self._lookbacks[start - self.split.begin, variable]
+
+
+def _check_range(name: str, values: Tensor, low: int, high: int) -> None:
+    """Raise IndexError at the first of ``values`` outside ``low`` to ``high``."""
+    outside = values[(values < low) | (values > high)]
+    if len(outside):
+        raise IndexError(f"{name}: expected {low} to {high} in the training part, found {int(outside[0])}")

@@ -1,0 +1,39 @@
+"""The order of the training windows, a function of seed and epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+
+class EpochSampler(Sampler[int]):
+    """A random permutation of ``range(length)``, another in each epoch.
+
+    It depends on seed and epoch alone: not on the global random state, which it does not touch,
+    nor on how many epochs this process has run. A resumed run therefore sees the order it would
+    have seen. Iterating does not advance the epoch; the training loop calls `set_epoch`.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        """Start at epoch 0."""
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation of this epoch, from the next iteration on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Number of indices in an epoch."""
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        """The permutation of the current epoch."""
+        # SeedSequence mixes the two, so (seed 1, epoch 0) and (seed 0, epoch 1) are unrelated
+        mixed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+        yield from torch.randperm(self.length, generator=generator).tolist()

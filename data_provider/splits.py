@@ -1,0 +1,83 @@
+"""Where training, validation and test begin and end: one table, one rule for all other data.
+
+Validation and test begin one lookback early, so that their first forecast starts right after the
+part before; the forecast rows themselves never overlap between parts. The ETT borders are those of
+Informer (Zhou et al. 2021), the fractions those of Autoformer (Wu et al. 2021) and after.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+_MONTH = 30 * 24
+"""Rows of an ETT month at hourly rate: 30 days each."""
+_ETT_MONTHS = (12, 4, 4)
+_ROWS_PER_HOUR = {"ETTh1": 1, "ETTh2": 1, "ETTm1": 4, "ETTm2": 4}
+_TRAIN_FRACTION, _TEST_FRACTION = 0.7, 0.2
+
+
+class Split(NamedTuple):
+    """Rows of one part, ``begin`` included and ``end`` not."""
+
+    begin: int
+    end: int
+
+    def num_windows(self, seq_len: int, pred_len: int) -> int:
+        """How many windows of lookback and horizon lie wholly inside, 0 at least."""
+        return max(0, self.end - self.begin - seq_len - pred_len + 1)
+
+
+class Splits(NamedTuple):
+    """The three parts of a series."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+
+def split_rows(data: str, rows: int, *, seq_len: int, pred_len: int, percent: int = 100) -> Splits:
+    """The parts of a series of ``rows`` rows.
+
+    Args:
+        data: the data set; the ETT names have fixed borders, all others fractions 0.7/0.1/0.2.
+        rows: length of the series.
+        seq_len: lookback L.
+        pred_len: horizon H, only to check that each part holds a window.
+        percent: share of the training part that is used, counted from its beginning and applied
+            to the rows after the first lookback; validation and test stay as they are.
+
+    Raises:
+        ValueError: if the file is shorter than the table or a part shorter than one window.
+    """
+    train, validation, test = _part_lengths(data, rows)
+    train_end = (train - seq_len) * percent // 100 + seq_len
+    splits = Splits(
+        Split(0, train_end),
+        Split(train - seq_len, train + validation),
+        Split(train + validation - seq_len, train + validation + test),
+    )
+    for name, part in splits._asdict().items():
+        if part.begin < 0 or part.num_windows(seq_len, pred_len) < 1:
+            found = part.end - max(0, part.begin)
+            hint = " or raise --percent" if name == "train" and percent < 100 else ""
+            raise ValueError(
+                f"--seq_len {seq_len} --pred_len {pred_len}: one window needs {seq_len + pred_len} rows, "
+                f"the {name} part of {data} has {found} of {rows} (--percent {percent}); "
+                f"shorten the lookback or the horizon{hint}, or use a longer file"
+            )
+    return splits
+
+
+def _part_lengths(data: str, rows: int) -> tuple[int, int, int]:
+    """Rows of training, validation and test, lookback not counted."""
+    if data in _ROWS_PER_HOUR:
+        month = _MONTH * _ROWS_PER_HOUR[data]
+        train, validation, test = (months * month for months in _ETT_MONTHS)
+        if rows < train + validation + test:
+            raise ValueError(
+                f"--data {data}: expected {train + validation + test} rows or more, found {rows}; "
+                "use the complete file, or --data custom for a file of your own"
+            )
+        return train, validation, test
+    train, test = int(rows * _TRAIN_FRACTION), int(rows * _TEST_FRACTION)
+    return train, rows - train - test, test

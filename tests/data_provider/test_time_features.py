@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_provider.time_features import mark_names, season_rows, time_marks
+
+
+def test_hourly_marks_are_the_published_formulas():
+    dates = pd.date_range("2016-07-01", periods=10_000, freq="h")
+    expected = [
+        [d.hour / 23, d.weekday() / 6, (d.day - 1) / 30, (d.timetuple().tm_yday - 1) / 365]
+        for d in dates.to_pydatetime()
+    ]
+    marks = time_marks(dates, "h")
+    assert marks.dtype == np.float32
+    np.testing.assert_allclose(marks, np.array(expected) - 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("frequency", "marks", "season"),
+    [
+        ("YE", 0, 1),
+        ("QS", 1, 4),
+        ("ME", 1, 12),
+        ("MS", 1, 12),
+        ("W-FRI", 2, 52),
+        ("D", 3, 7),
+        ("B", 3, 5),
+        ("h", 4, 24),
+        ("6h", 4, 4),
+        ("15min", 5, 96),
+        ("10min", 5, 144),
+        ("s", 6, 86400),
+    ],
+)
+def test_marks_and_season_by_frequency(frequency, marks, season):
+    """The number of marks is that of the family's TimeFeatureEmbedding: h 4, t 5, s 6, m 1, w 2, d 3, b 3."""
+    dates = pd.date_range("2016-01-01", periods=800, freq=frequency if frequency != "YE" else "D")
+    found = time_marks(dates, frequency)
+    assert found.shape == (800, marks) and len(mark_names(frequency)) == marks
+    assert np.abs(found).max(initial=0.0) <= 0.5
+    assert season_rows(frequency) == season
+
+
+def test_coarse_and_fine_marks_are_the_published_formulas():
+    moment = pd.DatetimeIndex(["2020-12-31 23:59:30"])
+    np.testing.assert_allclose(time_marks(moment, "ME"), [[0.5]])
+    np.testing.assert_allclose(time_marks(moment, "W"), [[0.5, 0.5]])  # ISO week 53
+    np.testing.assert_allclose(
+        time_marks(moment, "s"), [[30 / 59 - 0.5, 0.5, 0.5, 3 / 6 - 0.5, 0.5, 0.5]], atol=1e-7
+    )
+
+
+def test_an_unsupported_step_is_named():
+    with pytest.raises(ValueError, match="--freq.*ms"):
+        mark_names("ms")
+    with pytest.raises(ValueError, match="--freq.*ms"):
+        season_rows("ms")

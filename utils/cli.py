@@ -1,0 +1,99 @@
+"""Flags to configuration: the parser is built from the fields of `utils.config`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from utils.config import GROUPS, Config, ConfigError, iter_settings, setting_type
+from utils.paths import PRESETS
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with files of arguments: ``@file``, one or more per line, # begins a comment."""
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        return arg_line.split("#", 1)[0].split()
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n(see {self.prog} --help)\n")
+
+
+def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser with one flag per setting, grouped as the configuration is."""
+    parser = _Parser(
+        prog=prog,
+        fromfile_prefix_chars="@",
+        allow_abbrev=False,
+        epilog="@file reads further flags from a file. Later flags win over earlier ones.",
+    )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"flags from scripts/presets/NAME.args, before all others: {', '.join(preset_names())}",
+    )
+    groups = {g: parser.add_argument_group(g, (part.__doc__ or "").strip()) for g, part in GROUPS.items()}
+    for group, name, item in iter_settings():
+        types, choices = setting_type(group, name)
+        text = item.metadata["help"]
+        if types == (bool,):
+            groups[group].add_argument(
+                f"--{name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+            continue
+        only_choices = choices if not types else None
+        shown = "" if item.default is None or item.default == "" else f" [{item.default}]"
+        groups[group].add_argument(
+            f"--{name}",
+            type=_converter(types, choices),
+            choices=only_choices,
+            default=argparse.SUPPRESS,
+            metavar=None if only_choices else name.rsplit("_", 1)[-1].upper(),
+            help=(text + shown).replace("%", "%%"),
+        )
+    return parser
+
+
+def parse_config(argv: Sequence[str] | None = None, *, prog: str | None = None) -> Config:
+    """The configuration that a command line asks for; on a mistake, one message and exit status 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(prog)
+    preset = parser.parse_known_args(words)[0].preset
+    if preset is not None:
+        path = PRESETS / f"{preset}.args"
+        if not path.is_file():
+            parser.error(f"--preset: expected one of {', '.join(preset_names())}, found {preset}")
+        words = [f"@{path}", *words]
+    values = vars(parser.parse_args(words))
+    values.pop("preset")
+    try:
+        return Config.from_flat(values)
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+def preset_names() -> list[str]:
+    """The presets that lie in ``scripts/presets``."""
+    return sorted(p.stem for p in Path(PRESETS).glob("*.args"))
+
+
+def _converter(types: tuple[type, ...], choices: tuple[Any, ...]) -> Any:
+    """A function from a word of the command line to a value of these types."""
+    number = next((t for t in (int, float) if t in types), None)
+
+    def convert(word: str) -> Any:
+        if word in choices:
+            return word
+        if number is None:
+            return None if word.lower() == "none" and type(None) in types else word
+        try:
+            return number(word)
+        except ValueError:
+            wanted = "a whole number" if number is int else "a number"
+            also = "".join(f" or {c}" for c in choices)
+            raise argparse.ArgumentTypeError(f"expected {wanted}{also}, found {word}") from None
+
+    return convert

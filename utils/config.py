@@ -1,0 +1,369 @@
+"""Every setting of a run: the one home of each default, check and derived value.
+
+A setting is a field of one of the small frozen dataclasses below; its flag is ``--<field name>``
+(`utils.cli` builds the parser from these fields). Layers receive their own part, never the whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+ETT_NAMES = ("ETTh1", "ETTh2", "ETTm1", "ETTm2")
+KEY_LOOKBACK = 168
+"""Rows of the raw retrieval key: one week of hourly data (cut to the lookback)."""
+DEVIATION_FLOOR = 0.1
+"""Smallest deviation, in standardised units, that anything is divided by."""
+
+
+class ConfigError(ValueError):
+    """One or more settings are wrong; the message lists every problem."""
+
+    def __init__(self, problems: list[str]) -> None:
+        """Keep the problems, each naming a flag, what was expected and what was found."""
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+def setting(default: Any, text: str) -> Any:
+    """A dataclass field with the one line that ``--help`` prints for its flag."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which series, cut into which windows."""
+
+    data: str = setting("ETTh1", "data set: ETTh1, ETTh2, ETTm1, ETTm2, custom, synthetic")
+    root_path: str = setting("./dataset/ETT-small", "folder of the data file")
+    data_path: str | None = setting(None, "data file inside root_path (default <data>.csv)")
+    features: Literal["M", "S"] = setting("M", "M: all variables; S: the target alone")
+    target: str = setting("OT", "target column, used with --features S")
+    freq: str | None = setting(None, "frequency of the rows, a pandas alias (default: inferred)")
+    seq_len: int = setting(512, "lookback window L, rows")
+    label_len: int = setting(48, "decoder start length, rows (read by encoder-decoder models only)")
+    pred_len: int = setting(96, "horizon H, rows")
+    percent: int = setting(100, "share of the training part that is used, percent")
+    channel_sampling: Literal["joint", "single"] = setting(
+        "joint", "training sample: all variables of a window, or one variable"
+    )
+    season: int | None = setting(None, "rows of one season (default: the data set's, 24 if hourly)")
+    eval_stride: int = setting(1, "validate on every N-th window (the test always uses all)")
+    num_workers: int = setting(0, "data loading processes")
+
+    @property
+    def file_name(self) -> str:
+        """The data file's name inside ``root_path``."""
+        return self.data_path or f"{self.data}.csv"
+
+
+@dataclass(frozen=True)
+class LLMConfig:
+    """Which frozen language model."""
+
+    llm_model: str = setting("auto", "GPT2, SMOLLM2, LLAMA, QWEN, BERT, auto, or a hub id")
+    llm_model_path: str | None = setting(None, "local folder, GGUF file or hub id of the LLM")
+    llm_layers: int = setting(12, "transformer layers kept, from the input side")
+    llm_dim: int | None = setting(None, "expected hidden size (default: read from the LLM)")
+    trust_remote_code: bool = setting(False, "allow an LLM that ships its own code to run it")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Sizes of the Time-LLM parts that are trained."""
+
+    d_model: int = setting(64, "width of a patch embedding")
+    d_ff: int = setting(128, "width per reprogramming head, and LLM features read by the head")
+    n_heads: int = setting(8, "heads of the reprogramming attention")
+    patch_len: int = setting(16, "patch length, rows")
+    stride: int = setting(8, "distance between patches, rows")
+    padding_patch: Literal["end", "none"] = setting("end", "pad one stride at the end, or not")
+    num_tokens: int = setting(1000, "source tokens the vocabulary is mapped to")
+    dropout: float = setting(0.15, "dropout rate of the trained parts")
+    input_dropout: float = setting(0.0, "dropout rate on the normalised lookback")
+    prompt_digits: int = setting(3, "decimals of the statistics in the prompt")
+
+    def patch_count(self, seq_len: int) -> int:
+        """Number of patches P of a lookback of ``seq_len`` rows."""
+        return (seq_len - self.patch_len) // self.stride + 1 + (self.padding_patch == "end")
+
+
+@dataclass(frozen=True)
+class TAPRConfig:
+    """The trend-aware patch router and its losses."""
+
+    use_tapr: bool = setting(False, "switch TAPR on")
+    n_scales: int = setting(3, "scales of the decomposition: 1x, 4x, 16x, 64x, ...")
+    lambda_trend: float = setting(0.5, "weight of all TAPR losses")
+    lambda_dir: float = setting(0.3, "inner weight of the direction loss")
+    lambda_mag: float = setting(0.3, "inner weight of the magnitude loss")
+    lambda_hcl: float = setting(0.1, "inner weight of the consistency loss")
+    lambda_ord: float = setting(0.1, "inner weight of the ordinal (threshold) loss")
+    label_smoothing: float = setting(0.1, "label smoothing of the two classifications")
+    trend_label: Literal["level", "relative"] = setting(
+        "level", "label: change of level in deviations, or relative change of the end points"
+    )
+    trend_fusion: Literal["always", "train", "off"] = setting(
+        "always", "when the trend corrects the forecast"
+    )
+
+
+@dataclass(frozen=True)
+class GRAMConfig:
+    """The retrieval-augmented memory and its losses."""
+
+    use_gram: bool = setting(False, "switch GRA-M on")
+    top_k: int = setting(5, "neighbours retrieved")
+    lambda_retrieval: float = setting(0.3, "weight of all GRA-M losses")
+    build_memory: bool = setting(False, "rebuild the memory (empty ones are built anyway)")
+    d_repr: int = setting(128, "width of the learned retrieval key")
+    temperature: float = setting(0.1, "softmax temperature over the neighbours' distances")
+    memory_size: int | Literal["all"] = setting(5000, "memory rows, or all training rows")
+    max_memory_size: int = setting(10000, "most rows that --memory_size may ask for as a number")
+    retrieval_key: Literal["raw", "learned", "hybrid"] = setting("hybrid", "what is compared")
+    retrieval_fusion: Literal["feature", "prediction", "both"] = setting(
+        "feature", "where the retrieved futures enter"
+    )
+    retrieval_scope: Literal["variable", "all"] = setting(
+        "variable", "neighbours of the same variable only, or of any"
+    )
+    retrieval_control: Literal["none", "random", "same_phase", "oracle"] = setting(
+        "none", "study control: replace the neighbours found by these"
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the model is fitted and judged."""
+
+    loss: Literal["MSE", "MAE", "Huber"] = setting("MSE", "main loss")
+    loss_scale: Literal["none", "std"] = setting("none", "std: errors in deviations of the window")
+    aux_warmup_steps: int = setting(500, "optimizer steps until the module losses have full weight")
+    train_epochs: int = setting(50, "most epochs")
+    max_steps: int | None = setting(None, "stop after N optimizer steps (default: by epochs)")
+    batch_size: int = setting(32, "windows per process and forward pass")
+    eval_batch_size: int | None = setting(None, "windows per evaluation pass (default: batch_size)")
+    gradient_accumulation_steps: int = setting(1, "forward passes per optimizer step")
+    learning_rate: float = setting(0.0005, "peak learning rate")
+    lradj: Literal["COS", "constant"] = setting("COS", "schedule, in optimizer steps")
+    lr_warmup_steps: int = setting(0, "optimizer steps of linear warm-up of the learning rate")
+    weight_decay: float = setting(0.0, "decoupled weight decay")
+    max_grad_norm: float = setting(0.0, "clip the gradient to this norm (0: off)")
+    patience: int = setting(15, "validations without improvement until training stops")
+    eval_steps: int | None = setting(None, "validate every N optimizer steps (default: each epoch)")
+    eval_test_each_epoch: bool = setting(False, "also test at each validation (never selects)")
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting(
+        "no", "frozen LLM and matrix products in this precision"
+    )
+    cpu: bool = setting(False, "do not use a GPU")
+    deterministic: bool = setting(False, "deterministic kernels only (slower on a GPU)")
+    seed: int = setting(2021, "seed of weights, data order and dropout")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run writes, what it resumes."""
+
+    task_name: Literal["long_term_forecast"] = setting("long_term_forecast", "task")
+    is_training: int = setting(1, "1: train and test; 0: test a checkpoint")
+    model_id: str = setting("", "free text in the run's name (default: data and lengths)")
+    model_comment: str = setting("run", "last part of the run's folder name")
+    des: str = setting("", "free description, part of the run's name")
+    checkpoints: str = setting("./checkpoints", "folder of the run folders")
+    save_steps: int | None = setting(None, "step checkpoint every N optimizer steps (0: off)")
+    save_total_limit: int = setting(3, "step checkpoints kept (0: all)")
+    resume_from_checkpoint: str | None = setting(None, "file, folder or auto: go on from there")
+    resume_counter: int | None = setting(None, "early-stopping counter to resume with")
+    init_from: str | None = setting(None, "checkpoint whose weights to start from (not a resume)")
+    log_steps: int = setting(50, "optimizer steps between lines of the training log")
+
+
+GROUPS: dict[str, type] = {
+    "data": DataConfig,
+    "llm": LLMConfig,
+    "backbone": BackboneConfig,
+    "tapr": TAPRConfig,
+    "gram": GRAMConfig,
+    "training": TrainingConfig,
+    "run": RunConfig,
+}
+
+NOT_IDENTITY = frozenset(
+    "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
+    "resume_counter log_steps patience train_epochs is_training eval_test_each_epoch cpu "
+    "label_len build_memory model_id model_comment des eval_batch_size".split()
+)
+"""Settings that do not change what is trained: two runs that differ only here share a hash."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run, by part."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    tapr: TAPRConfig = field(default_factory=TAPRConfig)
+    gram: GRAMConfig = field(default_factory=GRAMConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> Config:
+        """A configuration from ``{flag name: value}``; what is missing takes its default.
+
+        Raises:
+            ConfigError: for an unknown name or a value that fails a check, all at once.
+        """
+        known = {name for _, name, _ in iter_settings()}
+        problems = [f"--{name}: no such setting" for name in values if name not in known]
+        parts = {
+            group: part(**{f.name: values[f.name] for f in dataclasses.fields(part) if f.name in values})
+            for group, part in GROUPS.items()
+        }
+        config = cls(**parts)
+        problems += config.problems()
+        if problems:
+            raise ConfigError(problems)
+        return config
+
+    @classmethod
+    def from_namespace(cls, args: Any) -> Config:
+        """A configuration from any object with attributes, class attributes included.
+
+        Attributes that are no setting are passed over: the family's namespaces carry many.
+        """
+        names = [name for _, name, _ in iter_settings()]
+        return cls.from_flat({name: getattr(args, name) for name in names if hasattr(args, name)})
+
+    def flat(self) -> dict[str, Any]:
+        """``{flag name: value}`` of every setting."""
+        return {name: getattr(getattr(self, group), name) for group, name, _ in iter_settings()}
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with these settings changed, checked again."""
+        return Config.from_flat({**self.flat(), **changes})
+
+    @property
+    def patch_count(self) -> int:
+        """Number of patches P."""
+        return self.backbone.patch_count(self.data.seq_len)
+
+    def training_hash(self) -> str:
+        """8 hex digits that name everything that changes what is trained."""
+        kept = {k: v for k, v in self.flat().items() if k not in NOT_IDENTITY}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+    def run_name(self, *, model: str, llm_name: str) -> str:
+        """``<setting>-<comment>``, the name of the run's folder.
+
+        The setting ends in seed, LLM, the modules that are on, and `training_hash`.
+        """
+        d, b = self.data, self.backbone
+        modules = "+".join(m for m, on in (("tapr", self.tapr.use_tapr), ("gram", self.gram.use_gram)) if on)
+        parts = [
+            self.run.task_name,
+            self.run.model_id or f"{d.data}_{d.seq_len}_{d.pred_len}",
+            f"{model}_ft{d.features}_dm{b.d_model}_nh{b.n_heads}_df{b.d_ff}_ll{self.llm.llm_layers}",
+            self.run.des,
+            f"s{self.training.seed}",
+            llm_name.rstrip("/").split("/")[-1],
+            modules or "plain",
+            self.training_hash(),
+        ]
+        return "_".join(p for p in parts if p) + f"-{self.run.model_comment}"
+
+    def problems(self) -> list[str]:
+        """What is wrong with this configuration, one line each; empty when all is well."""
+        found = [*_type_problems(self)]
+        if found:
+            return found
+        flat = self.flat()
+        for name, low in _AT_LEAST.items():
+            if flat[name] is not None and flat[name] != "all" and flat[name] < low:
+                found.append(f"--{name}: expected {low} or more, found {flat[name]}")
+        for name in _FRACTIONS:
+            if not 0 <= flat[name] < 1:
+                found.append(f"--{name}: expected a number from 0 to below 1, found {flat[name]}")
+        if found:
+            return found
+        d, b, g, t = self.data, self.backbone, self.gram, self.training
+        if d.percent > 100:
+            found.append(f"--percent: expected 1 to 100, found {d.percent}")
+        if b.patch_len > d.seq_len:
+            found.append(f"--patch_len: expected at most --seq_len ({d.seq_len}), found {b.patch_len}")
+        if d.label_len > d.seq_len:
+            found.append(f"--label_len: expected at most --seq_len ({d.seq_len}), found {d.label_len}")
+        if isinstance(g.memory_size, int) and g.memory_size > g.max_memory_size:
+            found.append(
+                f"--memory_size: expected at most --max_memory_size ({g.max_memory_size}) or all, "
+                f"found {g.memory_size}"
+            )
+        if g.build_memory and not g.use_gram:
+            found.append("--build_memory: there is no memory without --use_gram; add it, or drop this")
+        if g.use_gram and g.retrieval_key != "raw" and g.d_repr % 4:
+            found.append(f"--d_repr: expected a multiple of 4 (attention heads), found {g.d_repr}")
+        if self.tapr.use_tapr and b.d_model % 4 or g.use_gram and b.d_model % 4:
+            found.append(f"--d_model: TAPR and GRA-M need a multiple of 4, found {b.d_model}")
+        if t.mixed_precision == "fp16" and t.cpu:
+            found.append("--mixed_precision: fp16 needs a GPU; use bf16 or no with --cpu")
+        if self.run.resume_from_checkpoint and self.run.init_from:
+            found.append("--init_from: cannot be combined with --resume_from_checkpoint")
+        if self.run.is_training not in (0, 1):
+            found.append(f"--is_training: expected 0 or 1, found {self.run.is_training}")
+        return found
+
+
+_AT_LEAST: dict[str, float] = {
+    **dict.fromkeys(
+        "seq_len pred_len percent eval_stride llm_layers d_model d_ff n_heads patch_len stride "
+        "num_tokens n_scales top_k d_repr memory_size max_memory_size train_epochs max_steps "
+        "batch_size eval_batch_size gradient_accumulation_steps patience eval_steps log_steps "
+        "season llm_dim".split(),
+        1,
+    ),
+    **dict.fromkeys(
+        "label_len num_workers prompt_digits lambda_trend lambda_dir lambda_mag lambda_hcl lambda_ord "
+        "lambda_retrieval aux_warmup_steps lr_warmup_steps weight_decay max_grad_norm save_steps "
+        "save_total_limit resume_counter seed".split(),
+        0,
+    ),
+    "learning_rate": 1e-12,
+    "temperature": 1e-6,
+}
+_FRACTIONS = ("dropout", "input_dropout", "label_smoothing")
+
+
+def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
+    """``(group, name, field)`` of every setting, in the order of ``--help``."""
+    for group, part in GROUPS.items():
+        for item in dataclasses.fields(part):
+            yield group, item.name, item
+
+
+def setting_type(group: str, name: str) -> tuple[tuple[type, ...], tuple[Any, ...]]:
+    """The Python types and the literal choices that a setting accepts."""
+    hint = get_type_hints(GROUPS[group])[name]
+    members = get_args(hint) or (hint,)
+    if getattr(hint, "__origin__", None) is Literal:
+        return (), members
+    types = tuple(m for m in members if isinstance(m, type))
+    choices = tuple(c for m in members if getattr(m, "__origin__", None) is Literal for c in get_args(m))
+    return types, choices
+
+
+def _type_problems(config: Config) -> Iterator[str]:
+    """Values whose type is wrong or that are none of the choices."""
+    for group, name, _ in iter_settings():
+        value = getattr(getattr(config, group), name)
+        types, choices = setting_type(group, name)
+        accepted = types + ((int,) if float in types else ())
+        is_stray_bool = isinstance(value, bool) and bool not in types
+        if value in choices or (isinstance(value, accepted) and not is_stray_bool):
+            continue
+        wanted = " or ".join([*(t.__name__ for t in types if t is not type(None)), *map(str, choices)])
+        yield f"--{name}: expected {wanted}, found {value!r}"

@@ -1,0 +1,85 @@
+"""Logging: readable lines on screen and in the run's folder, JSON lines for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+OUR_PACKAGES = ("utils", "layers", "models", "data_provider", "scripts", "__main__")
+
+
+class _BarFriendlyHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def setup_logging(*, main_process: bool) -> None:
+    """Lines of this project on standard output, on the main process; others only warn."""
+    root = logging.getLogger()
+    if not any(isinstance(h, _BarFriendlyHandler) for h in root.handlers):
+        handler = _BarFriendlyHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        root.addHandler(handler)
+    for package in OUR_PACKAGES:
+        logging.getLogger(package).setLevel(logging.INFO if main_process else logging.WARNING)
+
+
+class RunLogFile:
+    """Copies the log into ``<run folder>/run.log`` while open; a resumed run appends."""
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path`` for appending and listen."""
+        self._handler = logging.FileHandler(path, encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(self._handler)
+
+    def close(self) -> None:
+        """Stop listening and close the file."""
+        logging.getLogger().removeHandler(self._handler)
+        self._handler.close()
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one record per line, each with the optimizer step it belongs to."""
+
+    def __init__(self, path: Path) -> None:
+        """Records are appended to ``path``."""
+        self.path = path
+
+    def append(self, *, event: str, step: int, **values: Any) -> None:
+        """Write one record."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+
+    def cut_back(self, step: int) -> None:
+        """Forget what was written after this optimizer step (a run resumes from there)."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All records."""
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+
+def _step_of(line: str) -> float:
+    """A record's step; a line that was cut off in writing counts as after every step."""
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")

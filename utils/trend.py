@@ -1,0 +1,79 @@
+"""What a trend is: the measure, its classes, and the cuts between them.
+
+Order of the classes, everywhere: from down to up. Shape legend: S series, H horizon.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.config import DEVIATION_FLOOR
+
+DIRECTIONS = ("down", "flat", "up")
+MAGNITUDES = ("strong down", "weak down", "weak up", "strong up")
+RELATIVE_CUTS = (-0.02, -0.005, 0.0, 0.005, 0.02)
+"""The original design's thresholds, for ``--trend_label relative``."""
+CUT_QUANTILES = (1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)
+THRESHOLD_CUTS = (0, 1, 3, 4)
+"""Which of the five cuts bound the bins of the ordinal loss (the median does not)."""
+
+TrendLabel = Literal["level", "relative"]
+
+
+def trend_measure(y: Tensor, *, reference: Tensor, scale: Tensor, kind: TrendLabel) -> Tensor:
+    """The trend [S] of futures ``y`` [S, H], in standardised units.
+
+    ``level``: (mean of y - ``reference``) / ``scale``, with the mean of the lookback's last season
+    and the lookback's floored deviation, each [S]. ``relative``: (last - first) / |first| of y.
+    """
+    if kind == "level":
+        return (y.mean(dim=-1) - reference) / scale
+    first = y[:, 0]
+    return (y[:, -1] - first) / first.abs().clamp(min=1e-8)
+
+
+def direction_of(measure: Tensor, cuts: Tensor) -> Tensor:
+    """0 down (below the second cut), 1 flat, 2 up (above the fourth), [S] int64."""
+    return (measure >= cuts[1]).long() + (measure > cuts[3]).long()
+
+
+def magnitude_of(measure: Tensor, cuts: Tensor) -> Tensor:
+    """0 strong down (below the first cut), 1 weak down (below the third), 2 weak up, 3 strong up."""
+    return (measure >= cuts[0]).long() + (measure >= cuts[2]).long() + (measure > cuts[4]).long()
+
+
+def ordinal_bin_of(measure: Tensor, cuts: Tensor) -> Tensor:
+    """Which of the five bins between the cuts 1/4, 1/3, 2/3 and 3/4, [S] int64 from 0 to 4."""
+    bounds = cuts[list(THRESHOLD_CUTS)]
+    return torch.bucketize(measure.contiguous(), bounds.contiguous(), right=True)
+
+
+def fit_cuts(measure: Tensor, kind: TrendLabel) -> Tensor:
+    """The five cuts [5] for these training measures [R]: quantiles, or the fixed relative ones."""
+    if kind == "relative":
+        return torch.tensor(RELATIVE_CUTS)
+    # numpy's quantile has no limit on the number of rows; torch's stops at 16 million.
+    values = measure.double().cpu().numpy()
+    return torch.as_tensor(np.quantile(values, CUT_QUANTILES), dtype=torch.float32)
+
+
+def magnitude_given_direction(measure: Tensor, cuts: Tensor) -> Tensor:
+    """P(magnitude | direction) [3, 4] counted over training measures [R].
+
+    A direction that never occurs gets the uniform row.
+    """
+    pairs = direction_of(measure, cuts) * len(MAGNITUDES) + magnitude_of(measure, cuts)
+    counts = torch.bincount(pairs, minlength=len(DIRECTIONS) * len(MAGNITUDES))
+    table = counts.reshape(len(DIRECTIONS), len(MAGNITUDES)).double()
+    total = table.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, table / total.clamp(min=1), 1 / len(MAGNITUDES)).float()
+
+
+def ordinal_scale(cuts: Tensor) -> Tensor:
+    """Scale of the logistic whose quartiles are the outer cuts: (c4 - c0) / (2 ln 3), floored."""
+    return ((cuts[-1] - cuts[0]) / (2 * math.log(3))).clamp(min=DEVIATION_FLOOR)

@@ -1,0 +1,192 @@
+"""The records that cross the borders between data, models and training.
+
+Shape legend: B windows, N variables, L lookback, H horizon, K neighbours, S = B * N series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class Batch(NamedTuple):
+    """Windows of a series, in standardised units (a data set's item is one of these without B)."""
+
+    x: Tensor
+    """Lookback window, [B, L, N] float32."""
+    y: Tensor
+    """Future to forecast, [B, H, N] float32."""
+    x_mark: Tensor
+    """Time features of the lookback, [B, L, F] float32 in [-0.5, 0.5]."""
+    y_mark: Tensor
+    """Time features of the future, [B, H, F]."""
+    start: Tensor
+    """Absolute position of the window's first row in its series, [B] int64."""
+    series_id: Tensor
+    """Content hash of the series, [B] int64."""
+    variable: Tensor
+    """Column index of each variable within the series, [B, N] int64."""
+
+
+class WindowRows(NamedTuple):
+    """Rows of the retrieval memory: one variable of one training window each."""
+
+    lookback: Tensor
+    """[R, L] float32, standardised units."""
+    future: Tensor
+    """[R, H] float32, standardised units."""
+    series_id: Tensor
+    """[R] int64."""
+    variable: Tensor
+    """[R] int64."""
+    start: Tensor
+    """[R] int64, absolute position of the lookback's first row."""
+
+
+@runtime_checkable
+class WindowSource(Protocol):
+    """Random access to the training windows, one variable at a time.
+
+    Row ``r`` is variable ``r // num_windows`` of window ``r % num_windows``.
+    """
+
+    num_windows: int
+    num_variables: int
+
+    @property
+    def num_rows(self) -> int:
+        """``num_windows * num_variables``."""
+        ...
+
+    def rows(self, index: Tensor) -> WindowRows:
+        """The rows with these numbers, ``index`` [R] int64 in [0, num_rows)."""
+        ...
+
+    def lookbacks(self, *, variable: Tensor, start: Tensor) -> Tensor:
+        """The lookbacks [R, L] that begin at these absolute positions of these variables."""
+        ...
+
+
+class InstanceStatistics(NamedTuple):
+    """What instance normalisation took out of a window, to be handed back afterwards."""
+
+    mean: Tensor
+    """[B, 1, N]."""
+    std: Tensor
+    """[B, 1, N], sqrt(variance + epsilon)."""
+
+
+class TrendRecord(NamedTuple):
+    """What TAPR concluded about each series, and all that its losses need beside y."""
+
+    direction_logits: Tensor
+    """[S, 3]: down, flat, up."""
+    magnitude_logits: Tensor
+    """[S, 4]: strong down, weak down, weak up, strong up."""
+    path: Tensor
+    """[S, H], the regression head's future in instance-normalised units."""
+    level_change: Tensor
+    """[S], mean of the path minus the mean of the lookback's last season, same units."""
+    gate: Tensor
+    """[S, 1] in (0, 1)."""
+    reference: Tensor
+    """[S], mean of the lookback's last season, standardised units."""
+    scale: Tensor
+    """[S], deviation of the lookback (floored), standardised units."""
+    label_cuts: Tensor
+    """[5], fixed quantiles that define the classes."""
+    magnitude_given_direction: Tensor
+    """[3, 4], P(magnitude | direction) counted on the training windows."""
+    thresholds: Tensor
+    """[4], the learnable ordered cut points."""
+    scale_weights: Tensor
+    """[n_scales], how the scales are mixed."""
+
+
+class RetrievalRecord(NamedTuple):
+    """What GRA-M found for each series, and all that its losses need."""
+
+    gate: Tensor
+    """[S, 1] in (0, 1]: 1 trusts the current window alone, 0 history alone."""
+    confidence: Tensor
+    """[S, 1] in [0, 1), how well the neighbours match; 0 where there are none."""
+    weights: Tensor
+    """[S, K], softmax over the neighbours, 0 at the missing ones."""
+    rows: Tensor
+    """[S, K] int64 rows of the memory, -1 at the missing ones."""
+    distance: Tensor
+    """[S, K], squared distance to each neighbour, inf at the missing ones."""
+    matched: Tensor
+    """[S] bool, whether any admissible row was found."""
+    gate_history: Tensor
+    """Scalar, running mean of the gate over past optimizer steps, without gradient."""
+
+
+class ForecastState(NamedTuple):
+    """A forecast with what the parts of the model recorded on the way."""
+
+    prediction: Tensor
+    """[B, H, N], standardised units."""
+    trend: TrendRecord | None
+    retrieval: RetrievalRecord | None
+
+
+@dataclass(frozen=True)
+class LLMIdentity:
+    """Which frozen LLM a run used: what a resumed run compares."""
+
+    name: str
+    """SMOLLM2, GPT2, ... or the id or folder that was given."""
+    architecture: str
+    """The transformers class, e.g. LlamaModel."""
+    layers: int
+    hidden_size: int
+    vocabulary: int
+    content_hash: str
+    """sha256 of the weight files."""
+    note: str = ""
+    """What a reader of a result must know, e.g. that 4-bit weights were de-quantised."""
+
+
+class Standardisation(NamedTuple):
+    """Per-column mean and deviation, fitted on the training part only."""
+
+    mean: Tensor
+    """[N] float64, original units."""
+    std: Tensor
+    """[N] float64, original units."""
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """Everything a run needs of its data."""
+
+    name: str
+    """What to call it in tables: ETTh1, synthetic, or the file's name."""
+    train: Dataset[Batch]
+    """Training windows as sampled for training (joint or single)."""
+    validation: Dataset[Batch]
+    """Every ``eval_stride``-th validation window, all variables at once."""
+    test: Dataset[Batch]
+    """Every test window, all variables at once."""
+    source: WindowSource
+    standardisation: Standardisation
+    columns: Sequence[str]
+    frequency: str
+    """pandas offset alias, e.g. h."""
+    season: int
+    """Rows of one season (24 for hourly data), cut to the lookback."""
+    content_hash: str
+    """sha256 of the values and dates used."""
+    notes: Mapping[str, str]
+    """Facts to record with the run, e.g. that the validation is strided."""
+
+
+def cpu_copy(tensor: Tensor) -> Tensor:
+    """A detached copy on the CPU, for records that outlive the step."""
+    return tensor.detach().to(device=torch.device("cpu"), copy=True)
