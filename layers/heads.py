@@ -1,0 +1,26 @@
+"""From the LLM's last states to a forecast.
+
+Shape legend: S series, P patches, d_ff features read from each state, H horizon.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class FlattenHead(nn.Module):
+    """States [S, P, d_ff] to a forecast [S, H]: flatten, dropout, one linear map.
+
+    Dropout comes before the last linear map; the published code puts it behind, on the forecast.
+    """
+
+    def __init__(self, *, n_features: int, horizon: int, dropout: float) -> None:
+        """``n_features`` is P * d_ff."""
+        super().__init__()
+        self.flatten = nn.Flatten(start_dim=-2)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(n_features, horizon)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[S, P, d_ff] to [S, H]."""
+        return self.linear(self.dropout(self.flatten(states.transpose(1, 2))))

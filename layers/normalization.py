@@ -1,0 +1,35 @@
+"""Instance normalisation (RevIN without affine part, as Time-LLM uses it).
+
+Shape legend: B windows, L rows, N variables.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from utils.types import InstanceStatistics
+
+
+class InstanceNorm(nn.Module):
+    """Window [B, L, N] to the same with mean 0 and deviation 1 per window and variable.
+
+    The statistics are returned and handed back to `denormalize`; nothing is kept on the module.
+    Source: Kim et al., RevIN, ICLR 2022; Jin et al., Time-LLM, ICLR 2024, section 3.1.
+    """
+
+    def __init__(self, epsilon: float = 1e-5) -> None:
+        """``epsilon`` is added to the variance, so a constant window divides by sqrt(epsilon)."""
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> tuple[Tensor, InstanceStatistics]:
+        """The normalised window [B, L, N] and what was taken out of it, without gradient."""
+        detached = x.detach()
+        mean = detached.mean(dim=1, keepdim=True)  # [B, 1, N]
+        variance = detached.var(dim=1, keepdim=True, unbiased=False)
+        std = (variance + self.epsilon).sqrt()
+        return (x - mean) / std, InstanceStatistics(mean, std)
+
+    def denormalize(self, y: Tensor, statistics: InstanceStatistics) -> Tensor:
+        """Back from normalised units, [B, H, N] to [B, H, N]."""
+        return y * statistics.std + statistics.mean

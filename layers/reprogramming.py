@@ -1,0 +1,41 @@
+"""Patches expressed in the word-embedding space of a frozen LLM.
+
+Shape legend: S series, P patches, D model width, E width per head, C source tokens, d_llm LLM width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ReprogrammingLayer(nn.Module):
+    """Multi-head cross-attention of patch embeddings over source (text prototype) embeddings.
+
+    Source: Jin et al., Time-LLM, ICLR 2024, section 3.1, "patch reprogramming". The attention's
+    width per head is d_ff, as in the published code.
+    """
+
+    def __init__(self, *, d_model: int, n_heads: int, d_keys: int, d_llm: int, dropout: float) -> None:
+        """``d_keys`` is the width E of one head; ``dropout`` acts on the attention weights."""
+        super().__init__()
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.query_projection = nn.Linear(d_model, d_keys * n_heads)
+        self.key_projection = nn.Linear(d_llm, d_keys * n_heads)
+        self.value_projection = nn.Linear(d_llm, d_keys * n_heads)
+        self.out_projection = nn.Linear(d_keys * n_heads, d_llm)
+
+    def forward(self, patches: Tensor, source: Tensor) -> Tensor:
+        """Patches [S, P, D] and source embeddings [C, d_llm] to [S, P, d_llm]."""
+        n_series, n_patches, _ = patches.shape
+        heads = self.n_heads
+        # The source is the same for every series, so series and patches are one long query.
+        query = self.query_projection(patches).reshape(1, n_series * n_patches, heads, -1).transpose(1, 2)
+        key = self.key_projection(source).reshape(1, len(source), heads, -1).transpose(1, 2)  # [1, h, C, E]
+        value = self.value_projection(source).reshape(1, len(source), heads, -1).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=self.dropout if self.training else 0.0
+        )
+        joined = attended.transpose(1, 2).reshape(n_series, n_patches, -1)  # [S, P, h * E]
+        return self.out_projection(joined)

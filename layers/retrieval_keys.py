@@ -1,0 +1,132 @@
+"""What a window is remembered by: the parts of a retrieval key, and how they are weighed.
+
+Shape legend: R rows (one variable of one window each), L lookback, K width of a whole key.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from utils.config import DEVIATION_FLOOR, KEY_LOOKBACK, GRAMConfig
+
+ENCODER_LAYERS = 2
+ENCODER_HEADS = 4
+STATISTICS = 6
+"""Mean, deviation, minimum, maximum, last value, slope."""
+INITIAL_SHAPE_LOGIT = 1.4
+"""sigmoid of it is 0.8: the shape decides at first, the statistics break ties."""
+
+
+class PatternEncoder(nn.Module):
+    """Normalised lookbacks [R, L] to shape embeddings [R, d_repr]: a transformer with a CLS token.
+
+    It has no dropout, so training and evaluation are the same function and a window that is in the
+    memory is at distance 0 from itself.
+    """
+
+    def __init__(self, *, seq_len: int, patch_len: int, d_repr: int) -> None:
+        """Patches do not overlap here; rows at the start that fill no patch are left out."""
+        super().__init__()
+        self.patch_len = min(patch_len, seq_len)
+        n_patches = seq_len // self.patch_len
+        self.rows = n_patches * self.patch_len
+        self.patch_projection = nn.Linear(self.patch_len, d_repr)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, d_repr) * 0.02)
+        self.position = nn.Parameter(torch.randn(1, n_patches + 1, d_repr) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            d_repr,
+            ENCODER_HEADS,
+            dim_feedforward=2 * d_repr,
+            dropout=0.0,
+            batch_first=True,
+            norm_first=True,
+        )
+        self.encoder = nn.TransformerEncoder(layer, ENCODER_LAYERS, enable_nested_tensor=False)
+        self.output_norm = nn.LayerNorm(d_repr)
+
+    def forward(self, normalised: Tensor) -> Tensor:
+        """[R, L] to [R, d_repr]."""
+        patches = normalised[:, -self.rows :].unflatten(-1, (-1, self.patch_len))  # [R, n, patch_len]
+        tokens = self.patch_projection(patches)
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.position
+        return self.output_norm(self.encoder(tokens)[:, 0])
+
+
+def window_statistics(lookback: Tensor) -> Tensor:
+    """Mean, deviation, minimum, maximum, last value and slope of lookbacks [R, L], as [R, 6].
+
+    Standardised units; the slope is the second half's mean minus the first half's.
+    """
+    half = lookback.shape[-1] // 2
+    slope = lookback[:, half:].mean(-1) - lookback[:, : max(half, 1)].mean(-1)
+    columns = [
+        lookback.mean(-1),
+        lookback.std(-1, unbiased=False),
+        lookback.amin(-1),
+        lookback.amax(-1),
+        lookback[:, -1],
+        slope,
+    ]
+    return torch.stack(columns, dim=-1)
+
+
+def raw_key(lookback: Tensor) -> Tensor:
+    """(x[-168:] - x_last) / sqrt(168) of lookbacks [R, L]: the last week's shape, undivided.
+
+    Its squared Euclidean distance is a mean squared difference per row.
+    """
+    week = lookback[:, -KEY_LOOKBACK:]
+    return (week - week[:, -1:]) / week.shape[-1] ** 0.5
+
+
+class WindowKeys(nn.Module):
+    """Lookbacks [R, L] to keys [R, K], and the weight of each of the key's parts.
+
+    The squared distance of two windows is the weighted sum over parts of the parts' squared
+    distances, each divided by its mean over the memory. ``raw``: the last week's shape alone.
+    ``learned``: the encoder's shape and the encoded statistics. ``hybrid``: all three, the two
+    shapes sharing the weight sigmoid(``shape_weight``) equally.
+    """
+
+    def __init__(self, config: GRAMConfig, *, seq_len: int, patch_len: int) -> None:
+        """Parts that ``retrieval_key`` does not use are not built."""
+        super().__init__()
+        self.kind = config.retrieval_key
+        self.widths = [min(KEY_LOOKBACK, seq_len)] if self.kind != "learned" else []
+        if self.kind != "raw":
+            value_width = max(config.d_repr // 4, 1)
+            self.pattern_encoder = PatternEncoder(seq_len=seq_len, patch_len=patch_len, d_repr=config.d_repr)
+            self.value_encoder = nn.Linear(STATISTICS, value_width)
+            self.shape_weight = nn.Parameter(torch.tensor(INITIAL_SHAPE_LOGIT))
+            self.widths += [config.d_repr, value_width]
+
+    def forward(self, lookback: Tensor) -> Tensor:
+        """[R, L] in standardised units to [R, K]; the same function for queries and memory."""
+        parts = [raw_key(lookback)] if self.kind != "learned" else []
+        if self.kind != "raw":
+            mean = lookback.mean(-1, keepdim=True)
+            std = lookback.std(-1, unbiased=False, keepdim=True).clamp(min=DEVIATION_FLOOR)
+            parts += [
+                self.pattern_encoder((lookback - mean) / std),
+                self.value_encoder(window_statistics(lookback)),
+            ]
+        return torch.cat(parts, dim=-1)
+
+    def mean_distances(self, keys: Tensor) -> Tensor:
+        """Mean squared distance between two rows of ``keys`` [R, K], part by part: [parts].
+
+        Over all ordered pairs it is twice the sum of the variances, so no pair is formed.
+        """
+        variances = keys.double().var(dim=0, unbiased=False)
+        return torch.stack([2 * v.sum() for v in variances.split(self.widths)]).float().clamp(min=1e-12)
+
+    def column_weights(self, scale: Tensor) -> Tensor:
+        """Weight of each column of a key, [K]; ``scale`` [parts] from `mean_distances`."""
+        if self.kind == "raw":
+            mix = scale.new_ones(1)
+        else:
+            shape = torch.sigmoid(self.shape_weight)
+            shapes = [shape] if self.kind == "learned" else [shape / 2, shape / 2]
+            mix = torch.stack([*shapes, 1 - shape])
+        return (mix / scale).repeat_interleave(torch.tensor(self.widths, device=scale.device))

@@ -1,0 +1,197 @@
+"""Time-LLM with TAPR and GRA-M around the same frozen LLM.
+
+With both modules off this is `models.TimeLLM` bit for bit: modules that are off create nothing and
+draw nothing, and those that are on are created after the baseline's parts.
+
+Shape legend: B windows, N variables, L lookback, H horizon, S = B * N series, P patches, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layers.fusion import (
+    ConfidenceGate,
+    RetrievalFusion,
+    TrendFusion,
+    class_confidence,
+    trend_bound,
+)
+from layers.GRAM import GRAM
+from layers.retrieval_search import Rows
+from layers.TAPR import TAPR
+from models import TimeLLM
+from models.TimeLLM import DEFAULT_SEASON
+from utils.config import Config
+from utils.trend import MAGNITUDES, trend_measure
+from utils.types import ForecastState, RetrievalRecord, TrendRecord, WindowSource
+
+CALIBRATION_BLOCK = 4096
+"""Training rows measured at once."""
+
+
+class Model(TimeLLM.Model):
+    """Windows [B, L, N] to forecasts [B, H, N], with trend routing and retrieval where switched on."""
+
+    name = "TimeLLM_Enhanced"
+
+    def _build(self, config: Config, d_llm: int) -> None:
+        """The baseline's parts first, then those of the modules that are on."""
+        super()._build(config, d_llm)
+        d, b = config.data, config.backbone
+        season = min(d.season or DEFAULT_SEASON, d.seq_len)
+        if config.tapr.use_tapr:
+            self.tapr = TAPR(
+                config.tapr,
+                d_model=b.d_model,
+                d_llm=d_llm,
+                patch_count=config.patch_count,
+                horizon=d.pred_len,
+                season=season,
+                dropout=b.dropout,
+            )
+            if config.tapr.trend_fusion != "off":
+                self.trend_fusion = TrendFusion(
+                    horizon=d.pred_len, n_classes=len(MAGNITUDES), width=b.d_model
+                )
+                self.trend_gate = ConfidenceGate()
+        if config.gram.use_gram:
+            self.gram = GRAM(
+                config.gram,
+                seq_len=d.seq_len,
+                horizon=d.pred_len,
+                patch_len=b.patch_len,
+                season=season,
+                d_model=b.d_model,
+                d_llm=d_llm,
+                dropout=b.dropout,
+            )
+            if config.gram.retrieval_fusion != "feature":
+                self.retrieval_fusion = RetrievalFusion(d.pred_len)
+
+    def forward(
+        self,
+        x_enc: Tensor,
+        x_mark_enc: Tensor | None = None,
+        x_dec: Tensor | None = None,
+        x_mark_dec: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        series_id: Tensor | None = None,
+        variable: Tensor | None = None,
+        target: Tensor | None = None,
+        return_state: bool = False,
+    ) -> Tensor | ForecastState:
+        """Forecast [B, H, N] of windows ``x_enc`` [B, L, N], both in standardised units.
+
+        Args:
+            x_enc: lookback windows.
+            x_mark_enc, x_dec, x_mark_dec: the family's; not read.
+            start: absolute row of each window in its series, [B]. With ``series_id`` [B] it keeps
+                retrieval from finding the window itself or one that overlaps it; without both,
+                the windows are taken to be new to the memory.
+            series_id: content hash of each window's series, [B].
+            variable: column of each variable, [B, N]; by default 0 to N - 1.
+            target: the true future [B, H, N], read by the retrieval oracle alone.
+            return_state: give a `ForecastState` instead of the prediction alone.
+        """
+        series = self.normalise(x_enc)
+        patches = self.embed(series)
+        leading: list[Tensor] = []
+        trend: TrendRecord | None = None
+        retrieval: RetrievalRecord | None = None
+        if self.config.tapr.use_tapr:
+            patches, token, trend = self.tapr(patches, lookback=series.lookback, normalised=series.normalised)
+            leading.append(token)
+        if self.config.gram.use_gram:
+            query = _query_rows(x_enc, start=start, series_id=series_id, variable=variable)
+            patches, tokens, retrieved, retrieval = self.gram(
+                patches,
+                lookback=series.lookback,
+                normalised=series.normalised,
+                query=query,
+                target=None if target is None else target.transpose(1, 2).reshape(-1, target.shape[1]),
+            )
+            leading.append(tokens)
+        forecast = self.output_projection(self.decode(leading, series, patches)).float()  # [S, H]
+        if retrieval is not None and self.config.gram.retrieval_fusion != "feature":
+            forecast = self.retrieval_fusion(forecast, retrieved, 1 - retrieval.gate.float())
+        if trend is not None:
+            forecast = self._apply_trend_fusion(forecast, trend, series.normalised[:, -1:])
+        prediction = self.denormalise(forecast, series.statistics)
+        return ForecastState(prediction, trend, retrieval) if return_state else prediction
+
+    def _apply_trend_fusion(self, forecast: Tensor, trend: TrendRecord, last: Tensor) -> Tensor:
+        """Correct a forecast [S, H] by the trend, in normalised units, the same in training and test.
+
+        The correction is at most `trend_bound`, zero in an untrained model; a confident magnitude
+        opens ``trend_gate`` further. The original design multiplied the output by up to 1.5%, in
+        training only.
+        """
+        mode = self.config.tapr.trend_fusion
+        if mode == "off" or (mode == "train" and not self.training):
+            return forecast
+        probabilities = trend.magnitude_logits.float().softmax(dim=-1)
+        opened = self.trend_gate(class_confidence(probabilities))  # [S, 1]
+        bound = trend_bound(forecast, last, trend.gate.float(), opened)
+        return forecast + bound * self.trend_fusion(trend.path.float(), probabilities).float()
+
+    @torch.no_grad()
+    def fit_statistics(self, source: WindowSource) -> None:
+        """Fix TAPR's class cuts and fill GRA-M's memory from the training windows."""
+        if self.config.tapr.use_tapr:
+            measures = []
+            for rows in torch.arange(source.num_rows).split(CALIBRATION_BLOCK):
+                block = source.rows(rows)
+                reference, scale = self.tapr.level_before(block.lookback)
+                measures.append(
+                    trend_measure(block.future, reference=reference, scale=scale, kind=self.tapr.kind)
+                )
+            self.tapr.calibrate(torch.cat(measures))
+        self.rebuild_memory(source)
+
+    def rebuild_memory(self, source: WindowSource) -> None:
+        """Draw the memory's rows from the training windows, by the run's seed alone."""
+        if self.config.gram.use_gram:
+            generator = torch.Generator().manual_seed(self.config.training.seed)
+            self.gram.retriever.build(source, generator=generator)
+
+    def refresh(self, source: WindowSource) -> None:
+        """Encode the memory's keys anew, where encoders that learn made them."""
+        if self.config.gram.use_gram and self.config.gram.retrieval_key != "raw":
+            self.gram.retriever.refresh(source)
+
+    def batch_statistics(self, state: ForecastState) -> Tensor | None:
+        """The gate's mean over this pass, for its running mean, which unmatched series do not move."""
+        if state.retrieval is None:
+            return None
+        found = state.retrieval
+        gate = torch.where(found.matched[:, None], found.gate.detach().float(), found.gate_history)
+        return gate.mean()
+
+    def absorb_statistics(self, mean: Tensor) -> None:
+        """Move the gate's running mean."""
+        self.gram.remember_gate(mean)
+
+
+def _query_rows(
+    x_enc: Tensor, *, start: Tensor | None, series_id: Tensor | None, variable: Tensor | None
+) -> Rows:
+    """Where each series of the batch comes from, each [S] int64, on the batch's device."""
+    n_windows, _, n_variables = x_enc.shape
+    if (start is None) != (series_id is None):
+        raise ValueError("start and series_id: give both (windows of a known series) or neither")
+    if variable is None:
+        variable = torch.arange(n_variables, device=x_enc.device).expand(n_windows, -1)
+    if start is None or series_id is None:  # a series that no memory knows: nothing to mask
+        start = torch.zeros(n_windows, dtype=torch.int64, device=x_enc.device)
+        series_id = torch.full_like(start, -1)
+    per_series: list[Any] = [
+        series_id[:, None].expand(-1, n_variables).reshape(-1),
+        variable.reshape(-1),
+        start[:, None].expand(-1, n_variables).reshape(-1),
+    ]
+    return Rows(*per_series)

@@ -1,0 +1,190 @@
+"""Forecasts that need no neural network: what a trained model has to beat.
+
+Shape legend: n windows, N variables, L lookback, H horizon, R rows (one variable of one window each).
+All arithmetic is float64 NumPy; all values are in standardised units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from utils.types import Batch, DataBundle, WindowSource
+
+Array = NDArray[np.float64]
+Forecaster = Callable[[Array], Array]
+
+RIDGE_ALPHAS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+"""Penalties that are tried, for a sum of squares over all training rows (56,511 on ETTh1)."""
+WINDOWS_PER_BLOCK = 256
+ROWS_PER_BLOCK = 4096
+"""A block of 4,096 rows of 512 values is 16 MiB in float64."""
+
+
+class Scores(NamedTuple):
+    """Errors over every value of every window, in standardised units."""
+
+    mse: float
+    mae: float
+
+
+def persistence(x: Array, horizon: int) -> Array:
+    """The last value of each lookback [n, L, N], repeated: [n, H, N]."""
+    return np.repeat(x[:, -1:], horizon, axis=1)
+
+
+def seasonal_naive(x: Array, horizon: int, season: int) -> Array:
+    """The last ``season`` rows of each lookback [n, L, N], repeated to [n, H, N].
+
+    Raises:
+        ValueError: where the season is longer than the lookback.
+    """
+    if not 1 <= season <= x.shape[1]:
+        raise ValueError(f"season: expected 1 to {x.shape[1]} rows (the lookback), found {season}")
+    return x[:, -season:][:, np.arange(horizon) % season]
+
+
+class _Moments:
+    """Sums that determine a linear map's squared error, gathered block by block.
+
+    Lookback and future enter less the lookback's mean; so memory does not grow with the rows.
+    """
+
+    def __init__(self, lookback: int, horizon: int) -> None:
+        self.gram = np.zeros((lookback, lookback))
+        self.cross = np.zeros((lookback, horizon))
+        self.energy = 0.0
+        self.values = 0
+
+    def add(self, x: Array, y: Array) -> None:
+        """Count the rows x [R, L] with their futures y [R, H]."""
+        mean = x.mean(axis=1, keepdims=True)
+        x, y = x - mean, y - mean
+        self.gram += x.T @ x
+        self.cross += x.T @ y
+        self.energy += float(np.sum(y**2))
+        self.values += y.size
+
+    def mse(self, coefficients: Array) -> float:
+        """Mean squared error of ``x @ coefficients`` over all rows that were added."""
+        explained = 2 * np.sum(coefficients * self.cross) - np.sum(coefficients * (self.gram @ coefficients))
+        return float(self.energy - explained) / self.values
+
+
+@dataclass(frozen=True)
+class RidgeForecaster:
+    """One linear map from lookback to future, shared by all variables, without an intercept.
+
+    The lookback's mean is taken out before and added back after, so that a change of level between
+    training and test costs nothing.
+    """
+
+    coefficients: Array
+    """[L, H]."""
+    alpha: float
+    """The penalty that validation chose."""
+
+    @classmethod
+    def fit(
+        cls,
+        training: Iterable[tuple[Array, Array]],
+        validation: Iterable[tuple[Array, Array]],
+        *,
+        alphas: Iterable[float] = RIDGE_ALPHAS,
+    ) -> RidgeForecaster:
+        """The forecaster with the penalty of least squared error on the validation rows.
+
+        Both arguments yield blocks (x [R, L], y [R, H]); each is read once.
+
+        Raises:
+            ValueError: where either holds no rows, or a value is not a finite number.
+        """
+        train, valid = _sum_up(training, "training"), _sum_up(validation, "validation")
+        # One decomposition serves every penalty: (G + a I)^-1 C = V (e + a)^-1 V'C.
+        eigenvalues, vectors = np.linalg.eigh(train.gram)
+        rotated = vectors.T @ train.cross
+        fits = [
+            cls(vectors @ (rotated / (np.maximum(eigenvalues, 0.0) + alpha)[:, None]), alpha)
+            for alpha in alphas
+        ]
+        return min(fits, key=lambda fit: valid.mse(fit.coefficients))
+
+    def predict(self, x: Array) -> Array:
+        """Forecasts [n, H, N] of the lookbacks x [n, L, N]."""
+        mean = x.mean(axis=1, keepdims=True)
+        return np.einsum("nlv,lh->nhv", x - mean, self.coefficients, optimize=True) + mean
+
+
+def evaluate(forecaster: Forecaster, windows: Dataset[Batch]) -> Scores:
+    """The forecaster's errors over every window, by exact sums and counts."""
+    squared = absolute = 0.0
+    values = 0
+    for x, y in _window_blocks(windows):
+        error = forecaster(x) - y  # [n, H, N]
+        squared += float(np.sum(error**2))
+        absolute += float(np.sum(np.abs(error)))
+        values += error.size
+    if not values:
+        raise ValueError("there is no window to evaluate on; use a longer series or shorter windows")
+    return Scores(squared / values, absolute / values)
+
+
+def evaluate_baselines(bundle: DataBundle) -> dict[str, Scores]:
+    """Test errors of ``persistence``, ``seasonal_naive`` and ``ridge``, over every test window.
+
+    Ridge is fitted on all training windows; its penalty is chosen on ``bundle.validation``.
+    """
+    horizon = bundle.test[0].y.shape[0]
+    ridge = RidgeForecaster.fit(
+        _source_blocks(bundle.source),
+        ((_as_rows(x), _as_rows(y)) for x, y in _window_blocks(bundle.validation)),
+    )
+    forecasters: dict[str, Forecaster] = {
+        "persistence": lambda x: persistence(x, horizon),
+        "seasonal_naive": lambda x: seasonal_naive(x, horizon, bundle.season),
+        "ridge": ridge.predict,
+    }
+    return {name: evaluate(forecaster, bundle.test) for name, forecaster in forecasters.items()}
+
+
+def _sum_up(blocks: Iterable[tuple[Array, Array]], part: str) -> _Moments:
+    """The moments of all blocks; an error where there are none."""
+    moments: _Moments | None = None
+    for x, y in blocks:
+        if moments is None:
+            moments = _Moments(x.shape[1], y.shape[1])
+        moments.add(x, y)
+    if moments is None or not moments.values:
+        raise ValueError(f"ridge: expected {part} windows, found none")
+    if not np.isfinite(moments.energy) or not np.isfinite(moments.gram).all():
+        raise ValueError(f"ridge: expected finite {part} values, found NaN or infinity")
+    return moments
+
+
+def _as_rows(values: Array) -> Array:
+    """[n, T, N] -> [n * N, T], one row for each variable of each window."""
+    return values.transpose(0, 2, 1).reshape(-1, values.shape[1])
+
+
+def _window_blocks(windows: Dataset[Batch]) -> Iterator[tuple[Array, Array]]:
+    """Lookbacks [n, L, N] and futures [n, H, N], every window once, in order."""
+    count = len(windows)  # type: ignore[arg-type]  # torch's Dataset does not declare __len__
+    for begin in range(0, count, WINDOWS_PER_BLOCK):
+        items = [windows[i] for i in range(begin, min(begin + WINDOWS_PER_BLOCK, count))]
+        yield (
+            torch.stack([item.x for item in items]).double().numpy(),
+            torch.stack([item.y for item in items]).double().numpy(),
+        )
+
+
+def _source_blocks(source: WindowSource) -> Iterator[tuple[Array, Array]]:
+    """Lookbacks [R, L] and futures [R, H] of every training row."""
+    for begin in range(0, source.num_rows, ROWS_PER_BLOCK):
+        rows = source.rows(torch.arange(begin, min(begin + ROWS_PER_BLOCK, source.num_rows)))
+        yield rows.lookback.double().numpy(), rows.future.double().numpy()

@@ -1,0 +1,127 @@
+"""Tiny real language models on disk, shared by all tests. Nothing here needs a network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModel,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
+
+from layers.llm import CONVERTED, GGUF_PACKAGE
+from utils.paths import BASE_MODELS
+
+HIDDEN = 32
+LINES = [
+    "About the data: hourly readings of a transformer, its load and the temperature of its oil.",
+    "Goal: continue a column by 96 rows after 512 known ones.",
+    "Range -1.250 to 3.375, median 0.062, rising, strongest lags 1 2 24 48 168.",
+    "0 1 2 3 4 5 6 7 8 9 . , : - day and night, week and year",
+]
+
+
+def _tokenizer(*, frame: tuple[str, str] | None) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with 300 tokens; ``frame`` is what stands before and after each text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(LINES, trainer)
+    if frame is not None:
+        before, after = frame
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{before} $A {after}".strip(),
+            special_tokens=[(t, tokenizer.token_to_id(t)) for t in ("<s>", "</s>")],
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def _write(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A model with seeded weights, and its tokenizer, in ``folder``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a GPT-2: 3 layers, hidden 32, with dropout in its config."""
+    config = GPT2Config(
+        vocab_size=300,
+        n_positions=1024,
+        n_embd=HIDDEN,
+        n_layer=3,
+        n_head=4,
+        resid_pdrop=0.1,
+        embd_pdrop=0.1,
+        attn_pdrop=0.1,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return _write(tmp_path_factory.mktemp("llm") / "tiny-gpt2", config, _tokenizer(frame=None))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a Llama: 3 layers, hidden 32, 4 heads on 2 key-value heads; its tokenizer adds <s>."""
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=HIDDEN,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    return _write(tmp_path_factory.mktemp("llm") / "tiny-llama", config, _tokenizer(frame=("<s>", "")))
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a BERT: 2 layers, hidden 32; its tokenizer frames each text as <s> text </s>."""
+    config = BertConfig(
+        vocab_size=300,
+        hidden_size=HIDDEN,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        pad_token_id=2,
+    )
+    tokenizer = _tokenizer(frame=("<s>", "</s>"))
+    tokenizer.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>"})
+    return _write(tmp_path_factory.mktemp("llm") / "tiny-bert", config, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The name to give as --llm_model, where SmolLM2 can be had without a network."""
+    if importlib.util.find_spec(GGUF_PACKAGE) is None and not (BASE_MODELS / CONVERTED).is_dir():
+        pytest.skip(f"SmolLM2 is neither in base_models nor in the package {GGUF_PACKAGE}")
+    return "SMOLLM2"

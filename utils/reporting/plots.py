@@ -1,0 +1,97 @@
+"""Pictures of forecasts, drawn without a display and without any global state of the plotting library.
+
+Shape legend: n windows, N variables, L lookback, H horizon.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+TAIL_IN_HORIZONS = 2
+"""The lookback is shown for this many horizons: far enough to see its seasons."""
+
+
+def plot_forecasts(
+    forecasts: Path,
+    out: Path,
+    title: str,
+    *,
+    season: int = 24,
+    step_unit: str = "hours",
+    windows: int = 3,
+    variables: int = 2,
+) -> Path:
+    """Draw a few saved forecasts into the PNG file ``out``, which is returned.
+
+    Each row is a window, each column a variable: the end of the lookback, the truth, the forecast
+    and, in grey, the last season repeated.
+
+    Args:
+        forecasts: npz file with ``x`` [n, L, N], ``y`` [n, H, N], ``prediction`` [n, H, N] in
+            standardised units, ``start`` [n] and ``columns`` [N].
+        season: rows of one season.
+        step_unit: what one row is, for the axis.
+        windows: most windows shown, spread over those in the file.
+        variables: most variables shown: the last (the target of the ETT files) and the first ones.
+    """
+    with np.load(forecasts) as saved:
+        x, y, prediction = saved["x"], saved["y"], saved["prediction"]
+        start, columns = saved["start"], [str(name) for name in saved["columns"]]
+    shown_windows = np.unique(np.linspace(0, len(x) - 1, min(windows, len(x))).round().astype(int))
+    shown_variables = [len(columns) - 1, *range(len(columns) - 1)][:variables]
+
+    figure = Figure(
+        figsize=(5.5 * len(shown_variables), 2.4 * len(shown_windows) + 0.9), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(shown_windows), len(shown_variables), squeeze=False, sharex=True)
+    for row, window in enumerate(shown_windows):
+        for column, variable in enumerate(shown_variables):
+            _draw(
+                axes[row, column],
+                lookback=x[window, :, variable],
+                truth=y[window, :, variable],
+                forecast=prediction[window, :, variable],
+                season=season,
+            )
+            axes[row, column].set_title(f"{columns[variable]}, window at row {start[window]}", fontsize=9)
+        axes[row, 0].set_ylabel("standardised units", fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel(f"{step_unit} after the forecast's origin", fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    return out
+
+
+def _draw(
+    axis: Axes,
+    *,
+    lookback: NDArray[np.floating],
+    truth: NDArray[np.floating],
+    forecast: NDArray[np.floating],
+    season: int,
+) -> None:
+    """One variable of one window: lookback [L], truth and forecast [H]."""
+    horizon = len(truth)
+    tail = lookback[-TAIL_IN_HORIZONS * horizon :]
+    # Step 0 is the last row that was seen; joining the lines there shows jumps at the origin.
+    past, future = np.arange(1 - len(tail), 1), np.arange(0, horizon + 1)
+    naive = np.resize(lookback[-season:], horizon)
+    last = lookback[-1:]
+    axis.plot(past, tail, color="black", linewidth=0.9, label="lookback")
+    axis.plot(
+        future, np.concatenate([last, naive]), color="0.65", linewidth=0.9, label="last season repeated"
+    )
+    axis.plot(future, np.concatenate([last, truth]), color="tab:blue", linewidth=1.1, label="truth")
+    axis.plot(future, np.concatenate([last, forecast]), color="tab:red", linewidth=1.3, label="forecast")
+    axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+    axis.tick_params(labelsize=8)
+    axis.margins(x=0.01)

@@ -1,0 +1,28 @@
+"""Results as aligned text tables, for a terminal and for a document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def score_table(rows: Sequence[tuple[str, float, float]]) -> str:
+    """A table of (forecast, MSE, MAE) rows, three decimals, in the order given."""
+    return _table(("forecast", "MSE", "MAE"), [(name, f"{mse:.3f}", f"{mae:.3f}") for name, mse, mae in rows])
+
+
+def phase_table(phases: Mapping[str, float]) -> str:
+    """A table of seconds for each phase, with their sum below."""
+    rows = [(name, f"{seconds:.1f}") for name, seconds in phases.items()]
+    return _table(("phase", "seconds"), [*rows, ("total", f"{sum(phases.values()):.1f}")])
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns as wide as their widest cell: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    rule = tuple("-" * width for width in widths)
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in [header, rule, *rows]
+    )

@@ -1,0 +1,460 @@
+"""One run from configuration to results: the only place that makes an Accelerator.
+
+The entry points hand in how to build the data and the model; this module knows neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    gather_object,
+    set_seed,
+)
+from torch.utils.data import DataLoader, Dataset
+
+from utils.config import NOT_IDENTITY, Config
+from utils.log import MetricsFile, RunLogFile, setup_logging
+from utils.reporting.preflight import environment, opening_lines
+from utils.training import checkpoint as checkpoints
+from utils.training import run_folder as folders
+from utils.training.checkpoint import CheckpointError
+from utils.training.objective import Objective
+from utils.training.optim import build_optimizer, build_schedule
+from utils.training.trainer import Hooks, Progress, Trainer
+from utils.types import Batch, DataBundle
+
+log = getLogger(__name__)
+SHOWN_WINDOWS = 6
+"""Test windows whose forecasts are kept for a plot."""
+MAY_CHANGE_ON_RESUME = NOT_IDENTITY | {"max_steps", "init_from"}
+
+
+@dataclass(frozen=True)
+class Builders:
+    """What the entry points hand in."""
+
+    model_name: str
+    model: Callable[[Config], Any]
+    """Configuration to model; what it must offer beside forward, `models.TimeLLM.Model` shows."""
+    data: Callable[[Config], DataBundle]
+    training_loader: Callable[..., DataLoader[Batch]]
+    """(bundle, config, num_processes=) to the training loader."""
+    evaluation_loader: Callable[..., DataLoader[Batch]]
+    """(dataset, batch_size, num_workers) to a loader in order."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run lies and what came out."""
+
+    run_dir: Path
+    results: dict[str, Any]
+    """What ``results.json`` holds."""
+
+
+@dataclass
+class _Run:
+    """What the phases of one run share."""
+
+    config: Config
+    accelerator: Accelerator
+    data: DataBundle
+    model: Any
+    """The wrapped model."""
+    plain: Any
+    """The model itself."""
+    folder: Path
+    metrics: MetricsFile
+    llm: dict[str, Any]
+    phases: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to the phase ``name``."""
+        began = time.perf_counter()
+        yield
+        self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - began
+
+
+def run(config: Config, builders: Builders) -> RunResult:
+    """Train and test, or with ``--is_training 0`` test a checkpoint.
+
+    Raises:
+        ValueError: for settings, data or a checkpoint that do not fit; the message says which.
+        OSError: where a file or the LLM cannot be had.
+    """
+    accelerator = _accelerator(config)
+    setup_logging(main_process=accelerator.is_main_process)
+    began = time.perf_counter()
+    with accelerator.main_process_first():  # one process downloads and converts, the others find it done
+        data = builders.data(config)
+    asked, config = config, config.replace(season=data.season)
+    data_seconds = time.perf_counter() - began
+    set_seed(config.training.seed)
+    if config.training.deterministic:
+        torch.use_deterministic_algorithms(True)
+    with accelerator.main_process_first():
+        model = builders.model(config)
+    name = asked.run_name(model=builders.model_name, llm_name=model.llm_identity.name)
+    resume = _checkpoint_to_resume(config, name)
+    payload = checkpoints.load(resume) if resume else None
+    llm = asdict(model.llm_identity)
+    if payload is not None:
+        _refuse_other_run(payload, config, llm, data, resume)
+    folder = _folder(config, name, resume, accelerator)
+    if accelerator.is_main_process:
+        folders.describe_run(folder, config, environment() | {"llm": llm, "data_hash": data.content_hash})
+    this = _Run(
+        config, accelerator, data, model, model, folder, MetricsFile(folder / folders.METRICS_FILE), llm
+    )
+    this.phases["data"] = data_seconds
+    log_file = RunLogFile(folder / folders.LOG_FILE) if accelerator.is_main_process else None
+    try:
+        log.info("run folder: %s", folder)
+        this.phases["model"] = time.perf_counter() - began - data_seconds
+        _prepare_model(this, payload)
+        trainer, loaders = _trainer(this, builders, payload)
+        if config.run.is_training:
+            with this.phase("training"):
+                _train(this, trainer, loaders, payload)
+        results = _test(this, trainer, loaders, payload)
+        return RunResult(folder, results)
+    finally:
+        if log_file is not None:
+            log_file.close()
+        accelerator.free_memory()
+
+
+def _accelerator(config: Config) -> Accelerator:
+    """The engine of a run. Evaluation counts each window once, so batches are never evened out."""
+    t = config.training
+    return Accelerator(
+        cpu=t.cpu,
+        mixed_precision=t.mixed_precision,
+        gradient_accumulation_steps=t.gradient_accumulation_steps,
+        step_scheduler_with_optimizer=False,
+        dataloader_config=DataLoaderConfiguration(even_batches=False),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
+        ],
+    )
+
+
+def _prepare_model(this: _Run, payload: dict[str, Any] | None) -> None:
+    """Fill in what is counted on the training windows, or restore it; then wrap."""
+    run_settings = this.config.run
+    with this.phase("memory"):
+        if payload is not None:
+            this.plain.load_state_dict(payload["model"])
+        else:
+            this.plain.to(this.accelerator.device)
+            this.plain.fit_statistics(this.data.source)
+            if run_settings.init_from:
+                start = checkpoints.load(checkpoints.locate(run_settings.init_from))
+                this.plain.load_state_dict(start["model"])
+                if this.config.gram.build_memory:
+                    this.plain.rebuild_memory(this.data.source)
+            this.plain.refresh(this.data.source)
+    _check_same_everywhere(this)
+    this.model = this.accelerator.prepare_model(this.plain)
+
+
+def _check_same_everywhere(this: _Run) -> None:
+    """Every process must start from the same weights and the same memory."""
+    if this.accelerator.num_processes == 1:
+        return
+    digest = hashlib.sha256()
+    for name, tensor in sorted(this.plain.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    found = gather_object([digest.hexdigest()])
+    if len(set(found)) > 1:
+        raise RuntimeError(f"processes start from different weights or memories: {found}")
+
+
+@dataclass(frozen=True)
+class _Loaders:
+    train: DataLoader[Batch] | None
+    validation: DataLoader[Batch]
+    test: DataLoader[Batch]
+
+
+def _trainer(this: _Run, builders: Builders, payload: dict[str, Any] | None) -> tuple[Trainer, _Loaders]:
+    """Loaders, optimizer, schedule and the loop over them, restored where the run resumes."""
+    config, accelerator = this.config, this.accelerator
+    t = config.training
+    workers = config.data.num_workers
+
+    def evaluation(dataset: Dataset[Batch]) -> DataLoader[Batch]:
+        loader = builders.evaluation_loader(dataset, t.eval_batch_size or t.batch_size, workers)
+        return accelerator.prepare_data_loader(loader)
+
+    train = None
+    steps_per_epoch = 0
+    if config.run.is_training:
+        train = accelerator.prepare_data_loader(
+            builders.training_loader(this.data, config, num_processes=accelerator.num_processes)
+        )
+        steps_per_epoch = -(-len(train) // t.gradient_accumulation_steps)
+    total = min(t.max_steps or 10**12, t.train_epochs * steps_per_epoch)
+    optimizer = build_optimizer(this.plain, t)
+    scheduler = build_schedule(optimizer, t, total_steps=total)
+    prepared = accelerator.prepare_optimizer(optimizer)
+    trainer = Trainer(
+        accelerator=accelerator,
+        model=this.model,
+        optimizer=prepared,
+        scheduler=scheduler,
+        config=t,
+        objective=Objective(config),
+        trend_label=config.tapr.trend_label,
+        metrics=this.metrics,
+        log_steps=config.run.log_steps,
+        save_steps=steps_per_epoch if config.run.save_steps is None else config.run.save_steps,
+        total_steps=total,
+    )
+    if payload is not None:
+        prepared.load_state_dict(payload["optimizer"])
+        scheduler.load_state_dict(payload["scheduler"])
+        trainer.progress = _progress_from(payload, config)
+    for line in opening_lines(
+        config,
+        this.data,
+        this.plain,
+        llm=_llm_text(this.llm),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        processes=accelerator.num_processes,
+        device=str(accelerator.device),
+    ):
+        log.info("%s", line)
+    return trainer, _Loaders(train, evaluation(this.data.validation), evaluation(this.data.test))
+
+
+def _train(this: _Run, trainer: Trainer, loaders: _Loaders, payload: dict[str, Any] | None) -> None:
+    """Fit; the best weights by validation and the step checkpoints land in the run's folder."""
+    assert loaders.train is not None
+    run_settings = this.config.run
+    if payload is None and run_settings.resume_from_checkpoint == "auto":
+        log.info("nothing to resume: no whole checkpoint in this run's folders; starting afresh")
+    if payload is not None:
+        states = payload["rng_state"]
+        checkpoints.restore_random_state(states[this.accelerator.process_index % len(states)])
+        if this.accelerator.is_main_process:
+            this.metrics.cut_back(trainer.progress.global_step)
+        log.info("resumed at optimizer step %d", trainer.progress.global_step)
+
+    def save_best() -> None:
+        content = _payload(this, trainer)
+        if this.accelerator.is_main_process:
+            checkpoints.save(content, this.folder / checkpoints.BEST)
+
+    def save_step() -> None:
+        content = _payload(this, trainer)
+        if this.accelerator.is_main_process:
+            step, keep = trainer.progress.global_step, run_settings.save_total_limit
+            path = checkpoints.save_step(content, this.folder, step=step, keep=keep)
+            log.info("saved %s", path)
+
+    trainer.fit(
+        loaders.train,
+        loaders.validation,
+        Hooks(
+            refresh=lambda: this.plain.refresh(this.data.source),
+            save_best=save_best,
+            save_step=save_step,
+            test=lambda: trainer.evaluate(loaders.test, name="test"),
+        ),
+    )
+
+
+def _test(this: _Run, trainer: Trainer, loaders: _Loaders, payload: dict[str, Any] | None) -> dict[str, Any]:
+    """Score the last and the best weights on every test window, and write the results."""
+    progress = trainer.progress
+    tested: dict[str, dict[str, Any]] = {}
+    with this.phase("test"):
+        if this.config.run.is_training:
+            scores = trainer.evaluate(loaders.test, name="test")
+            tested["last"] = {"step": progress.global_step, "test": scores}
+            if progress.best_step not in (progress.global_step, -1):
+                best = checkpoints.load(this.folder / checkpoints.BEST)
+                this.plain.load_state_dict(best["model"])
+                scores = trainer.evaluate(loaders.test, name="test")
+            tested["best"] = {
+                "step": progress.best_step,
+                "test": scores,
+                "validation_mse": progress.val_loss_min,
+            }
+        else:
+            tested["checkpoint"] = {
+                "step": progress.global_step,
+                "test": trainer.evaluate(loaders.test, name="test"),
+            }
+        kept = _keep_forecasts(this)
+    for name, entry in tested.items():
+        log.info(
+            "test, %s weights (step %d): mse %.4f mae %.4f over %d windows",
+            name,
+            entry["step"],
+            entry["test"]["mse"],
+            entry["test"]["mae"],
+            entry["test"]["windows"],
+        )
+    results = {
+        "run_dir": str(this.folder),
+        "data": this.data.name,
+        "notes": dict(this.data.notes),
+        "llm": this.llm,
+        **tested,
+        "phases": this.phases,
+        "forecasts": kept,
+    }
+    if this.accelerator.is_main_process:
+        for name, entry in tested.items():
+            this.metrics.append(event="test", weights=name, **entry)
+        name = folders.RESULTS_FILE if this.config.run.is_training else "results_test_only.json"
+        folders.write_json(this.folder / name, results)
+    this.accelerator.wait_for_everyone()
+    return results
+
+
+@torch.no_grad()
+def _keep_forecasts(this: _Run) -> str:
+    """Forecasts of a few spread test windows, for a plot; the file's name inside the run's folder."""
+    test: Any = this.data.test
+    positions = np.linspace(0, len(test) - 1, min(SHOWN_WINDOWS, len(test))).astype(int)
+    items = [test[int(i)] for i in positions]
+    batch = Batch(*(torch.stack(column).to(this.accelerator.device) for column in zip(*items, strict=True)))
+    this.plain.eval()
+    prediction = this.plain(
+        batch.x, start=batch.start, series_id=batch.series_id, variable=batch.variable, target=batch.y
+    )
+    if this.accelerator.is_main_process:
+        np.savez_compressed(
+            this.folder / folders.FORECASTS_FILE,
+            x=batch.x.cpu().numpy(),
+            y=batch.y.cpu().numpy(),
+            prediction=prediction.float().cpu().numpy(),
+            start=batch.start.cpu().numpy(),
+            columns=np.array(list(this.data.columns)),
+            season=np.array(this.data.season),
+        )
+    return folders.FORECASTS_FILE
+
+
+def _payload(this: _Run, trainer: Trainer) -> dict[str, Any]:
+    """All that a run needs to go on, or to forecast, as tensors and plain values.
+
+    Every process must call it: the random state of each is inside.
+    """
+    progress = trainer.progress
+    scaler = this.accelerator.scaler
+    return {
+        "format_version": checkpoints.FORMAT_VERSION,
+        "model": {name: tensor.detach().cpu() for name, tensor in this.plain.state_dict().items()},
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": _plain_schedule(trainer.scheduler.state_dict()),
+        "epoch": progress.epoch,
+        "global_step": progress.global_step,
+        "best_score": -progress.val_loss_min,
+        "val_loss_min": progress.val_loss_min,
+        "counter": progress.counter,
+        "progress": progress.state(),
+        "rng_state": gather_object([checkpoints.random_state()]),
+        "sampler_state": {
+            "epoch": progress.epoch,
+            "batches": progress.batches,
+            "seed": this.config.training.seed,
+        },
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "config": this.config.flat(),
+        "llm": this.llm,
+        "data": {
+            "name": this.data.name,
+            "columns": list(this.data.columns),
+            "frequency": this.data.frequency,
+            "content_hash": this.data.content_hash,
+            "mean": this.data.standardisation.mean,
+            "std": this.data.standardisation.std,
+        },
+    }
+
+
+def _plain_schedule(state: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's state without the functions, which are built from the configuration."""
+    return {
+        k: v for k, v in state.items() if isinstance(v, int | float | bool | list) and k != "lr_lambdas"
+    } | {"lr_lambdas": [None]}
+
+
+def _progress_from(payload: dict[str, Any], config: Config) -> Progress:
+    """Where the checkpoint stood; ``--resume_counter`` overrides the early-stopping counter."""
+    names = {f.name for f in fields(Progress)}
+    progress = Progress(**{k: v for k, v in payload["progress"].items() if k in names})
+    if config.run.resume_counter is not None:
+        progress.counter = config.run.resume_counter
+    return progress
+
+
+def _checkpoint_to_resume(config: Config, name: str) -> Path | None:
+    """The checkpoint that ``--resume_from_checkpoint`` means, or None for a fresh start."""
+    where = config.run.resume_from_checkpoint
+    if where is None and not config.run.is_training:
+        where = "auto"
+    if where is None:
+        return None
+    if where != "auto":
+        return checkpoints.locate(where)
+    if config.run.is_training:
+        return folders.find_resumable(Path(config.run.checkpoints), name)
+    for folder in reversed(folders.numbered_folders(Path(config.run.checkpoints), name)):
+        if (folder / checkpoints.BEST).is_file():
+            return folder / checkpoints.BEST
+    raise CheckpointError(
+        f"--is_training 0: expected a trained run in {config.run.checkpoints}/{name}, found none; "
+        "name a checkpoint with --resume_from_checkpoint"
+    )
+
+
+def _folder(config: Config, name: str, resume: Path | None, accelerator: Accelerator) -> Path:
+    """The run's folder: the checkpoint's own where it resumes, otherwise one that holds no run."""
+    if resume is not None:
+        return folders.run_folder_of(resume)
+    folder = folders.new_folder(Path(config.run.checkpoints), name)
+    accelerator.wait_for_everyone()  # all have chosen before the first writes
+    return folder
+
+
+def _refuse_other_run(
+    payload: dict[str, Any], config: Config, llm: dict[str, Any], data: DataBundle, path: Path | None
+) -> None:
+    """Resuming with other settings, another LLM or other data is an error that lists each difference."""
+    found = checkpoints.differences(payload["config"], config.flat(), free=frozenset(MAY_CHANGE_ON_RESUME))
+    found += [
+        f"LLM {name}: the checkpoint has {payload['llm'].get(name)!r}, this run {llm[name]!r}"
+        for name in ("architecture", "layers", "hidden_size", "content_hash")
+        if payload["llm"].get(name) != llm[name]
+    ]
+    if payload["data"]["content_hash"] != data.content_hash:
+        found.append(f"data: the checkpoint saw {payload['data']['name']} with another content hash")
+    if found:
+        raise CheckpointError(f"{path} belongs to another run:\n" + "\n".join(found))
+
+
+def _llm_text(llm: dict[str, Any]) -> str:
+    note = f" ({llm['note']})" if llm["note"] else ""
+    size = f"{llm['layers']} layers, hidden size {llm['hidden_size']}"
+    return f"{llm['name']}, {llm['architecture']}, {size}{note}"

@@ -1,0 +1,147 @@
+"""What training minimises: the forecast's loss, and the modules' losses after a warm-up.
+
+Shape legend: B windows, N variables, L lookback, H horizon, S = B * N series.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.config import DEVIATION_FLOOR, Config, TAPRConfig, TrainingConfig
+from utils.trend import direction_of, magnitude_of, ordinal_bin_of, ordinal_scale, trend_measure
+from utils.types import Batch, ForecastState, RetrievalRecord, TrendRecord
+
+
+class Loss(NamedTuple):
+    """The loss of one forward pass, and what it is made of."""
+
+    total: Tensor
+    """main + warm-up factor * auxiliary, with gradient."""
+    main: Tensor
+    """The forecast's loss, detached."""
+    auxiliary: Tensor
+    """The modules' weighted losses before the warm-up factor, detached."""
+    warmup: float
+    """The warm-up factor, 0 to 1."""
+    terms: dict[str, Tensor]
+    """Each module loss before its weights, detached."""
+
+
+class Objective:
+    """Forecast and batch to `Loss`."""
+
+    def __init__(self, config: Config) -> None:
+        """Takes the weights from the configuration."""
+        self.config = config
+
+    def __call__(self, state: ForecastState, batch: Batch, *, step: int) -> Loss:
+        """The loss of ``state`` against ``batch.y`` at optimizer step ``step`` (from 0)."""
+        training = self.config.training
+        main = forecast_loss(state.prediction, batch, training)
+        auxiliary = main.new_zeros(())
+        terms: dict[str, Tensor] = {}
+        if state.trend is not None:
+            future = batch.y.transpose(1, 2).reshape(-1, batch.y.shape[1])
+            trend_terms = trend_losses(state.trend, future, self.config.tapr)
+            auxiliary = auxiliary + self.config.tapr.lambda_trend * _weighted(trend_terms, self.config.tapr)
+            terms.update(trend_terms)
+        if state.retrieval is not None:
+            retrieval_terms = retrieval_losses(state.retrieval)
+            auxiliary = auxiliary + self.config.gram.lambda_retrieval * sum(retrieval_terms.values())
+            terms.update(retrieval_terms)
+        warmup = warmup_factor(step, training.aux_warmup_steps)
+        return Loss(
+            total=main + warmup * auxiliary,
+            main=main.detach(),
+            auxiliary=auxiliary.detach(),
+            warmup=warmup,
+            terms={name: value.detach() for name, value in terms.items()},
+        )
+
+
+def warmup_factor(step: int, warmup_steps: int) -> float:
+    """min(1, step / warmup_steps); 1 without a warm-up."""
+    return 1.0 if warmup_steps == 0 else min(1.0, step / warmup_steps)
+
+
+def forecast_loss(prediction: Tensor, batch: Batch, config: TrainingConfig) -> Tensor:
+    """MSE, MAE or Huber of predictions [B, H, N], in standardised units or window deviations."""
+    error = prediction.float() - batch.y
+    if config.loss_scale == "std":
+        error = error / batch.x.std(dim=1, unbiased=False, keepdim=True).clamp(min=DEVIATION_FLOOR)
+    if config.loss == "MSE":
+        return error.square().mean()
+    if config.loss == "MAE":
+        return error.abs().mean()
+    return F.huber_loss(error, torch.zeros_like(error))
+
+
+def trend_losses(record: TrendRecord, future: Tensor, config: TAPRConfig) -> dict[str, Tensor]:
+    """TAPR's losses against futures [S, H] in standardised units, each a scalar.
+
+    Labels come from the fixed cuts; the learnable thresholds take part in the ordinal loss alone,
+    so they move without moving the labels.
+    """
+    measure = trend_measure(future, reference=record.reference, scale=record.scale, kind=config.trend_label)
+    cuts = record.label_cuts
+    direction_logits, magnitude_logits = record.direction_logits.float(), record.magnitude_logits.float()
+    smoothing = config.label_smoothing
+    expected = direction_logits.detach().softmax(dim=-1) @ record.magnitude_given_direction  # [S, 4]
+    return {
+        "direction": F.cross_entropy(
+            direction_logits, direction_of(measure, cuts), label_smoothing=smoothing
+        ),
+        "magnitude": F.cross_entropy(
+            magnitude_logits, magnitude_of(measure, cuts), label_smoothing=smoothing
+        ),
+        "consistency": F.kl_div(magnitude_logits.log_softmax(dim=-1), expected, reduction="batchmean"),
+        "ordinal": ordinal_loss(record, ordinal_bin_of(measure, cuts)),
+    }
+
+
+def ordinal_loss(record: TrendRecord, bins: Tensor) -> Tensor:
+    """Cumulative-link negative log-likelihood of ``bins`` [S] (0 to 4) at the path's level change.
+
+    P(bin <= j) = sigmoid((threshold_j - level change) / s), with s fixed by the label cuts.
+    Source: McCullagh, Regression Models for Ordinal Data, JRSS B 1980.
+    """
+    scale = ordinal_scale(record.label_cuts)
+    logits = (record.thresholds.float() - record.level_change.float()[:, None]) / scale  # [S, 4]
+    below = F.pad(torch.sigmoid(logits), (0, 1), value=1.0)  # [S, 5]
+    above = F.pad(torch.sigmoid(logits), (1, 0), value=0.0)
+    likelihood = (below - above).gather(1, bins[:, None])
+    return -likelihood.clamp(min=1e-6).log().mean()
+
+
+def _weighted(terms: dict[str, Tensor], config: TAPRConfig) -> Tensor:
+    """TAPR's losses under their inner weights."""
+    return (
+        config.lambda_dir * terms["direction"]
+        + config.lambda_mag * terms["magnitude"]
+        + config.lambda_hcl * terms["consistency"]
+        + config.lambda_ord * terms["ordinal"]
+    )
+
+
+def retrieval_losses(record: RetrievalRecord) -> dict[str, Tensor]:
+    """GRA-M's two losses on the gate g, each a scalar.
+
+    Consistency: mean(confidence * 4 g (1 - g)), confidence without gradient: a confident match
+    makes the gate leave 0.5. Diversity: ln 2 - H(m), lowest where the running mean m of the gate
+    is 0.5, so that not all windows decide alike; it is linearised at the past mean, so that its
+    gradient is the same however a step is split into passes and processes. Series without a match
+    have no decision to make: their gate is 1 by rule, and counts as the past mean.
+    """
+    gate = record.gate.float()
+    past = record.gate_history.float().clamp(1e-4, 1 - 1e-4)
+    entropy = torch.special.entr(past) + torch.special.entr(1 - past)
+    departure = torch.where(record.matched[:, None], gate - past, 0.0).mean()
+    return {
+        "gate_consistency": (record.confidence.detach().float() * 4 * gate * (1 - gate)).mean(),
+        "gate_entropy": math.log(2) - entropy + torch.logit(past) * departure,
+    }
