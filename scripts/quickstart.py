@@ -1,0 +1,146 @@
+"""The quick start: get the data, train the enhanced model, compare it with forecasts that need no training.
+
+`scripts/quickstart.sh` makes the environment and calls this. Words of the command line are flags of
+``run_main_enhanced.py`` and win over the quick start's own. Exit status 1 where a naive forecast is
+not beaten on both metrics.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import run_main_enhanced
+from data_provider.data_factory import build_data
+from data_provider.download import DataUnavailableError, ensure_file
+from models.baselines import Scores, evaluate_baselines
+from utils.cli import parse_config
+from utils.config import ETT_NAMES, Config
+from utils.reporting.plots import plot_forecasts
+from utils.reporting.report import phase_table, score_table
+from utils.training.run_folder import RESULTS_FILE, find_finished, find_resumable, read_json
+
+MODEL = "TimeLLM_Enhanced"
+FLAGS = ("--preset", "cpu", "--use_tapr", "--use_gram", "--model_comment", "quickstart")
+NAIVE = ("persistence", "seasonal_naive")
+"""The forecasts that a trained model has to beat; ridge is shown, and hard to beat."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run every phase, print the table and where everything lies; the exit status."""
+    flags = [*FLAGS, *(sys.argv[1:] if argv is None else argv)]
+    phases: dict[str, float] = {}
+
+    with timed(phases, "data"):
+        flags = with_data(flags)
+        config = parse_config(flags, prog="quickstart")
+    with timed(phases, "training and test"):
+        run_dir, results = trained_run(config, flags)
+    with timed(phases, "baselines"):
+        bundle = build_data(config)
+        baselines = evaluate_baselines(bundle)
+    hourly = bundle.frequency.lower() == "h"
+    with timed(phases, "plot"):
+        plot = plot_forecasts(
+            run_dir / results["forecasts"],
+            run_dir / "forecasts.png",
+            f"{results['data']}: {config.data.pred_len} rows ahead, best weights",
+            season=bundle.season,
+            step_unit="hours" if hourly else "rows",
+        )
+    model = Scores(results["best"]["test"]["mse"], results["best"]["test"]["mae"])
+    report(
+        results=results,
+        model=model,
+        baselines=baselines,
+        season=f"{bundle.season} {'h' if hourly else 'rows'}",
+    )
+    print(f"\nRun folder  {run_dir.resolve()}\nPlot        {plot.resolve()}\n\n{phase_table(phases)}")
+    return verdict(model, baselines)
+
+
+def with_data(flags: list[str]) -> list[str]:
+    """The flags, with the data file in place; or, announced, with the synthetic series instead."""
+    config = parse_config(flags, prog="quickstart")
+    if config.data.data not in ETT_NAMES or config.data.data_path is not None:
+        return flags
+    try:
+        ensure_file(config.data.data, config.data.root_path)
+    except DataUnavailableError as error:
+        line = "!" * 78
+        print(
+            f"\n{line}\n{config.data.data} is not available:\n{error}\n\n"
+            f"THE BUILT-IN SYNTHETIC SERIES IS USED INSTEAD. Nothing below is a result on "
+            f"{config.data.data}.\n{line}\n",
+            flush=True,
+        )
+        return [*flags, "--data", "synthetic"]
+    return flags
+
+
+def trained_run(config: Config, flags: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """The run's folder and results: those of a finished run, or of one that is trained or resumed now."""
+    checkpoints = Path(config.run.checkpoints)
+    name = config.run_name(model=MODEL, llm_name=config.llm.llm_model)
+    finished = find_finished(checkpoints, name)
+    if finished is not None:
+        print(f"Reusing the finished run {finished} (delete the folder to train again)", flush=True)
+        return finished, read_json(finished / RESULTS_FILE)
+    if find_resumable(checkpoints, name) is not None:
+        print("Going on with an unfinished run", flush=True)
+        flags = [*flags, "--resume_from_checkpoint", "auto"]
+    result = run_main_enhanced.main(flags)
+    return Path(result.run_dir), result.results
+
+
+def report(
+    *, results: Mapping[str, Any], model: Scores, baselines: Mapping[str, Scores], season: str
+) -> None:
+    """Print the table of test errors, with what a reader must know about them."""
+    names = {
+        "persistence": "persistence",
+        "seasonal_naive": f"seasonal naive ({season})",
+        "ridge": "ridge",
+    }
+    rows = [
+        ("this model, best weights", *model),
+        *((label, *baselines[name]) for name, label in names.items()),
+    ]
+    print(f"\n{results['data']}, every test window, standardised units\n\n{score_table(rows)}")
+    note = results["llm"].get("note")
+    if note:
+        print(f"\nLLM: {results['llm'].get('name', '')}: {note}")
+
+
+def verdict(model: Scores, baselines: Mapping[str, Scores]) -> int:
+    """0 where both naive forecasts are beaten on both metrics; otherwise 1, saying which are not."""
+    problems = [
+        f"{name} is not beaten on {metric.upper()}: {getattr(model, metric):.4f} against "
+        f"{getattr(baselines[name], metric):.4f}"
+        for name in NAIVE
+        for metric in Scores._fields
+        # Written so that a NaN counts as not beaten.
+        if not getattr(model, metric) < getattr(baselines[name], metric)
+    ]
+    if problems:
+        print("\nFAILED: " + "\nFAILED: ".join(problems), file=sys.stderr)
+        return 1
+    print("\nBoth naive forecasts are beaten on both metrics.")
+    return 0
+
+
+@contextmanager
+def timed(phases: dict[str, float], name: str) -> Iterator[None]:
+    """Announce a phase, and record its seconds."""
+    print(f"\n== {name} ==", flush=True)
+    begin = time.perf_counter()
+    yield
+    phases[name] = time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    sys.exit(main())

