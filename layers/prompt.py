@@ -1,7 +1,7 @@
 """What the frozen LLM is told about a window: the data, the task, and the window's statistics.
 
 Source: Time-LLM (Jin et al., ICLR 2024, section 3, Prompt-as-Prefix), in our own words. Deviations:
-fixed precision, lags without 0 and mirrors, and padding on the left with a mask.
+fixed precision, lags without 0, its flanks and mirrors, and padding on the left with a mask.
 
 Shape legend: S series (windows times variables), L lookback, T tokens of the longest prompt.
 """
@@ -19,6 +19,9 @@ N_LAGS = 5
 """Time-LLM's number of lags."""
 LAG_DECIMALS = 5
 """Autocorrelations this close are equal: rounding noise of the FFT must not order them."""
+
+PEAK_BONUS = 4.0
+"""Lifts a local maximum above every other lag; correlations lie within -1 and 1."""
 
 
 class PromptStatistics(NamedTuple):
@@ -41,7 +44,9 @@ def window_statistics(x: Tensor) -> PromptStatistics:
     """Statistics of windows [S, L], in float32 whatever the precision around it.
 
     The lags are those of the largest circular autocorrelation (of the deviations from the mean,
-    which ranks lags as the raw values do), out of 1 .. L // 2; the shorter of two equal ones wins.
+    which ranks lags as the raw values do), out of 1 .. L // 2, local maxima before all others: the
+    neighbours 1, 2, 3, ... of lag 0 say only that the series is smooth. The shorter of two equal
+    ones wins.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.detach().float()
@@ -64,7 +69,11 @@ def _strongest_lags(x: Tensor) -> Tensor:
     spectrum = torch.fft.rfft(centred, dim=-1)
     correlation = torch.fft.irfft(spectrum.abs().square(), n=length, dim=-1)  # [S, L]
     energy = correlation[:, :1].clamp(min=torch.finfo(x.dtype).tiny)
-    candidates = (correlation[:, 1 : length // 2 + 1] / energy).round(decimals=LAG_DECIMALS)
+    relative = (correlation / energy).round(decimals=LAG_DECIMALS)
+    candidates = relative[:, 1 : length // 2 + 1]
+    after = relative.roll(-1, dims=-1)[:, 1 : length // 2 + 1]
+    is_peak = (candidates > relative[:, : length // 2]) & (candidates >= after)
+    candidates = candidates + is_peak * PEAK_BONUS
     return candidates.argsort(dim=-1, descending=True, stable=True)[:, :N_LAGS] + 1
 
 

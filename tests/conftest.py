@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel,
@@ -125,3 +126,19 @@ def smollm2() -> str:
     if importlib.util.find_spec(GGUF_PACKAGE) is None and not (BASE_MODELS / CONVERTED).is_dir():
         pytest.skip(f"SmolLM2 is neither in base_models nor in the package {GGUF_PACKAGE}")
     return "SMOLLM2"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none, and say so."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> None:
+    """Accelerate keeps its state in singletons; a run in one test must not bind the next."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()

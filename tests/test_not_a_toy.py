@@ -1,0 +1,150 @@
+"""Each part does its work in a trained model: measured on series in which there is work to do."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+import run_main
+from data_provider.data_factory import build_data
+from data_provider.series import Series
+from data_provider.synthetic import planted_recurrences, planted_trends
+from layers.prompt import PromptBuilder
+from models.TimeLLM_Enhanced import Model
+from utils.config import Config
+from utils.training import checkpoint
+from utils.training.experiment import RunResult
+
+pytestmark = pytest.mark.slow
+
+LOOKBACK, HORIZON = 96, 24
+SMALL = {
+    "data": "custom",
+    "llm_layers": 2,
+    "seq_len": LOOKBACK,
+    "label_len": 0,
+    "pred_len": HORIZON,
+    "d_model": 32,
+    "d_ff": 16,
+    "n_heads": 4,
+    "num_tokens": 50,
+    "dropout": 0.0,
+    "eval_stride": 4,
+    "eval_batch_size": 256,
+    "max_grad_norm": 1.0,
+    "aux_warmup_steps": 50,
+    "save_steps": 0,
+    "cpu": True,
+}
+
+
+def _train(series: Series, folder: Path, llm: Path, **settings: Any) -> tuple[Config, RunResult]:
+    """Train on ``series`` by the ordinary entry point."""
+    path = folder / f"{series.name}.csv"
+    table = pd.DataFrame(series.values, columns=list(series.columns))
+    table.insert(0, "date", series.dates)
+    table.to_csv(path, index=False)
+    config = Config.from_flat(
+        {
+            **SMALL,
+            "root_path": str(folder),
+            "data_path": path.name,
+            "llm_model_path": str(llm),
+            "checkpoints": str(folder / "runs"),
+            **settings,
+        }
+    )
+    return config, run_main.train(config, model="TimeLLM_Enhanced")
+
+
+@pytest.fixture(scope="module")
+def recurrences(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Any:
+    """Runs with retrieval and with its random control on planted recurrences."""
+    series = planted_recurrences(seed=1, seq_len=LOOKBACK, pred_len=HORIZON, motifs=6)
+    settings = {
+        "use_gram": True,
+        "memory_size": "all",
+        "max_steps": 300,
+        "eval_steps": 300,
+        "learning_rate": 0.003,
+    }
+    return {
+        control: _train(
+            series, tmp_path_factory.mktemp(control), tiny_llama, retrieval_control=control, **settings
+        )
+        for control in ("none", "random")
+    }
+
+
+def test_retrieval_finds_planted_recurrences(recurrences: Any) -> None:
+    """A memory that does not matter: neighbours found must beat neighbours drawn, by 30% or more."""
+    error = {control: run.results["best"]["test"]["mse"] for control, (_, run) in recurrences.items()}
+    print(f"\ntest mse: retrieved {error['none']:.3f}, random control {error['random']:.3f}")
+    assert error["none"] <= 0.7 * error["random"]
+
+
+def test_gate_of_a_trained_model_is_not_constant(recurrences: Any) -> None:
+    """A gate that says the same of every window decides nothing."""
+    scores = recurrences["none"][1].results["best"]["test"]
+    print(f"\ngate: mean {scores['gate_mean']:.3f}, deviation {scores['gate_std']:.3f}")
+    assert scores["gate_std"] > 0.02
+
+
+def test_direction_accuracy_on_planted_trends(tmp_path: Path, tiny_llama: Path) -> None:
+    """A trend head that does not learn: directions that the lookback shows must be named."""
+    series = planted_trends(seed=1, seq_len=LOOKBACK, pred_len=HORIZON, rows=6000)
+    _, run = _train(
+        series, tmp_path, tiny_llama, use_tapr=True, max_steps=150, eval_steps=150, learning_rate=0.002
+    )
+    scores = run.results["best"]["test"]
+    print(f"\ndirection {scores['direction_accuracy']:.1%}, majority {scores['direction_majority']:.1%}")
+    assert scores["direction_accuracy"] >= 0.8
+    assert scores["direction_majority"] < 0.6, "the planted directions should be about equally frequent"
+
+
+def test_llm_prompt_and_memory_matter_to_a_trained_forecast(recurrences: Any) -> None:
+    """Parts carried along without effect: swap each, and the trained forecast must change."""
+    config, run = recurrences["none"]
+    saved = checkpoint.load(run.run_dir / checkpoint.BEST)["model"]
+    test = build_data(config).test
+    windows = [test[i] for i in range(0, len(test), len(test) // 64)]  # type: ignore[arg-type]
+    x, start, series_id = (torch.stack([w[i] for w in windows]) for i in (0, 4, 5))
+
+    def forecast(change: Any = None) -> Tensor:
+        model = Model(config)
+        model.load_state_dict(saved)
+        model.eval()
+        if change is not None:
+            change(model)
+        with torch.no_grad():
+            return model(x, start=start, series_id=series_id)
+
+    def other_llm(model: Any) -> None:
+        generator = torch.Generator().manual_seed(7)
+        for weight in model.llm_model.layers.parameters():
+            weight.copy_(
+                weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view_as(weight)
+            )
+
+    def other_prompt(model: Any) -> None:
+        model.prompt = PromptBuilder(
+            model.prompt.tokenizer,
+            "Prices of wheat and rye in three towns.",
+            seq_len=LOOKBACK,
+            pred_len=HORIZON,
+            digits=1,
+        )
+
+    def other_futures(model: Any) -> None:
+        model.gram.retriever.memory_values = model.gram.retriever.memory_values.roll(1000, dims=0)
+
+    plain = forecast()
+    assert torch.equal(plain, forecast()), "the same model must give the same forecast"
+    spread = plain.std()
+    for name, change in {"LLM": other_llm, "prompt": other_prompt, "futures": other_futures}.items():
+        moved = float((forecast(torch.no_grad()(change)) - plain).square().mean().sqrt() / spread)
+        print(f"\nother {name}: the forecast moves by {moved:.1%} of its deviation")
+        assert moved > 1e-3, name
