@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from layers.llm import CONVERTED, GGUF_PACKAGE
+from layers.llm_sources import CONVERTED, GGUF_PACKAGE
 from utils.paths import BASE_MODELS
 
 HIDDEN = 32

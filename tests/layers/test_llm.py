@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import os
 import shutil
 import socket
 import subprocess
@@ -27,15 +28,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-import layers.llm as llm_module
-from layers.llm import (
-    CONVERSION_RECORD,
-    CONVERTED,
-    DEQUANTISED_NOTE,
-    GGUF_PACKAGE,
-    LLMUnavailableError,
-    load_llm,
-)
+import layers.llm_sources as llm_sources
+from layers import llm_files
+from layers.llm import load_llm
+from layers.llm_files import CONVERSION_RECORD, DEQUANTISED_NOTE
+from layers.llm_sources import CONVERTED, GGUF_PACKAGE, LLMUnavailableError
 from utils.config import LLMConfig
 from utils.paths import PROJECT_ROOT
 
@@ -58,7 +55,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A base_models that does not exist, on a machine without cache and package."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(llm_module, "GGUF_PACKAGE", "no_such_package_here")
+    monkeypatch.setattr(llm_sources, "GGUF_PACKAGE", "no_such_package_here")
     return tmp_path / "base_models"
 
 
@@ -309,7 +306,7 @@ def test_named_llm_fails_fast_offline(name: str, nowhere: Path) -> None:
 def test_missing_path_is_no_hub_id(path: str, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistyped folder was looked up on the hub."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(llm_module, "_hub_obstacle", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr(llm_sources, "_hub_obstacle", lambda: pytest.fail("asked the hub"))
     with pytest.raises(LLMUnavailableError, match="--llm_model_path: expected a folder"):
         load_llm(at(path), base_models=nowhere)
 
@@ -329,11 +326,11 @@ def test_unreachable_hub_is_noticed_by_one_probe(nowhere: Path, monkeypatch: pyt
         raise OSError
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(llm_module.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(llm_sources.urllib.request, "getproxies", dict)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(LLMUnavailableError, match=r"127\.0\.0\.1 cannot be reached"):
         load_llm(LLMConfig(llm_model="QWEN"), base_models=nowhere)
-    monkeypatch.setattr(llm_module, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(llm_sources, "PROBE_SECONDS", 0.2)
     monkeypatch.setattr(socket, "create_connection", hang)
     began = time.perf_counter()
     with pytest.raises(LLMUnavailableError, match=r"did not answer within 0\.2 s"):
@@ -356,8 +353,8 @@ def test_named_llm_comes_from_the_hub_config_first(
                 shutil.copy(file, snapshot)
         return str(snapshot)
 
-    monkeypatch.setattr(llm_module, "_hub_obstacle", lambda: None)
-    monkeypatch.setattr(llm_module, "snapshot_download", fetch)
+    monkeypatch.setattr(llm_sources, "_hub_obstacle", lambda: None)
+    monkeypatch.setattr(llm_sources, "snapshot_download", fetch)
     with pytest.raises(ValueError, match="--llm_layers"):
         load_llm(LLMConfig(llm_model="QWEN", llm_layers=9), base_models=nowhere)
     assert not list(snapshot.glob("*.safetensors"))
@@ -370,8 +367,8 @@ def test_refusal_of_the_hub_is_passed_on(nowhere: Path, monkeypatch: pytest.Monk
     def refuse(*args: Any, **kwargs: Any) -> str:
         raise OSError("401: access to this model is restricted")
 
-    monkeypatch.setattr(llm_module, "_hub_obstacle", lambda: None)
-    monkeypatch.setattr(llm_module, "snapshot_download", refuse)
+    monkeypatch.setattr(llm_sources, "_hub_obstacle", lambda: None)
+    monkeypatch.setattr(llm_sources, "snapshot_download", refuse)
     with pytest.raises(LLMUnavailableError, match=r"restricted.*put the model into"):
         load_llm(LLMConfig(llm_model="LLAMA"), base_models=nowhere)
 
@@ -416,8 +413,8 @@ def test_conversion_is_bit_exact(tmp_path: Path) -> None:
     gguf = package_gguf()
     old = tmp_path / f".{CONVERTED}.cut-off"
     old.mkdir()
-    llm_module.os.utime(old, (0, 0))
-    llm_module._convert(gguf, tmp_path / CONVERTED)
+    os.utime(old, (0, 0))
+    llm_sources._convert(gguf, tmp_path / CONVERTED)
     assert [p.name for p in tmp_path.iterdir()] == [CONVERTED]
     assert len({f.stat().st_mode for f in (tmp_path / CONVERTED).iterdir()}) == 1
     converted, direct = load_llm(at(tmp_path / CONVERTED, layers=30)), load_llm(at(gguf, layers=30))
@@ -462,7 +459,7 @@ def test_unwritable_base_models_falls_back_to_the_gguf(
     llm = load_llm(LLMConfig(llm_model="SMOLLM2", llm_layers=2), base_models=tmp_path / "base_models")
     assert "could not be converted" in caplog.text
     assert (llm.identity.name, llm.identity.note) == ("SMOLLM2", DEQUANTISED_NOTE)
-    assert llm.identity.content_hash == llm_module._sha256([gguf])
+    assert llm.identity.content_hash == llm_files.sha256([gguf])
 
 
 def write_model(config: PreTrainedConfig, folder: Path, *, tokenizer_from: Path) -> None:

@@ -1,0 +1,137 @@
+"""Reading a language model's files: weights, tokenizer, and what tells them from others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+GGUF_STEM = "SmolLM2-135M-Instruct.Q4_1"
+CONVERSION_RECORD = "conversion.json"
+DEQUANTISED_NOTE = "4-bit (Q4_1) weights of SmolLM2-135M-Instruct, de-quantised"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+class Source(NamedTuple):
+    """Where a model's files lie."""
+
+    name: str
+    folder: Path
+    gguf: Path | None = None
+    repo: str | None = None
+    """The hub id whose weights are still to be fetched into ``folder``."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every ``from_pretrained`` of this source is given beside the folder."""
+        return {"local_files_only": True} | ({"gguf_file": self.gguf.name} if self.gguf else {})
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files that transformers would read from a folder; empty unless the model is whole."""
+    if not (folder / "config.json").is_file():
+        return []
+    for name in WEIGHT_FILES:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [folder / name]
+        if index.is_file():
+            shards = {folder / s for s in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+            return sorted(shards) if all(s.is_file() for s in shards) else []
+    return []
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no report on the layers and heads left out on purpose, for this block only."""
+    verbosity = transformers_logging.get_verbosity()
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bars:
+            transformers_logging.enable_progress_bar()
+
+
+def fingerprint(source: Source) -> tuple[str, str]:
+    """Content hash and note. A conversion that is as we wrote it has the hash of the GGUF it came from."""
+    if source.gguf is not None:
+        note = DEQUANTISED_NOTE if source.gguf.stem == GGUF_STEM else f"{source.gguf.name}, de-quantised"
+        return sha256([source.gguf]), note
+    content_hash = sha256(weight_files(source.folder))
+    record_file = source.folder / CONVERSION_RECORD
+    if not record_file.is_file():
+        return content_hash, ""
+    record = json.loads(record_file.read_text("utf-8"))
+    if record["weights_sha256"] == content_hash:
+        return record["source_sha256"], record["note"]
+    return content_hash, f"{record['note']}, changed since"
+
+
+def sha256(files: list[Path]) -> str:
+    """sha256 over the files' bytes, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def read_model(source: Source, settings: Any, *, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
+    """The base model with the config's layers only: frozen, in eval mode, with SDPA attention."""
+    options = dict(source.options)
+    if source.gguf is not None and hasattr(transformers, "GgufConfig"):
+        # Plain weights: the packed ones would ask the hub for kernels.
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model, report = AutoModel.from_pretrained(
+        source.folder,
+        config=settings,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        trust_remote_code=trust,
+        output_loading_info=True,
+        **options,
+    )
+    missing = sorted(k for k in report["missing_keys"] if "pooler" not in k)  # no pooler's output is read
+    if missing:
+        raise ValueError(
+            f"--llm_model {source.name}: expected all weights of {type(model).__name__} in "
+            f"{source.gguf or source.folder}, found none for {missing[:3]} ({len(missing)} in all)"
+        )
+    try:
+        words = model.get_input_embeddings()
+    except NotImplementedError:
+        words = None
+    if not isinstance(words, nn.Embedding) or words.embedding_dim != settings.hidden_size:
+        raise ValueError(
+            f"--llm_model {source.name}: expected a text model with word embeddings as wide as its hidden "
+            f"states ({settings.hidden_size}), found {type(model).__name__} with {words}"
+        )
+    return model.requires_grad_(False).eval()
+
+
+def read_tokenizer(source: Source, *, trust: bool) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a padding token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust, **source.options)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"--llm_model {source.name}: expected a tokenizer beside the weights in {source.folder}, "
+            f"found none that loads ({error})"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
