@@ -139,11 +139,13 @@ class PatternValueDualRetriever(nn.Module):
             raise ValueError("--retrieval_control oracle needs the target; it exists for studies only")
         memory = Rows(self.memory_series, self.memory_variable, self.memory_start)
         wanted = None if target is None else target - lookback[:, -1:]
+        # What all keys have in common would drown their differences in float32's rounding.
+        centre = self.memory_keys.mean(dim=0)
 
         def score_block(begin: int, end: int) -> Tensor:
             part = Rows(*(column[begin:end] for column in memory))
             if control == "none":
-                scores = euclidean_scores(key, self.memory_keys[begin:end], weights)
+                scores = euclidean_scores(key - centre, self.memory_keys[begin:end] - centre, weights)
             elif control == "oracle" and wanted is not None:
                 ones = wanted.new_ones(self.horizon)
                 scores = euclidean_scores(wanted, self.memory_values[begin:end], ones)

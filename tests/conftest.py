@@ -23,6 +23,8 @@ from transformers import (
 from layers.llm_sources import CONVERTED, GGUF_PACKAGE
 from utils.paths import BASE_MODELS
 
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
 HIDDEN = 32
 LINES = [
     "About the data: hourly readings of a transformer, its load and the temperature of its oil.",

@@ -1,0 +1,329 @@
+"""The losses against plain float64 formulas, and the signs of the gate's two."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from utils.config import Config
+from utils.training.objective import (
+    Objective,
+    forecast_loss,
+    ordinal_loss,
+    retrieval_losses,
+    trend_losses,
+    warmup_factor,
+)
+from utils.trend import magnitude_given_direction
+from utils.types import Batch, ForecastState, RetrievalRecord, TrendRecord
+
+B, L, H, N = 5, 10, 6, 2
+S = B * N
+CUTS = (-0.7, -0.4, 0.0, 0.4, 0.7)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batch_of(seed: int = 0) -> Batch:
+    nothing = torch.zeros(B, 0)
+    x, y = draw(B, L, N, seed=seed), draw(B, H, N, seed=seed + 1)
+    x[0, :, 0] = 1.0 + 1e-4 * x[0, :, 0]  # a nearly constant window
+    return Batch(x, y, nothing, nothing, torch.arange(B), torch.zeros(B).long(), torch.arange(N).repeat(B, 1))
+
+
+def trend_of(size: int = S, seed: int = 3) -> TrendRecord:
+    cuts = torch.tensor(CUTS)
+    return TrendRecord(
+        direction_logits=draw(size, 3, seed=seed).requires_grad_(),
+        magnitude_logits=draw(size, 4, seed=seed + 1).requires_grad_(),
+        path=draw(size, H, seed=seed + 2),
+        level_change=draw(size, seed=seed + 3).requires_grad_(),
+        gate=torch.full((size, 1), 0.5),
+        reference=draw(size, seed=seed + 4),
+        scale=draw(size, seed=seed + 5).abs() + 0.1,
+        label_cuts=cuts,
+        magnitude_given_direction=magnitude_given_direction(draw(500), cuts),
+        thresholds=torch.tensor([-0.8, -0.3, 0.5, 0.6], requires_grad=True),
+        scale_weights=torch.ones(1),
+    )
+
+
+def retrieval_of(gate: Tensor, confidence: Tensor, *, history: float = 0.5, matched: Any = None) -> Any:
+    size = len(gate)
+    return RetrievalRecord(
+        gate=gate,
+        confidence=confidence,
+        weights=torch.full((size, 2), 0.5),
+        rows=torch.zeros(size, 2).long(),
+        distance=torch.ones(size, 2),
+        matched=torch.ones(size, dtype=torch.bool) if matched is None else matched,
+        gate_history=torch.tensor(history),
+    )
+
+
+def state_of(prediction: Tensor, trend: TrendRecord | None, retrieval: Any = None) -> ForecastState:
+    return ForecastState(prediction, trend, retrieval)
+
+
+# The main loss.
+
+
+@pytest.mark.parametrize("scale", ["none", "std"])
+@pytest.mark.parametrize("kind", ["MSE", "MAE", "Huber"])
+def test_main_loss_is_its_formula(kind: str, scale: str) -> None:
+    """Deviations without a floor let one nearly constant window outweigh all others."""
+    batch, prediction = batch_of(), draw(B, H, N, seed=9)
+    config = Config.from_flat({"loss": kind, "loss_scale": scale}).training
+    total, values = 0.0, 0
+    for b in range(B):
+        for n in range(N):
+            x = batch.x[b, :, n].double()
+            deviation = max(float((x - x.mean()).square().mean().sqrt()), 0.1) if scale == "std" else 1.0
+            for h in range(H):
+                error = abs(prediction[b, h, n].item() - batch.y[b, h, n].item()) / deviation
+                huber = 0.5 * error**2 if error <= 1 else error - 0.5
+                total += {"MSE": error**2, "MAE": error, "Huber": huber}[kind]
+                values += 1
+    assert forecast_loss(prediction, batch, config).item() == pytest.approx(total / values, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "factor"),
+    [(0, 500, 0.0), (1, 500, 0.002), (250, 500, 0.5), (500, 500, 1.0), (9999, 500, 1.0), (0, 0, 1.0)],
+)
+def test_warmup_is_the_documents(step: int, steps: int, factor: float) -> None:
+    """min(1, step / steps); the original never passed the step, so it stayed at 0."""
+    assert warmup_factor(step, steps) == pytest.approx(factor)
+
+
+# TAPR's losses.
+
+
+def plain_trend_losses(record: TrendRecord, future: Tensor, smoothing: float) -> dict[str, float]:
+    """The four losses, series by series, float64."""
+    sums = dict.fromkeys(("direction", "magnitude", "consistency", "ordinal"), 0.0)
+    size = len(future)
+    for s in range(size):
+        t = (future[s].double().mean().item() - record.reference[s].item()) / record.scale[s].item()
+        direction = 0 if t < CUTS[1] else 2 if t > CUTS[3] else 1
+        magnitude = 0 if t < CUTS[0] else 1 if t < CUTS[2] else 3 if t > CUTS[4] else 2
+        level = sum(t >= CUTS[i] for i in (0, 1, 3, 4))
+        for name, logits, label in (
+            ("direction", record.direction_logits[s], direction),
+            ("magnitude", record.magnitude_logits[s], magnitude),
+        ):
+            z = logits.detach().double()
+            log_p = z - z.exp().sum().log()
+            classes = len(z)
+            wanted = [(1 - smoothing) * (c == label) + smoothing / classes for c in range(classes)]
+            sums[name] -= sum(w * log_p[c].item() for c, w in enumerate(wanted))
+        p_direction = record.direction_logits[s].detach().double().exp()
+        p_direction = p_direction / p_direction.sum()
+        p_magnitude = record.magnitude_logits[s].detach().double().exp()
+        p_magnitude = p_magnitude / p_magnitude.sum()
+        for m in range(4):
+            expected = sum(
+                p_direction[d].item() * record.magnitude_given_direction[d, m].item() for d in range(3)
+            )
+            if expected > 0:
+                sums["consistency"] += expected * (math.log(expected) - math.log(p_magnitude[m].item()))
+        width = max((CUTS[4] - CUTS[0]) / (2 * math.log(3)), 0.1)
+        change = record.level_change[s].item()
+        ends = [0.0, *(1 / (1 + math.exp(-(c - change) / width)) for c in record.thresholds.tolist()), 1.0]
+        sums["ordinal"] -= math.log(max(ends[level + 1] - ends[level], 1e-6))
+    return {name: value / size for name, value in sums.items()}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_trend_losses_are_their_formulas(smoothing: float) -> None:
+    """Labels of the wrong series (y folded in another order than x) still give a finite loss."""
+    record, batch = trend_of(), batch_of()
+    future = torch.stack([batch.y[b, :, n] for b in range(B) for n in range(N)])
+    config = Config.from_flat({"label_smoothing": smoothing})
+    found = trend_losses(record, future, config.tapr)
+    expected = plain_trend_losses(record, future, smoothing)
+    assert {k: v.item() for k, v in found.items()} == pytest.approx(expected, rel=1e-4)
+    whole = Objective(config)(state_of(batch.y, record), batch, step=0)
+    assert {k: v.item() for k, v in whole.terms.items()} == pytest.approx(expected, rel=1e-4)
+
+
+def test_consistency_pulls_the_magnitude_and_not_the_direction() -> None:
+    """The direction must not bend to please a wrong magnitude."""
+    record = trend_of()
+    loss = trend_losses(record, draw(S, H), Config().tapr)["consistency"]
+    directions, magnitudes = torch.autograd.grad(
+        loss, (record.direction_logits, record.magnitude_logits), allow_unused=True
+    )
+    assert directions is None or not directions.any()
+    assert magnitudes.abs().sum() > 0
+    agreed = record.direction_logits.detach().softmax(-1) @ record.magnitude_given_direction
+    perfect = record._replace(magnitude_logits=agreed.clamp(min=1e-30).log())
+    assert trend_losses(perfect, draw(S, H), Config().tapr)["consistency"].item() == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_thresholds_get_their_gradient_from_the_ordinal_loss_alone() -> None:
+    """Thresholds that take part in the labels are not differentiable; labels that move are no labels."""
+    record = trend_of()
+    for name, loss in trend_losses(record, draw(S, H), Config().tapr).items():
+        (gradient,) = torch.autograd.grad(loss, record.thresholds, retain_graph=True, allow_unused=True)
+        assert (gradient is not None and (gradient != 0).all()) == (name == "ordinal"), name
+
+
+def test_ordinal_likelihoods_sum_to_one() -> None:
+    """Five bins between four cuts, the outer ones open."""
+    record = trend_of()
+    total = torch.zeros(S, dtype=torch.float64)
+    for level in range(5):
+        bins = torch.full((1,), level)
+        for s in range(S):
+            one = record._replace(level_change=record.level_change[s : s + 1])
+            total[s] += math.exp(-ordinal_loss(one, bins).item())
+    torch.testing.assert_close(total, torch.ones(S, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [-1e4, 1e4])
+def test_ordinal_loss_of_an_impossible_bin_is_finite(change: float) -> None:
+    """The logarithm of a likelihood that underflows is -inf."""
+    record = trend_of()._replace(level_change=torch.full((S,), change, requires_grad=True))
+    loss = ordinal_loss(record, torch.full((S,), 2))
+    (gradient,) = torch.autograd.grad(loss, record.level_change)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+# The gate's losses.
+
+
+def test_retrieval_losses_are_their_formulas() -> None:
+    """Confidence weighs without being trained; the diversity is linear around the past mean."""
+    gate, confidence = torch.rand(S, 1), torch.rand(S, 1)
+    found = retrieval_losses(retrieval_of(gate, confidence, history=0.7))
+    pairs = zip(gate.flatten().tolist(), confidence.flatten().tolist(), strict=True)
+    consistency = sum(c * 4 * g * (1 - g) for g, c in pairs) / S
+    entropy = -(0.7 * math.log(0.7) + 0.3 * math.log(0.3))
+    slope = math.log(0.7 / 0.3)
+    diversity = math.log(2) - entropy + slope * (gate.double().mean().item() - 0.7)
+    assert found["gate_consistency"].item() == pytest.approx(consistency, rel=1e-5)
+    assert found["gate_entropy"].item() == pytest.approx(diversity, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.4, 0.6, 0.9])
+def test_consistency_is_lower_when_the_gate_leaves_a_half(value: float) -> None:
+    """The usual way pays for 0.5: a confident match would make the gate undecided."""
+    gate = torch.full((S, 1), value, requires_grad=True)
+    confidence = torch.full((S, 1), 0.9, requires_grad=True)
+    loss = retrieval_losses(retrieval_of(gate, confidence))["gate_consistency"]
+    slopes: Any = torch.autograd.grad(loss, (gate, confidence), allow_unused=True)
+    slope, other = slopes
+    assert other is None  # else the loss is lowest where nothing is trusted
+    assert (slope.sign() == math.copysign(1, 0.5 - value)).all()  # descent moves away from 0.5
+    at_half = retrieval_losses(retrieval_of(torch.full((S, 1), 0.5), confidence))["gate_consistency"]
+    assert loss < at_half
+    none = retrieval_losses(retrieval_of(gate, torch.zeros(S, 1)))["gate_consistency"]
+    assert none.item() == 0
+
+
+@pytest.mark.parametrize(("mean", "direction"), [(0.8, 1), (0.2, -1), (0.5, 0)])
+def test_diversity_pushes_the_mean_towards_a_half(mean: float, direction: int) -> None:
+    """A gate that says the same for every window is no gate; the wrong sign makes it so."""
+    gate = torch.full((S, 1), mean, requires_grad=True)
+    loss = retrieval_losses(retrieval_of(gate, torch.zeros(S, 1), history=mean))["gate_entropy"]
+    (slope,) = torch.autograd.grad(loss, gate)
+    assert slope.sign().unique().tolist() == [direction]
+    assert loss.item() == pytest.approx(
+        math.log(2) + mean * math.log(mean) + (1 - mean) * math.log(1 - mean), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("history", [0.0, 1.0])
+def test_diversity_of_a_shut_gate_is_finite(history: float) -> None:
+    """The slope of an entropy at 0 and 1 is infinite."""
+    gate = torch.full((S, 1), history, requires_grad=True)
+    loss = retrieval_losses(retrieval_of(gate, torch.ones(S, 1), history=history))
+    (slope,) = torch.autograd.grad(sum(loss.values(), start=torch.zeros(())), gate)
+    assert all(v.isfinite() for v in loss.values())
+    assert slope.isfinite().all()
+
+
+def test_gate_losses_decompose_over_micro_batches() -> None:
+    """Accumulation and several processes must give the gradient of the whole batch."""
+    gate, confidence = torch.rand(12, 1, requires_grad=True), torch.rand(12, 1)
+    matched = torch.arange(12) % 3 > 0
+
+    def gradient(parts: int) -> Tensor:
+        losses = []
+        for part in torch.arange(12).chunk(parts):
+            record = retrieval_of(gate[part], confidence[part], history=0.7, matched=matched[part])
+            losses.append(sum(retrieval_losses(record).values(), start=torch.zeros(())) / parts)
+        (found,) = torch.autograd.grad(torch.stack(losses).sum(), gate)
+        return found
+
+    for parts in (2, 3, 4):
+        torch.testing.assert_close(gradient(parts), gradient(1))
+
+
+def test_series_without_a_match_do_not_count_as_decisions() -> None:
+    """Their gate is 1 by rule; counted, they would push every other gate down."""
+    gate = torch.tensor([[0.6], [0.6], [1.0], [1.0]], requires_grad=True)
+    matched = torch.tensor([True, True, False, False])
+    record = retrieval_of(gate, torch.zeros(4, 1), history=0.6, matched=matched)
+    alone = retrieval_of(gate[:2], torch.zeros(2, 1), history=0.6)
+    assert retrieval_losses(record)["gate_entropy"].item() == pytest.approx(
+        retrieval_losses(alone)["gate_entropy"].item(), abs=1e-6
+    )
+    (slope,) = torch.autograd.grad(retrieval_losses(record)["gate_entropy"], gate)
+    assert (slope[~matched] == 0).all()
+
+
+# All together.
+
+
+def test_total_is_main_plus_warmup_times_the_weighted_terms() -> None:
+    """Weights so small that the modules never learned, or applied twice."""
+    weights = {
+        "lambda_trend": 0.5,
+        "lambda_dir": 0.31,
+        "lambda_mag": 0.32,
+        "lambda_hcl": 0.13,
+        "lambda_ord": 0.14,
+        "lambda_retrieval": 0.3,
+        "aux_warmup_steps": 500,
+    }
+    batch, prediction = batch_of(), draw(B, H, N, seed=9).requires_grad_()
+    state = state_of(prediction, trend_of(), retrieval_of(torch.rand(S, 1), torch.rand(S, 1), history=0.3))
+    loss = Objective(Config.from_flat(weights))(state, batch, step=100)
+    t = {name: value.item() for name, value in loss.terms.items()}
+    inner = 0.31 * t["direction"] + 0.32 * t["magnitude"] + 0.13 * t["consistency"] + 0.14 * t["ordinal"]
+    auxiliary = 0.5 * inner + 0.3 * (t["gate_consistency"] + t["gate_entropy"])
+    main = (prediction - batch.y).square().mean().item()
+    assert loss.auxiliary.item() == pytest.approx(auxiliary, rel=1e-5)  # before the warm-up factor
+    assert loss.warmup == pytest.approx(0.2)
+    assert loss.main.item() == pytest.approx(main, rel=1e-6)
+    assert loss.total.item() == pytest.approx(main + 0.2 * auxiliary, rel=1e-5)
+    assert loss.total.requires_grad
+    assert not any(v.requires_grad for v in (loss.main, loss.auxiliary, *loss.terms.values()))
+
+
+def test_without_modules_the_loss_is_the_forecasts_alone() -> None:
+    """The baseline's loss must not change in its last bit."""
+    batch, prediction = batch_of(), draw(B, H, N, seed=9)
+    loss = Objective(Config())(state_of(prediction, None), batch, step=7)
+    assert torch.equal(loss.total, (prediction - batch.y).square().mean())
+    assert loss.auxiliary.item() == 0
+    assert loss.terms == {}
+
+
+def test_documented_weights_are_the_defaults() -> None:
+    """Section 4.2 of the document; the ordinal weight is ours."""
+    t, g = Config().tapr, Config().gram
+    assert (t.lambda_trend, t.lambda_dir, t.lambda_mag, t.lambda_hcl) == (0.5, 0.3, 0.3, 0.1)
+    assert (t.lambda_ord, t.label_smoothing, g.lambda_retrieval) == (0.1, 0.1, 0.3)
+    assert Config().training.aux_warmup_steps == 500
