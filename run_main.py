@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None, *, model: str = "TimeLLM") -> experi
     """Parse ``argv`` (default: the command line) and run; exits with 2 where a user can mend it."""
     config = parse_config(argv)
     if model == "TimeLLM" and (config.tapr.use_tapr or config.gram.use_gram):
-        sys.exit("--use_tapr, --use_gram: run_main.py is the baseline; use run_main_enhanced.py")
+        print(
+            "--use_tapr, --use_gram: run_main.py is the baseline; use run_main_enhanced.py", file=sys.stderr
+        )
+        sys.exit(2)
     try:
         return train(config, model=model)
     except USER_ERRORS as error:

@@ -44,14 +44,12 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
                 f"--{name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
             )
             continue
-        only_choices = choices if not types else None
         shown = "" if item.default is None or item.default == "" else f" [{item.default}]"
         groups[group].add_argument(
             f"--{name}",
             type=_converter(types, choices),
-            choices=only_choices,
             default=argparse.SUPPRESS,
-            metavar=None if only_choices else name.rsplit("_", 1)[-1].upper(),
+            metavar=name.rsplit("_", 1)[-1].upper() if types else "{" + ",".join(choices) + "}",
             help=(text + shown).replace("%", "%%"),
         )
     return parser
@@ -81,7 +79,10 @@ def preset_names() -> list[str]:
 
 
 def _converter(types: tuple[type, ...], choices: tuple[Any, ...]) -> Any:
-    """A function from a word of the command line to a value of these types."""
+    """A function from a word of the command line to a value of these types.
+
+    A word that is none is handed on as it is: the configuration names all such mistakes at once.
+    """
     number = next((t for t in (int, float) if t in types), None)
 
     def convert(word: str) -> Any:
@@ -92,8 +93,6 @@ def _converter(types: tuple[type, ...], choices: tuple[Any, ...]) -> Any:
         try:
             return number(word)
         except ValueError:
-            wanted = "a whole number" if number is int else "a number"
-            also = "".join(f" or {c}" for c in choices)
-            raise argparse.ArgumentTypeError(f"expected {wanted}{also}, found {word}") from None
+            return word
 
     return convert

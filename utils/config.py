@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
@@ -222,7 +224,13 @@ class Config:
         known = {name for _, name, _ in iter_settings()}
         problems = [f"--{name}: no such setting" for name in values if name not in known]
         parts = {
-            group: part(**{f.name: values[f.name] for f in dataclasses.fields(part) if f.name in values})
+            group: part(
+                **{
+                    f.name: _as_declared(group, f.name, values[f.name])
+                    for f in dataclasses.fields(part)
+                    if f.name in values
+                }
+            )
             for group, part in GROUPS.items()
         }
         config = cls(**parts)
@@ -279,21 +287,25 @@ class Config:
 
     def problems(self) -> list[str]:
         """What is wrong with this configuration, one line each; empty when all is well."""
-        found = [*_type_problems(self)]
-        if found:
-            return found
-        flat = self.flat()
-        for name, low in _AT_LEAST.items():
-            if flat[name] is not None and flat[name] != "all" and flat[name] < low:
-                found.append(f"--{name}: expected {low} or more, found {flat[name]}")
-        for name in _FRACTIONS:
-            if not 0 <= flat[name] < 1:
-                found.append(f"--{name}: expected a number from 0 to below 1, found {flat[name]}")
-        if found:
-            return found
+        wrong = {**_type_problems(self), **_range_problems(self)}
+        right = dataclasses.replace(
+            self,
+            **{
+                group: dataclasses.replace(
+                    getattr(self, group),
+                    **{f.name: f.default for f in dataclasses.fields(part) if f.name in wrong},
+                )
+                for group, part in GROUPS.items()
+            },
+        )
+        # a setting that is wrong by itself says nothing of how it fits the others
+        joint = [p for p in right._joint_problems() if wrong.keys().isdisjoint(_FLAG.findall(p))]
+        return [*wrong.values(), *joint]
+
+    def _joint_problems(self) -> list[str]:
+        """Settings that are right alone and do not fit together."""
+        found = []
         d, b, g, t = self.data, self.backbone, self.gram, self.training
-        if d.percent > 100:
-            found.append(f"--percent: expected 1 to 100, found {d.percent}")
         if b.patch_len > d.seq_len:
             found.append(f"--patch_len: expected at most --seq_len ({d.seq_len}), found {b.patch_len}")
         if d.label_len > d.seq_len:
@@ -313,8 +325,6 @@ class Config:
             found.append("--mixed_precision: fp16 needs a GPU; use bf16 or no with --cpu")
         if self.run.resume_from_checkpoint and self.run.init_from:
             found.append("--init_from: cannot be combined with --resume_from_checkpoint")
-        if self.run.is_training not in (0, 1):
-            found.append(f"--is_training: expected 0 or 1, found {self.run.is_training}")
         return found
 
 
@@ -329,13 +339,15 @@ _AT_LEAST: dict[str, float] = {
     **dict.fromkeys(
         "label_len num_workers prompt_digits lambda_trend lambda_dir lambda_mag lambda_hcl lambda_ord "
         "lambda_retrieval aux_warmup_steps lr_warmup_steps weight_decay max_grad_norm save_steps "
-        "save_total_limit resume_counter seed".split(),
+        "save_total_limit resume_counter seed is_training".split(),
         0,
     ),
     "learning_rate": 1e-12,
     "temperature": 1e-6,
 }
+_AT_MOST: dict[str, float] = {"percent": 100, "is_training": 1}
 _FRACTIONS = ("dropout", "input_dropout", "label_smoothing")
+_FLAG = re.compile(r"--(\w+)")
 
 
 def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
@@ -356,8 +368,33 @@ def setting_type(group: str, name: str) -> tuple[tuple[type, ...], tuple[Any, ..
     return types, choices
 
 
-def _type_problems(config: Config) -> Iterator[str]:
-    """Values whose type is wrong or that are none of the choices."""
+def _as_declared(group: str, name: str, value: Any) -> Any:
+    """``value``, a whole number as a float where the setting is one: 1 and 1.0 are the same run."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole and float in setting_type(group, name)[0] else value
+
+
+def _range_problems(config: Config) -> dict[str, str]:
+    """Numbers out of range, by name; values that are no numbers are passed over."""
+    found = {}
+    for name, value in config.flat().items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        low, high = _AT_LEAST.get(name, -math.inf), _AT_MOST.get(name, math.inf)
+        if name in _FRACTIONS:
+            if not 0 <= value < 1:
+                found[name] = f"--{name}: expected a number from 0 to below 1, found {value}"
+        elif not math.isfinite(value):
+            found[name] = f"--{name}: expected a finite number, found {value}"
+        elif not low <= value <= high:
+            wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
+            found[name] = f"--{name}: expected {wanted}, found {value}"
+    return found
+
+
+def _type_problems(config: Config) -> dict[str, str]:
+    """Values whose type is wrong or that are none of the choices, by name."""
+    found = {}
     for group, name, _ in iter_settings():
         value = getattr(getattr(config, group), name)
         types, choices = setting_type(group, name)
@@ -366,4 +403,5 @@ def _type_problems(config: Config) -> Iterator[str]:
         if value in choices or (isinstance(value, accepted) and not is_stray_bool):
             continue
         wanted = " or ".join([*(t.__name__ for t in types if t is not type(None)), *map(str, choices)])
-        yield f"--{name}: expected {wanted}, found {value!r}"
+        found[name] = f"--{name}: expected {wanted}, found {value!r}"
+    return found

@@ -61,7 +61,10 @@ class MetricsFile:
             file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
 
     def cut_back(self, step: int) -> None:
-        """Forget what was written after this optimizer step (a run resumes from there)."""
+        """Forget what was written after this optimizer step (a run resumes from there).
+
+        The tests at the end of the run go too, whatever step their weights are from.
+        """
         if not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines()
@@ -78,8 +81,9 @@ class MetricsFile:
 
 
 def _step_of(line: str) -> float:
-    """A record's step; a line that was cut off in writing counts as after every step."""
+    """A record's step; a final test, or a line that was cut off in writing, is after every step."""
     try:
-        return float(json.loads(line)["step"])
+        record = json.loads(line)
+        return float("inf") if record["event"] == "test" else float(record["step"])
     except (json.JSONDecodeError, KeyError):
         return float("inf")

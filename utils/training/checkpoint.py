@@ -94,11 +94,11 @@ def step_checkpoints(run_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def locate(where: str) -> Path:
+def locate(where: str, *, flag: str = "--resume_from_checkpoint") -> Path:
     """The checkpoint file that a path means: a file, a step folder, or a run folder (its newest).
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none; the message names ``flag``.
     """
     path = Path(where)
     if path.is_file():
@@ -108,7 +108,7 @@ def locate(where: str) -> Path:
     newest = newest_in(path)
     if newest is None:
         raise CheckpointError(
-            f"--resume_from_checkpoint: expected a checkpoint file, or a folder that holds one, found {where}"
+            f"{flag}: expected a checkpoint file, or a folder that holds one, found {where}"
         )
     return newest
 

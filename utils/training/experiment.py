@@ -115,7 +115,7 @@ def run(config: Config, builders: Builders) -> RunResult:
     if payload is not None:
         _refuse_other_run(payload, config, llm, data, resume)
     folder = _folder(config, name, resume, accelerator)
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and config.run.is_training:
         folders.describe_run(folder, config, environment() | {"llm": llm, "data_hash": data.content_hash})
     this = _Run(
         config, accelerator, data, model, model, folder, MetricsFile(folder / folders.METRICS_FILE), llm
@@ -163,13 +163,20 @@ def _prepare_model(this: _Run, payload: dict[str, Any] | None) -> None:
             this.plain.to(this.accelerator.device)
             this.plain.fit_statistics(this.data.source)
             if run_settings.init_from:
-                start = checkpoints.load(checkpoints.locate(run_settings.init_from))
-                this.plain.load_state_dict(start["model"])
+                _start_from(this, checkpoints.locate(run_settings.init_from, flag="--init_from"))
                 if this.config.gram.build_memory:
                     this.plain.rebuild_memory(this.data.source)
             this.plain.refresh(this.data.source)
     _check_same_everywhere(this)
     this.model = this.accelerator.prepare_model(this.plain)
+
+
+def _start_from(this: _Run, path: Path) -> None:
+    """Take over the weights, and nothing else, of a checkpoint of the same architecture."""
+    try:
+        this.plain.load_state_dict(checkpoints.load(path)["model"])
+    except RuntimeError as error:  # torch's, for missing keys and other shapes
+        raise CheckpointError(f"--init_from {path}: its weights do not fit this model: {error}") from error
 
 
 def _check_same_everywhere(this: _Run) -> None:
@@ -256,6 +263,9 @@ def _train(this: _Run, trainer: Trainer, loaders: _Loaders, payload: dict[str, A
         if this.accelerator.is_main_process:
             this.metrics.cut_back(trainer.progress.global_step)
         log.info("resumed at optimizer step %d", trainer.progress.global_step)
+        if trainer.progress.best_step != -1 and not (this.folder / checkpoints.BEST).is_file():
+            log.warning("the best weights so far are not beside this checkpoint: starting that search anew")
+            trainer.progress.best_step, trainer.progress.val_loss_min = -1, float("inf")
 
     def save_best() -> None:
         content = _payload(this, trainer)
@@ -289,14 +299,15 @@ def _test(this: _Run, trainer: Trainer, loaders: _Loaders, payload: dict[str, An
         if this.config.run.is_training:
             scores = trainer.evaluate(loaders.test, name="test")
             tested["last"] = {"step": progress.global_step, "test": scores}
+            best = {"global_step": progress.global_step, "val_loss_min": progress.val_loss_min}
             if progress.best_step not in (progress.global_step, -1):
                 best = checkpoints.load(this.folder / checkpoints.BEST)
                 this.plain.load_state_dict(best["model"])
                 scores = trainer.evaluate(loaders.test, name="test")
             tested["best"] = {
-                "step": progress.best_step,
+                "step": best["global_step"],
                 "test": scores,
-                "validation_mse": progress.val_loss_min,
+                "validation_mse": best["val_loss_min"] if np.isfinite(best["val_loss_min"]) else None,
             }
         else:
             tested["checkpoint"] = {

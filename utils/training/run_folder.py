@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,21 @@ FORECASTS_FILE = "forecasts.npz"
 
 
 def numbered_folders(checkpoints: Path, name: str) -> list[Path]:
-    """The folders of this run's name that exist, oldest first: ``name``, ``name_2``, ``name_3``, ..."""
-    found = [checkpoints / name] if (checkpoints / name).is_dir() else []
-    number = 2
-    while (folder := checkpoints / f"{name}_{number}").is_dir():
-        found.append(folder)
-        number += 1
-    return found
+    """The folders of this run's name that exist, oldest first: ``name``, ``name_2``, ``name_3``, ...
+
+    A user may have removed some between others.
+    """
+    first = checkpoints / name
+    found = {_number_of(f, first.name): f for f in first.parent.glob("*") if f.is_dir()}
+    return [folder for number, folder in sorted(found.items()) if number]
+
+
+def _number_of(folder: Path, name: str) -> int:
+    """1 for ``name``, N for ``name_N``, 0 for any other folder."""
+    if folder.name == name:
+        return 1
+    match = re.fullmatch(re.escape(name) + r"_([2-9]|[1-9]\d+)", folder.name)
+    return int(match.group(1)) if match else 0
 
 
 def new_folder(checkpoints: Path, name: str) -> Path:
@@ -35,7 +44,7 @@ def new_folder(checkpoints: Path, name: str) -> Path:
         return checkpoints / name
     if not any(taken[-1].iterdir()):
         return taken[-1]
-    return checkpoints / f"{name}_{len(taken) + 1}"
+    return checkpoints / f"{name}_{_number_of(taken[-1], Path(name).name) + 1}"
 
 
 def find_finished(checkpoints: Path, name: str) -> Path | None:

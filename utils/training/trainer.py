@@ -103,6 +103,8 @@ class Trainer:
         self.save_steps = save_steps
         self.total_steps = total_steps
         self.progress = Progress()
+        self.rate = math.nan
+        """Learning rate of the last optimizer step."""
 
     def fit(
         self, train_loader: DataLoader[Batch], validation_loader: DataLoader[Batch], hooks: Hooks
@@ -131,9 +133,10 @@ class Trainer:
     def _steps(self, loader: DataLoader[Batch]) -> Iterator[Loss]:
         """One item per optimizer step: the loss of its last pass; epoch after epoch."""
         progress = self.progress
-        while progress.global_step < self.total_steps:
-            rest: Any = skip_first_batches(loader, progress.batches) if progress.batches else loader
-            rest.set_epoch(progress.epoch)  # reaches the sampler that decides the order
+        while progress.global_step < self.total_steps and not self._out_of_patience():
+            # reaches the sampler that decides the order; through the rest of a sharded loader it would not
+            loader.set_epoch(progress.epoch)  # type: ignore[attr-defined]
+            rest = skip_first_batches(loader, progress.batches) if progress.batches else loader
             gathered: list[Tensor] = []
             for batch in rest:
                 loss, statistics = self.train_step(batch)
@@ -166,6 +169,7 @@ class Trainer:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
             self.optimizer.step()
             if self.accelerator.sync_gradients:
+                self.rate = float(self.scheduler.get_last_lr()[0])
                 self.scheduler.step()
             self.optimizer.zero_grad(set_to_none=True)
         self._count(loss)
@@ -298,7 +302,6 @@ class Trainer:
         if step % self.log_steps or not self.accelerator.is_main_process:
             return
         terms = {name: value.item() for name, value in loss.terms.items()}
-        rate = self.scheduler.get_last_lr()[0]
         log.info(
             "step %d/%d | loss %.4f | aux %.4f x %.2f | lr %.2e | %.2f s/step | left %s",
             step,
@@ -306,7 +309,7 @@ class Trainer:
             loss.main.item(),
             loss.auxiliary.item(),
             loss.warmup,
-            rate,
+            self.rate,
             seconds,
             clock_text((self.total_steps - step) * seconds),
         )
@@ -316,8 +319,8 @@ class Trainer:
             loss=loss.main.item(),
             auxiliary=loss.auxiliary.item(),
             warmup=loss.warmup,
-            learning_rate=rate,
-            seconds_per_step=seconds,
+            learning_rate=self.rate,
+            seconds_per_step=None if math.isnan(seconds) else seconds,
             **terms,
         )
 

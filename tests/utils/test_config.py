@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from utils.config import NOT_IDENTITY, Config, ConfigError, iter_settings, setting_type
+
+DOCUMENTED_DEFAULTS: dict[str, Any] = {
+    # the document's section 5.1
+    "use_tapr": False,
+    "n_scales": 3,
+    "lambda_trend": 0.5,
+    "use_gram": False,
+    "top_k": 5,
+    "lambda_retrieval": 0.3,
+    "build_memory": False,
+    "d_repr": 128,
+    # 5.2, the 15 GB column
+    "learning_rate": 0.0005,
+    "dropout": 0.15,
+    "patience": 15,
+    "batch_size": 32,
+    "llm_layers": 12,
+    # 2.2, 3.2 and 4.2: what was changed in code is a flag
+    "temperature": 0.1,
+    "max_memory_size": 10000,
+    "memory_size": 5000,
+    "aux_warmup_steps": 500,
+    "lambda_dir": 0.3,
+    "lambda_mag": 0.3,
+    "lambda_hcl": 0.1,
+    "label_smoothing": 0.1,
+    # 3.1 and 8.2
+    "seq_len": 512,
+    "pred_len": 96,
+    "label_len": 48,
+    "d_model": 64,
+    "d_ff": 128,
+    "n_heads": 8,
+    "patch_len": 16,
+    "stride": 8,
+    # the decisions taken since
+    "padding_patch": "end",
+    "channel_sampling": "joint",
+    "train_epochs": 50,
+    "lradj": "COS",
+    "loss": "MSE",
+    "loss_scale": "none",
+    "input_dropout": 0.0,
+    "trend_fusion": "always",
+    "llm_model": "auto",
+    "llm_dim": None,
+    "trust_remote_code": False,
+    "season": None,
+    "save_steps": None,
+    "resume_from_checkpoint": None,
+    "resume_counter": None,
+    "eval_test_each_epoch": False,
+    "eval_stride": 1,
+    "percent": 100,
+    "is_training": 1,
+    "task_name": "long_term_forecast",
+    "data": "ETTh1",
+    "features": "M",
+    "target": "OT",
+}
+ANOTHER: dict[str, Any] = {"llm_dim": 32, "season": 7, "max_steps": 3, "eval_steps": 2}
+"""A value for settings whose default tells nothing of their type."""
+
+
+def another(name: str, default: Any, types: tuple[type, ...], choices: tuple[Any, ...]) -> Any:
+    """A value for this setting that is not its default."""
+    if name in ANOTHER:
+        return ANOTHER[name]
+    if types == (bool,):
+        return not default
+    if choices and not types:
+        return next((c for c in choices if c != default), default)
+    if str in types:
+        return "other"
+    if name == "is_training":
+        return 0
+    if name == "percent":
+        return 50
+    if float in types:
+        return (default or 0) / 2 + 0.01
+    return (default or 0) + 4
+
+
+def test_the_defaults_are_the_documents():
+    """The family has three sources of one default; this one has a table."""
+    flat = Config().flat()
+    assert {name: flat[name] for name in DOCUMENTED_DEFAULTS} == DOCUMENTED_DEFAULTS
+    assert Config.from_flat({}) == Config() and not Config().problems()
+
+
+def test_every_setting_is_named_once_and_explained_in_a_line():
+    names = [name for _, name, _ in iter_settings()]
+    assert len(names) == len(set(names))
+    for _, name, item in iter_settings():
+        text = item.metadata["help"]
+        assert 3 < len(text) < 100 and "\n" not in text, name
+
+
+def test_the_documents_patch_counts():
+    """The document has 63 patches, the published model 64."""
+    assert Config().patch_count == 64
+    assert Config.from_flat({"padding_patch": "none"}).patch_count == 63
+
+
+WRONG: dict[str, Any] = {
+    "seq_len": 0,
+    "percent": 101,
+    "is_training": 2,
+    "dropout": 1.0,
+    "input_dropout": -0.1,
+    "label_smoothing": 2,
+    "learning_rate": 0.0,
+    "n_heads": "8",
+    "top_k": 2.5,
+    "patience": True,
+    "use_tapr": 1,
+    "lradj": "type1",
+    "llm_layers": None,
+    "data": None,
+    "memory_size": "some",
+    "lambda_hcl": float("nan"),
+    "max_grad_norm": float("inf"),
+    "n_scale": 3,
+}
+
+
+def test_all_problems_are_reported_at_once_each_naming_its_flag():
+    """One mistake per attempt is one queue on a cluster per mistake; NaN passes every comparison."""
+    with pytest.raises(ConfigError) as caught:
+        Config.from_flat({**WRONG, "build_memory": True, "d_repr": 6, "use_gram": False})
+    named = [problem.split(":")[0] for problem in caught.value.problems]
+    assert sorted(named) == sorted([*(f"--{name}" for name in WRONG), "--build_memory"])
+    assert all(
+        "expected" in p and "found" in p
+        for p in caught.value.problems
+        if "no such" not in p and "--use" not in p
+    )
+    assert str(caught.value).count("\n") == len(WRONG)
+
+
+@pytest.mark.parametrize(
+    ("values", "flags"),
+    [
+        ({"patch_len": 600}, ["--patch_len", "--seq_len"]),
+        ({"label_len": 513}, ["--label_len", "--seq_len"]),
+        ({"memory_size": 10001}, ["--memory_size", "--max_memory_size"]),
+        ({"build_memory": True}, ["--build_memory", "--use_gram"]),
+        ({"use_gram": True, "d_repr": 6}, ["--d_repr"]),
+        ({"use_tapr": True, "d_model": 6}, ["--d_model"]),
+        ({"mixed_precision": "fp16", "cpu": True}, ["--mixed_precision", "--cpu"]),
+        ({"resume_from_checkpoint": "auto", "init_from": "x"}, ["--init_from", "--resume_from_checkpoint"]),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(values, flags):
+    (problem,) = _problems(values)
+    assert all(flag in problem for flag in flags)
+
+
+def _problems(values: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_flat(values)
+    return caught.value.problems
+
+
+def test_memory_size_all_is_free_of_the_limit():
+    assert Config.from_flat({"memory_size": "all"}).gram.memory_size == "all"
+
+
+def test_a_whole_number_is_a_float_where_one_is_wanted():
+    """1 and 1.0 are the same run: they must not differ in type or in the folder's hash."""
+    whole, point = Config.from_flat({"max_grad_norm": 1}), Config.from_flat({"max_grad_norm": 1.0})
+    assert whole == point and isinstance(whole.training.max_grad_norm, float)
+    assert whole.training_hash() == point.training_hash()
+
+
+@pytest.mark.parametrize("name", ["patience", "learning_rate", "memory_size", "max_steps"])
+def test_a_boolean_is_no_number(name):
+    """In Python True is an int: --patience True would be a patience of 1."""
+    assert _problems({name: True})[0].startswith(f"--{name}")
+
+
+class FamilyArgs:
+    """Section 7.3 of the document: class attributes, which vars() does not see."""
+
+    task_name = "long_term_forecast"
+    seq_len = 96
+    pred_len = 24
+    label_len = 24
+    use_tapr = True
+    n_scales = 2
+    enc_in = 7
+    embed = "timeF"
+    moving_avg = 25
+
+
+def test_class_attributes_are_read_and_the_familys_others_passed_over():
+    config = Config.from_namespace(FamilyArgs())
+    assert (config.data.seq_len, config.data.pred_len, config.tapr.n_scales) == (96, 24, 2)
+    assert config.tapr.use_tapr and config.training == Config().training
+    assert Config.from_namespace(FamilyArgs) == config
+
+
+def test_a_bad_attribute_is_refused_as_a_bad_flag_is():
+    FamilyBad = type("FamilyBad", (), {"lradj": "type3", "dropout": 3})
+    with pytest.raises(ConfigError) as caught:
+        Config.from_namespace(FamilyBad())
+    assert [p.split(":")[0] for p in caught.value.problems] == ["--lradj", "--dropout"]
+
+
+def test_replace_checks_again():
+    assert Config().replace(seed=3).training.seed == 3
+    with pytest.raises(ConfigError, match="--seed"):
+        Config().replace(seed=-1)
+
+
+def test_a_configuration_survives_json():
+    """config.json must give back the run it describes."""
+    config = Config.from_flat({"use_gram": True, "memory_size": "all", "max_steps": 7})
+    assert Config.from_flat(json.loads(json.dumps(config.flat()))) == config
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group, name, _ in iter_settings()])
+def test_the_hash_changes_with_what_changes_training_and_with_nothing_else(group, name):
+    """Two different trainings in one folder, or one training in two, are both wrong."""
+    default = getattr(getattr(Config(), group), name)
+    value = another(name, default, *setting_type(group, name))
+    if value == default:
+        pytest.skip("one choice only")
+    part = dataclasses.replace(getattr(Config(), group), **{name: value})
+    changed = dataclasses.replace(Config(), **{group: part}).training_hash() != Config().training_hash()
+    assert changed == (name not in NOT_IDENTITY)
+
+
+def test_what_trains_another_model_is_not_excused_from_the_hash():
+    """A frozen list: adding a name here lets a resumed run change it silently."""
+    assert sorted(NOT_IDENTITY) == sorted(
+        "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
+        "resume_counter log_steps patience train_epochs is_training eval_test_each_epoch cpu "
+        "label_len build_memory model_id model_comment des eval_batch_size".split()
+    )
+
+
+def test_the_run_name_ends_in_seed_llm_switches_hash_and_comment():
+    """Names of the family lack seed, LLM and switches: ablations overwrote one another."""
+    config = Config.from_flat({"use_tapr": True, "use_gram": True, "seed": 7, "des": "trial"})
+    name = config.run_name(model="TimeLLM_Enhanced", llm_name="/models/tiny-gpt2/")
+    assert name.startswith("long_term_forecast_ETTh1_512_96_TimeLLM_Enhanced_")
+    assert name.endswith(f"_trial_s7_tiny-gpt2_tapr+gram_{config.training_hash()}-run")
+    plain = Config.from_flat({"model_comment": "a b"})
+    assert plain.run_name(model="TimeLLM", llm_name="GPT2").endswith(
+        f"_s2021_GPT2_plain_{plain.training_hash()}-a b"
+    )

@@ -1,0 +1,81 @@
+"""The house has floors: imports only go down."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from utils.paths import PROJECT_ROOT
+
+FLOORS = {
+    "utils": {"utils"},
+    "layers": {"utils", "layers"},
+    "data_provider": {"utils", "data_provider"},
+    "models": {"utils", "layers", "models"},
+}
+ROOMS = {*FLOORS, "scripts", "run_main", "run_main_enhanced", "tests"}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name to file, of every module on a floor."""
+    found = {}
+    for package in FLOORS:
+        for path in (PROJECT_ROOT / package).rglob("*.py"):
+            parts = path.relative_to(PROJECT_ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """Modules of this project that the module names in an import statement, functions' own included."""
+    targets: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            targets.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} line {node.lineno}: imports are absolute here"
+            assert node.module is not None
+            for alias in node.names:
+                deeper = f"{node.module}.{alias.name}"
+                targets.add(deeper if deeper in known else node.module)
+    return {t for t in targets if t.split(".")[0] in ROOMS}
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_imports_only_go_down(floor):
+    """A layer that reads the data, or a utility that knows a model, cannot be used without them."""
+    known = modules()
+    up = {
+        f"{name} imports {target}"
+        for name, path in known.items()
+        if name.split(".")[0] == floor
+        for target in imported(name, path, known)
+        if target.split(".")[0] not in FLOORS[floor]
+    }
+    assert not up
+
+
+def test_every_floor_is_seen():
+    """A moved folder would make the test above pass on nothing."""
+    known = modules()
+    assert {name.split(".")[0] for name in known} == set(FLOORS) and len(known) > 30
+    assert "utils.config" in imported("models.TimeLLM", known["models.TimeLLM"], known)
+
+
+def test_no_module_imports_itself_by_a_detour():
+    """Cycles work until someone imports the other end first."""
+    known = modules()
+    edges = {name: imported(name, path, known) & known.keys() for name, path in known.items()}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for target in sorted(edges[name] - {name}):
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in known:
+        visit(name, ())

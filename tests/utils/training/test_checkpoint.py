@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from utils.config import Config
+from utils.paths import PROJECT_ROOT
+from utils.training import checkpoint as checkpoints
+from utils.training.checkpoint import CheckpointError
+
+
+def payload(step: int = 1, **changes: Any) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(step)
+    content: dict[str, Any] = dict.fromkeys(checkpoints.REQUIRED_KEYS, 0)
+    content |= {"global_step": step, "model": {"weight": torch.randn(50, 40, generator=generator)}}
+    return content | changes
+
+
+class Unwritable:
+    """Fails in the middle of being written, as a full disk does."""
+
+    def __reduce__(self) -> Any:
+        raise OSError(28, "No space left on device")
+
+
+class Code:
+    """What a checkpoint from a stranger may hold."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch owned",)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    checkpoints.save(payload(7), tmp_path / "sub" / "checkpoint")
+    back = checkpoints.load(tmp_path / "sub" / "checkpoint")
+    assert back["global_step"] == 7
+    assert torch.equal(back["model"]["weight"], payload(7)["model"]["weight"])
+
+
+def test_a_checkpoint_can_be_read_by_those_who_can_read_the_run(tmp_path):
+    """A temporary file's private mode (0600) stayed on every checkpoint, so colleagues could not test it."""
+    umask = os.umask(0o022)
+    try:
+        checkpoints.save(payload(), tmp_path / "checkpoint")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "checkpoint").stat().st_mode) == 0o644
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
+    """Writing in place would destroy the best weights when the disk is full."""
+    path = tmp_path / "checkpoint"
+    checkpoints.save(payload(1), path)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(payload(2, rest=[torch.zeros(10), Unwritable()]), path)
+    assert files(tmp_path) == ["checkpoint"]
+    assert checkpoints.load(path)["global_step"] == 1
+
+
+def test_a_writer_killed_in_the_middle_leaves_the_old_checkpoint(tmp_path):
+    """SIGKILL runs no cleanup: only the rename at the very end may touch the name."""
+    path = tmp_path / "checkpoint"
+    checkpoints.save(payload(1), path)
+    writer = textwrap.dedent(
+        f"""
+        import os, signal
+        from pathlib import Path
+        from utils.training import checkpoint
+
+        class Killer:
+            def __reduce__(self):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint.save({{"global_step": 2, "model": Killer()}}, Path({str(path)!r}))
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", writer], cwd=PROJECT_ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert checkpoints.load(path)["global_step"] == 1
+    assert checkpoints.newest_in(tmp_path) == path
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
+def test_a_cut_off_file_is_named(tmp_path, share):
+    """A half-copied checkpoint must not end in a traceback from inside torch."""
+    path = tmp_path / "checkpoint"
+    checkpoints.save(payload(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match=str(path)):
+        checkpoints.load(path)
+
+
+def test_an_altered_file_is_named_wherever_it_was_altered(tmp_path):
+    """One flipped byte of a weight would go unnoticed into every forecast; one of the structure may
+    raise any exception at all."""
+    path = tmp_path / "checkpoint"
+    checkpoints.save(payload(), path)
+    content = path.read_bytes()
+    whole = payload()["model"]["weight"]
+    silent = []
+    for position in np.random.default_rng(0).integers(0, len(content), 150):
+        altered = bytearray(content)
+        altered[position] ^= 0xFF
+        path.write_bytes(bytes(altered))
+        try:
+            back = checkpoints.load(path)
+        except CheckpointError as error:
+            assert str(path) in str(error)
+        else:
+            # padding and zip fields that no reader looks at may differ; the content may not
+            same = torch.equal(back["model"]["weight"], whole) and back["global_step"] == 1
+            silent += [] if same else [int(position)]
+    assert not silent
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x04", b"PK\x03\x04" + b"\0" * 100, bytes(1000)])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
+    (tmp_path / "checkpoint").write_bytes(content)
+    with pytest.raises(CheckpointError, match="does not load"):
+        checkpoints.load(tmp_path / "checkpoint")
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, monkeypatch):
+    """A pickle from a stranger runs what it likes, unless it is loaded with weights_only."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(payload(evil=Code()), tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match="tensors and plain values"):
+        checkpoints.load(tmp_path / "checkpoint")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, [1, 2], torch.zeros(3)])
+def test_a_file_without_a_runs_keys_is_told_from_a_broken_one(tmp_path, content):
+    torch.save(content, tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match="optimizer, scheduler"):
+        checkpoints.load(tmp_path / "checkpoint")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="found none"):
+        checkpoints.load(tmp_path / "checkpoint")
+
+
+def test_pruning_keeps_the_newest_by_step_not_by_name(tmp_path):
+    """As text, step 1000 comes before step 900."""
+    for step in (900, 1000, 1100):
+        checkpoints.save_step(payload(step), tmp_path, step=step, keep=2)
+    assert files(tmp_path) == ["checkpoint_step_1000", "checkpoint_step_1100"]
+    assert [p.parent.name for p in checkpoints.step_checkpoints(tmp_path)] == files(tmp_path)[:2]
+
+
+def test_keep_zero_keeps_all(tmp_path):
+    for step in range(1, 6):
+        checkpoints.save_step(payload(step), tmp_path, step=step, keep=0)
+    assert len(checkpoints.step_checkpoints(tmp_path)) == 5
+
+
+def test_pruning_removes_nothing_that_it_did_not_write(tmp_path):
+    """The original deletes whole folders: notes, the best weights and all."""
+    checkpoints.save(payload(1), tmp_path / checkpoints.BEST)
+    for name in ("checkpoint_step_best", "checkpoint_step_5_mine", "my_checkpoint_step_3", "notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / checkpoints.STEP_FILE).write_text("mine")
+    checkpoints.save_step(payload(10), tmp_path, step=10, keep=1)
+    (tmp_path / "checkpoint_step_10" / "notes.txt").write_text("mine")
+    checkpoints.save_step(payload(20), tmp_path, step=20, keep=1)
+    checkpoints.save_step(payload(30), tmp_path, step=30, keep=1)
+    assert files(tmp_path) == [
+        "checkpoint",
+        "checkpoint_step_10",
+        "checkpoint_step_30",
+        "checkpoint_step_5_mine",
+        "checkpoint_step_best",
+        "my_checkpoint_step_3",
+        "notes",
+    ]
+    assert files(tmp_path / "checkpoint_step_10") == ["notes.txt"]
+
+
+def test_a_path_may_be_a_file_a_step_folder_or_a_run_folder(tmp_path):
+    first = checkpoints.save_step(payload(10), tmp_path, step=10, keep=0)
+    second = checkpoints.save_step(payload(20), tmp_path, step=20, keep=0)
+    assert checkpoints.locate(str(first)) == first
+    assert checkpoints.locate(str(first.parent)) == first
+    assert checkpoints.locate(str(tmp_path)) == second
+    with pytest.raises(CheckpointError, match="--resume_from_checkpoint"):
+        checkpoints.locate(str(tmp_path / "elsewhere"))
+
+
+def test_the_newest_is_the_furthest_on_that_is_whole(tmp_path):
+    """A cut-off newest file must not hide the whole one before it."""
+    assert checkpoints.newest_in(tmp_path) is None
+    steps = [checkpoints.save_step(payload(n), tmp_path, step=n, keep=0) for n in (10, 20)]
+    best = tmp_path / checkpoints.BEST
+    checkpoints.save(payload(15), best)
+    assert checkpoints.newest_in(tmp_path) == steps[1]
+    steps[1].write_bytes(steps[1].read_bytes()[:100])
+    assert checkpoints.newest_in(tmp_path) == best
+    checkpoints.save(payload(25), best)
+    assert checkpoints.newest_in(tmp_path) == best
+
+
+def draws() -> list[Any]:
+    return [random.random(), random.gauss(0, 1), np.random.normal(size=3).tolist(), torch.randn(3).tolist()]
+
+
+def test_the_random_state_survives_a_file(tmp_path):
+    """Dropout after a resume must draw what it would have drawn. An odd number of gaussian draws
+    leaves one in store, which is part of the state."""
+    before = checkpoints.random_state()
+    try:
+        random.gauss(0, 1)
+        np.random.normal(size=1)
+        checkpoints.save(payload(rng_state=checkpoints.random_state()), tmp_path / "checkpoint")
+        expected = draws()
+        draws()
+        checkpoints.restore_random_state(checkpoints.load(tmp_path / "checkpoint")["rng_state"])
+        assert draws() == expected
+    finally:
+        checkpoints.restore_random_state(before)
+
+
+def test_differences_name_each_setting_old_and_new():
+    old, new = Config().flat(), Config().replace(d_model=32, seed=1, num_workers=4).flat()
+    old["a_setting_of_old"] = 3
+    found = checkpoints.differences(old, new, free=frozenset({"num_workers"}))
+    assert found == [
+        "--a_setting_of_old: the checkpoint has 3, this run None",
+        "--d_model: the checkpoint has 64, this run 32",
+        "--seed: the checkpoint has 2021, this run 1",
+    ]
+
+
+def test_a_run_writes_the_documented_payload(start_run):
+    """Section 7.2 of the document: other tools read these keys, with weights_only and without."""
+    result = start_run(max_steps=2, save_steps=1, save_total_limit=0, use_tapr=True, use_gram=True)
+    paths = [result.run_dir / checkpoints.BEST, *checkpoints.step_checkpoints(result.run_dir)]
+    assert len(paths) == 3
+    for path in paths:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        documented = (
+            "model optimizer scheduler epoch global_step best_score val_loss_min counter "
+            "rng_state sampler_state scaler".split()
+        )
+        ours = "format_version progress config llm data".split()
+        assert set(content) == {*documented, *ours}
+        assert content["best_score"] == -content["val_loss_min"]
+        assert not [name for name in content["model"] if "llm_model" in name]
+        assert any("memory" in name for name in content["model"])
+        assert content["data"]["columns"] == ["a", "OT"] and content["data"]["mean"].shape == (2,)
+        assert len(content["llm"]["content_hash"]) == 64
+    torch.load(paths[0], weights_only=False)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from utils.config import TrainingConfig
+from utils.training.optim import build_optimizer, build_schedule, rate_factor, trained_parameters
+
+TOTAL = 20
+
+
+def rates_used(config: TrainingConfig, total: int = TOTAL) -> list[float]:
+    """The rate of each optimizer step, as the optimizer sees it."""
+    optimizer = build_optimizer(nn.Linear(2, 1), config)
+    schedule = build_schedule(optimizer, config, total_steps=total)
+    used = []
+    for _ in range(total):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return used
+
+
+@pytest.mark.parametrize("warm", [0, 1, 5])
+@pytest.mark.parametrize("lradj", ["COS", "constant"])
+def test_the_rate_follows_its_formula_at_every_step(lradj, warm):
+    """The original's cosine stepped once per process, so two processes halved its length."""
+    used = rates_used(TrainingConfig(lradj=lradj, lr_warmup_steps=warm, learning_rate=0.1))
+    expected = [
+        0.1 * (step + 1) / warm
+        if step < warm
+        else 0.1
+        if lradj == "constant"
+        else 0.1 * (1 + math.cos(math.pi * (step - warm) / (TOTAL - warm))) / 2
+        for step in range(TOTAL)
+    ]
+    assert used == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("warm", [0, 4])
+@pytest.mark.parametrize("lradj", ["COS", "constant"])
+def test_the_rate_given_is_the_peak_rate_used(lradj, warm):
+    """The original's schedule began at a 25th of --learning_rate, and some runs never reached it."""
+    used = rates_used(TrainingConfig(lradj=lradj, lr_warmup_steps=warm, learning_rate=0.0005))
+    assert max(used) == 0.0005 and min(used) > 0
+
+
+def test_the_cosine_ends_at_zero_and_stays_there():
+    factor = rate_factor(TrainingConfig(), TOTAL)
+    assert factor(TOTAL - 1) > 0
+    assert factor(TOTAL) == pytest.approx(0, abs=1e-15) and factor(TOTAL + 5) == pytest.approx(0, abs=1e-15)
+
+
+def test_a_warm_up_longer_than_the_run_is_a_warm_up_alone():
+    """Division by zero or a negative cosine otherwise."""
+    used = rates_used(TrainingConfig(lr_warmup_steps=100, learning_rate=1.0))
+    assert used == pytest.approx([(step + 1) / 100 for step in range(TOTAL)])
+    assert rate_factor(TrainingConfig(), 0)(0) == 1.0
+
+
+def test_the_optimizer_holds_the_trained_parameters_alone():
+    """Moments of a frozen LLM would take twice its memory."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    model[0].requires_grad_(False)
+    held = [p for group in build_optimizer(model, TrainingConfig()).param_groups for p in group["params"]]
+    assert held == trained_parameters(model) == list(model[1].parameters())
+
+
+def train(optimizer_of: Any, steps: int = 10) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    x = torch.randn(16, 4)
+    optimizer = optimizer_of(model)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(x) - x.sum(dim=1, keepdim=True)).square().mean().backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_fused_adam_equals_torchs_plain_reference(decay):
+    """Without weight decay it is Adam, as published; with it the decay is decoupled."""
+    config = TrainingConfig(learning_rate=0.01, weight_decay=decay)
+
+    def reference(model: nn.Module) -> torch.optim.Optimizer:
+        plain: dict[str, Any] = {"lr": 0.01, "fused": False, "foreach": False}
+        if decay:
+            return torch.optim.AdamW(model.parameters(), weight_decay=decay, **plain)
+        return torch.optim.Adam(model.parameters(), **plain)
+
+    ours, theirs = train(lambda model: build_optimizer(model, config)), train(reference)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_runs_optimizer_has_no_llm_parameter_and_the_given_rate_first(start_run):
+    """Read back from a real run: the first step at --learning_rate, moments of trained parts alone."""
+    result = start_run(max_steps=2, learning_rate=0.004, save_steps=2)
+    content = torch.load(result.run_dir / "checkpoint_step_2" / "checkpoint.pt", weights_only=True)
+    trained = [name for name in content["model"] if content["model"][name].is_floating_point()]
+    assert len(content["optimizer"]["state"]) == len(trained)
+    assert content["optimizer"]["param_groups"][0]["initial_lr"] == 0.004

@@ -1,0 +1,204 @@
+"""Training on two real processes (gloo, on the CPU), against the same run on one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from utils.paths import PROJECT_ROOT
+
+pytestmark = pytest.mark.slow
+
+WORKER = """
+import json, sys
+import torch
+import torch.distributed
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from data_provider.data_factory import build_data, evaluation_loader, training_loader
+from models import MODELS
+from utils.config import Config
+from utils.training.experiment import Builders, run
+
+torch.set_num_threads(1)
+out, runs, folders = sys.argv[1], json.loads(sys.argv[2]), {}
+for name, settings in runs.items():
+    if "resume_from_checkpoint" in settings:
+        settings["resume_from_checkpoint"] = settings["resume_from_checkpoint"].format(**folders)
+    built = []
+
+    def model(config):
+        built.append(MODELS["TimeLLM_Enhanced"](config))
+        return built[-1]
+
+    orders = []
+
+    def spied_loader(bundle, config, *, num_processes):
+        loader = training_loader(bundle, config, num_processes=num_processes)
+        item = type(bundle.train).__getitem__
+
+        class Spied(type(bundle.train)):
+            def __getitem__(self, index):
+                orders.append(index)
+                return item(self, index)
+
+        bundle.train.__class__ = Spied
+        return loader
+
+    result = run(
+        Config.from_flat(settings),
+        Builders("TimeLLM_Enhanced", model, build_data, spied_loader, evaluation_loader),
+    )
+    folders[name] = result.run_dir
+    state = PartialState()
+    torch.save(
+        {
+            "processes": state.num_processes,
+            "backend": torch.distributed.get_backend(),
+            "model": dict(built[0].state_dict()),
+            "results": json.dumps(result.results),
+            "folder": str(result.run_dir),
+            "order": orders,
+        },
+        f"{out}/{name}.{state.process_index}",
+    )
+    torch.distributed.barrier()
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+"""
+MODULES = {
+    "baseline": {},
+    "tapr": {"use_tapr": True},
+    "gram": {"use_gram": True},
+    "both": {"use_tapr": True, "use_gram": True},
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def two_processes(folder: Path, runs: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """What each process found in each of these runs."""
+    script = folder / "worker.py"
+    script.write_text(WORKER)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
+            *("--master_addr", "127.0.0.1", "--master_port", str(free_port())),
+            *(str(script), str(folder), json.dumps(runs)),
+        ],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: [torch.load(folder / f"{name}.{rank}") for rank in range(2)] for name in runs}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, write_series, tiny_gpt2) -> dict[str, list[dict[str, Any]]]:
+    """All runs in one launch: starting two processes costs more than the runs.
+
+    91 rows: 24 training windows, 3 for validation (one batch: the second process gets none) and 11
+    for the test (three batches of 4, the last of 3).
+    """
+    folder = tmp_path_factory.mktemp("processes")
+    series = write_series(folder / "short.csv", 91)
+    common = {
+        "data": "custom",
+        "root_path": str(series.parent),
+        "data_path": series.name,
+        "seq_len": 32,
+        "label_len": 0,
+        "pred_len": 8,
+        "llm_model_path": str(tiny_gpt2),
+        "llm_layers": 1,
+        "d_model": 16,
+        "d_ff": 16,
+        "n_heads": 2,
+        "num_tokens": 20,
+        "d_repr": 16,
+        "memory_size": 20,
+        "batch_size": 4,
+        "eval_batch_size": 4,
+        "train_epochs": 2,
+        "aux_warmup_steps": 4,
+        "log_steps": 1,
+        "save_steps": 0,
+        "dropout": 0.0,
+        "cpu": True,
+        "checkpoints": str(folder / "checkpoints"),
+    }
+    runs = {name: {**common, **switches} for name, switches in MODULES.items()}
+    saved = {**common, "dropout": 0.2, "use_gram": True, "save_steps": 1, "save_total_limit": 0, "seed": 3}
+    runs["whole"] = saved
+    runs["tested"] = {**common, "is_training": 0}
+    # in mid-epoch of the second epoch, in the same folder: steps 5 and 6 are taken again
+    runs["resumed"] = {**saved, "resume_from_checkpoint": "{whole}/checkpoint_step_4/checkpoint.pt"}
+    return {**two_processes(folder, runs), "_": [common]}
+
+
+@pytest.mark.parametrize("name", [*MODULES, "whole", "resumed"])
+def test_two_processes_end_with_the_same_weights_and_memory(found, name):
+    """find_unused_parameters=False holds for every switch (a parameter without a gradient would stop
+    DDP), and the memory with its keys is the same everywhere without broadcasting buffers."""
+    one, two = found[name]
+    assert one["processes"] == two["processes"] == 2 and one["backend"] == "gloo"
+    assert one["model"].keys() == two["model"].keys()
+    assert all(torch.equal(tensor, two["model"][key]) for key, tensor in one["model"].items())
+    if "gram" in one["model"]:
+        assert any("memory" in key for key in one["model"])
+
+
+@pytest.mark.parametrize("name", [*MODULES, "tested"])
+def test_each_window_is_scored_once(found, name):
+    """accelerate's default counted 16 of 11 windows over two processes."""
+    results = [json.loads(process["results"]) for process in found[name]]
+    for entry in ("last", "best") if name != "tested" else ("checkpoint",):
+        assert [r[entry]["test"]["windows"] for r in results] == [11, 11]
+        assert results[0][entry]["test"] == results[1][entry]["test"]
+    assert Path(found[name][0]["folder"]) == Path(found[name][1]["folder"])
+
+
+def test_each_training_window_is_taken_once_an_epoch(found):
+    one, two = (process["order"] for process in found["baseline"])
+    assert len(one) == len(two) == 24
+    for epoch in (slice(0, 12), slice(12, 24)):
+        assert sorted(one[epoch] + two[epoch]) == list(range(24))
+    assert set(one[:12]) != set(one[12:])
+
+
+@pytest.mark.parametrize("name", ["baseline", "tapr"])
+def test_two_processes_train_as_one_with_twice_the_batch(found, start_run, name):
+    """The cosine of the original ran once per process; here steps, rates and gradients are those of one."""
+    settings = {**found["_"][0], **MODULES[name], "batch_size": 8, "model_comment": "one"}
+    result = start_run(**settings)
+    alone = torch.load(result.run_dir / "checkpoint", weights_only=True)
+    assert alone["global_step"] == 6
+    both = json.loads(found[name][0]["results"])
+    assert result.results["last"]["test"]["mse"] == pytest.approx(both["last"]["test"]["mse"], rel=1e-3)
+    for key, tensor in alone["model"].items():
+        if key.endswith("key_projection.bias"):
+            continue  # softmax takes no notice of it: Adam makes steps of its gradient's rounding errors
+        torch.testing.assert_close(tensor, found[name][0]["model"][key], rtol=2e-3, atol=2e-5, msg=key)
+
+
+def test_a_resume_on_two_processes_is_exact_in_the_second_epoch(found):
+    """Through the rest of a sharded loader the epoch did not reach the sampler: the order was the first's."""
+    for whole, resumed in zip(found["whole"], found["resumed"], strict=True):
+        assert resumed["order"] == whole["order"][-len(resumed["order"]) :] and len(resumed["order"]) == 8
+        differing = [k for k, t in whole["model"].items() if not torch.equal(t, resumed["model"][k])]
+        assert not differing

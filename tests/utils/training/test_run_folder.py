@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from utils.config import Config
+from utils.training import checkpoint as checkpoints
+from utils.training import run_folder as folders
+
+
+def fill(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / folders.CONFIG_FILE).write_text("{}")
+    return folder
+
+
+def save_whole(path: Path, step: int) -> None:
+    checkpoints.save({**dict.fromkeys(checkpoints.REQUIRED_KEYS, 0), "global_step": step}, path)
+
+
+def test_a_new_folder_is_never_one_that_holds_a_run(tmp_path):
+    """The family writes a second run over the first."""
+    assert folders.new_folder(tmp_path / "none", "run") == tmp_path / "none" / "run"
+    fill(tmp_path / "run")
+    assert folders.new_folder(tmp_path, "run") == tmp_path / "run_2"
+    fill(tmp_path / "run_2")
+    assert folders.new_folder(tmp_path, "run") == tmp_path / "run_3"
+    (tmp_path / "run_3").mkdir()
+    assert folders.new_folder(tmp_path, "run") == tmp_path / "run_3"
+
+
+@pytest.mark.parametrize("kept", [[2], [3], [1, 3], [2, 3]])
+def test_a_removed_folder_does_not_send_a_new_run_into_an_old_one(tmp_path, kept):
+    """Counting the folders that are left gives a number that is taken."""
+    for number in kept:
+        fill(tmp_path / ("run" if number == 1 else f"run_{number}"))
+    assert folders.new_folder(tmp_path, "run") == tmp_path / f"run_{max(kept) + 1}"
+
+
+def test_folders_are_listed_by_number_and_others_passed_over(tmp_path):
+    """As text, run_10 comes before run_9; run_best and run_2x are a user's own."""
+    for name in ("run", "run_9", "run_10", "run_best", "run_2x", "run_0", "run_1", "other", "run_01"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run_11").write_text("a file")
+    assert [f.name for f in folders.numbered_folders(tmp_path, "run")] == ["run", "run_9", "run_10"]
+
+
+def test_a_comment_with_a_slash_makes_a_folder_within(tmp_path):
+    fill(tmp_path / "study" / "run")
+    assert folders.new_folder(tmp_path, "study/run") == tmp_path / "study" / "run_2"
+
+
+def test_the_newest_folder_with_a_whole_checkpoint_is_resumed(tmp_path):
+    """A run that died before its first checkpoint must not hide the one before."""
+    assert folders.find_resumable(tmp_path, "run") is None
+    save_whole(tmp_path / "run" / "checkpoint", 50)
+    save_whole(tmp_path / "run_2" / "checkpoint_step_10" / "checkpoint.pt", 10)
+    fill(tmp_path / "run_3")
+    assert (
+        folders.find_resumable(tmp_path, "run") == tmp_path / "run_2" / "checkpoint_step_10" / "checkpoint.pt"
+    )
+
+
+def test_a_finished_run_is_one_with_results(tmp_path):
+    for name in ("run", "run_2", "run_3"):
+        fill(tmp_path / name)
+    assert folders.find_finished(tmp_path, "run") is None
+    for name in ("run", "run_2"):
+        (tmp_path / name / folders.RESULTS_FILE).write_text("{}")
+    assert folders.find_finished(tmp_path, "run") == tmp_path / "run_2"
+
+
+def test_a_checkpoint_knows_its_run_folder(tmp_path, monkeypatch):
+    """A relative path too: its parent is the working directory."""
+    assert folders.run_folder_of(tmp_path / "checkpoint") == tmp_path
+    assert folders.run_folder_of(tmp_path / "checkpoint_step_3" / "checkpoint.pt") == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert folders.run_folder_of(Path("checkpoint")) == tmp_path
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    """Half a results.json would be read as a result."""
+    path = tmp_path / "results.json"
+    folders.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        folders.write_json(path, {"a": object()})
+    assert folders.read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_run_is_described_by_its_resolved_settings(tmp_path):
+    config = Config.from_flat({"d_model": 32})
+    folders.describe_run(tmp_path / "run", config, {"python": "3"})
+    assert Config.from_flat(folders.read_json(tmp_path / "run" / "config.json")) == config
+    assert folders.read_json(tmp_path / "run" / "environment.json") == {"python": "3"}
