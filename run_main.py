@@ -10,8 +10,9 @@ from models import MODELS
 from utils.cli import parse_config
 from utils.config import Config
 from utils.training import experiment
+from utils.training.trainer import NonFiniteLossError
 
-USER_ERRORS = (ValueError, OSError)
+USER_ERRORS = (ValueError, OSError, NonFiniteLossError)
 
 
 def train(config: Config, *, model: str) -> experiment.RunResult:

@@ -8,6 +8,7 @@ Shape legend: B windows, N variables, L lookback, H horizon, S = B * N series, P
 
 from __future__ import annotations
 
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from utils.config import Config
 from utils.trend import MAGNITUDES, trend_measure
 from utils.types import ForecastState, RetrievalRecord, TrendRecord, WindowSource
 
+log = getLogger(__name__)
 CALIBRATION_BLOCK = 4096
 """Training rows measured at once."""
 
@@ -158,6 +160,8 @@ class Model(TimeLLM.Model):
         if self.config.gram.use_gram:
             generator = torch.Generator().manual_seed(self.config.training.seed)
             self.gram.retriever.build(source, generator=generator)
+            rows = len(self.gram.retriever.memory_start)
+            log.info("memory: built from %d of %d training rows", rows, source.num_rows)
 
     def refresh(self, source: WindowSource) -> None:
         """Encode the memory's keys anew, where encoders that learn made them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse with files of arguments: ``@file``, one or more per line, # begins a comment."""
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        return arg_line.split("#", 1)[0].split()
+        return shlex.split(arg_line, comments=True)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n(see {self.prog} --help)\n")

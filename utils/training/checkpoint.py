@@ -13,12 +13,14 @@ import re
 import shutil
 import zipfile
 from collections.abc import Mapping
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+log = getLogger(__name__)
 FORMAT_VERSION = 1
 BEST = "checkpoint"
 STEP_FOLDER = "checkpoint_step_{step}"
@@ -73,11 +75,16 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def save_step(payload: Mapping[str, Any], run_dir: Path, *, step: int, keep: int) -> Path:
-    """Save a step checkpoint, then remove all but the newest ``keep`` (0 keeps all)."""
+    """Save a step checkpoint, then remove all but the newest ``keep`` up to this step (0 keeps all).
+
+    Those of later steps, which an earlier attempt left behind where a run resumed from before them,
+    are not touched.
+    """
     path = run_dir / STEP_FOLDER.format(step=step) / STEP_FILE
     save(payload, path)
     if keep:
-        for old in step_checkpoints(run_dir)[:-keep]:
+        up_to_here = step_checkpoints(run_dir)
+        for old in up_to_here[: up_to_here.index(path) + 1][:-keep]:
             old.unlink()
             if not any(old.parent.iterdir()):
                 shutil.rmtree(old.parent)
@@ -114,16 +121,22 @@ def locate(where: str, *, flag: str = "--resume_from_checkpoint") -> Path:
 
 
 def newest_in(run_dir: Path) -> Path | None:
-    """The whole checkpoint of a run folder that is furthest on, or None."""
+    """The whole checkpoint of a run folder that was written last, or None.
+
+    Last by time, not by step: a run that resumed from before an older attempt's last step goes on
+    from its own.
+    """
     best = run_dir / BEST
-    candidates = [*step_checkpoints(run_dir), *([best] if best.is_file() else [])]
-    reached: list[tuple[int, int, Path]] = []
-    for order, path in enumerate(candidates):
+    candidates = [*([best] if best.is_file() else []), *step_checkpoints(run_dir)]
+    in_order = sorted(enumerate(candidates), key=lambda item: (item[1].stat().st_mtime_ns, item[0]))
+    for _, path in reversed(in_order):
         try:
-            reached.append((int(load(path)["global_step"]), order, path))
-        except CheckpointError:
+            load(path)
+        except CheckpointError as error:
+            log.warning("passed over: %s", error)
             continue
-    return max(reached)[2] if reached else None
+        return path
+    return None
 
 
 def random_state() -> dict[str, Any]:

@@ -6,6 +6,7 @@ The entry points hand in how to build the data and the model; this module knows 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,7 +106,8 @@ def run(config: Config, builders: Builders) -> RunResult:
     data_seconds = time.perf_counter() - began
     set_seed(config.training.seed)
     if config.training.deterministic:
-        torch.use_deterministic_algorithms(True)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    torch.use_deterministic_algorithms(config.training.deterministic)
     with accelerator.main_process_first():
         model = builders.model(config)
     name = asked.run_name(model=builders.model_name, llm_name=model.llm_identity.name)
@@ -168,6 +170,8 @@ def _prepare_model(this: _Run, payload: dict[str, Any] | None) -> None:
                     this.plain.rebuild_memory(this.data.source)
             this.plain.refresh(this.data.source)
     _check_same_everywhere(this)
+    if this.accelerator.process_index:  # equal weights so far; from here on each drops out its own units
+        torch.manual_seed(this.config.training.seed + this.accelerator.process_index)
     this.model = this.accelerator.prepare_model(this.plain)
 
 
@@ -427,6 +431,9 @@ def _checkpoint_to_resume(config: Config, name: str) -> Path | None:
         where = "auto"
     if where is None:
         return None
+    best = Path(where) / checkpoints.BEST
+    if not config.run.is_training and best.is_file():
+        return best  # a run's folder: what it is judged by
     if where != "auto":
         return checkpoints.locate(where)
     if config.run.is_training:

@@ -111,11 +111,21 @@ class ScoreSums:
         return scores
 
 
-def trend_text(scores: dict[str, float]) -> str:
-    """Direction and magnitude accuracy beside the majority class and the forecast's own class."""
-    return "".join(
+def module_text(scores: dict[str, float]) -> str:
+    """What the modules did, for a line of the log.
+
+    TAPR: direction and magnitude accuracy beside the majority class and the forecast's own class.
+    GRA-M: the gate's mean and deviation, and the share of series for which anything was found.
+    """
+    parts = [
         f" | {level.title()[:3]} Acc: {scores[f'{level}_accuracy']:.1%}"
         f" (majority {scores[f'{level}_majority']:.1%}, forecast {scores[f'{level}_of_forecast']:.1%})"
         for level in _LEVELS
         if f"{level}_accuracy" in scores
-    )
+    ]
+    if "gate_mean" in scores:
+        parts.append(
+            f" | Gate: {scores['gate_mean']:.2f} +- {scores['gate_std']:.2f}"
+            f" (matched {scores['matched_share']:.0%})"
+        )
+    return "".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
@@ -18,14 +19,14 @@ from tqdm import tqdm
 
 from utils.config import TrainingConfig
 from utils.log import MetricsFile
-from utils.training.metrics import ScoreSums, trend_text
+from utils.training.metrics import ScoreSums, module_text
 from utils.training.objective import Loss, Objective
 from utils.trend import TrendLabel
 from utils.types import Batch, ForecastState
 
 log = getLogger(__name__)
 TIMED_STEPS = 3
-"""Optimizer steps timed for the first estimate; the very first is left out of it."""
+"""Optimizer steps timed for the first estimate, after a first one that warms up."""
 
 
 LONG_RUN = 1800
@@ -122,10 +123,11 @@ class Trainer:
             for loss in self._steps(train_loader):
                 bar.update()
                 self._report(loss, clock)
-                if self._validation_due(train_loader):
-                    self._validate(validation_loader, hooks)
-                if self.save_steps and self.progress.global_step % self.save_steps == 0:
-                    hooks.save_step()
+                with clock.paused():
+                    if self._validation_due(train_loader):
+                        self._validate(validation_loader, hooks)
+                    if self.save_steps and self.progress.global_step % self.save_steps == 0:
+                        hooks.save_step()
                 if self._out_of_patience():
                     log.info("Early stopping: no improvement in %d validations", self.config.patience)
                     break
@@ -182,6 +184,7 @@ class Trainer:
         self.model.eval()
         sums = ScoreSums(self.accelerator.device, trend_label=self.trend_label)
         hidden = None if self.accelerator.is_main_process else True
+        log.info("%s: %d windows in %d batches", name, len(loader.dataset), len(loader))  # type: ignore[arg-type]
         for batch in tqdm(loader, desc=name, unit="batch", leave=False, disable=hidden):
             sums.add(self._forward(self.plain_model, batch), batch)
         self.model.train(was_training)
@@ -243,7 +246,7 @@ class Trainer:
             self._mean("auxiliary"),
             scores["mse"],
             tested,
-            trend_text(scores),
+            module_text(scores),
         )
         if progress.counter:
             log.info("EarlyStopping counter: %d out of %d", progress.counter, self.config.patience)
@@ -297,7 +300,7 @@ class Trainer:
         """The first estimate of the time, then a line and a record every ``log_steps``."""
         step = self.progress.global_step
         seconds = clock.seconds_per_step(step)
-        if step - clock.first_step == TIMED_STEPS:
+        if step - clock.first_step == TIMED_STEPS + 1:
             self._announce((self.total_steps - step) * seconds, seconds)
         if step % self.log_steps or not self.accelerator.is_main_process:
             return
@@ -326,7 +329,7 @@ class Trainer:
 
 
 class _Clock:
-    """Seconds per optimizer step, the first one (which also warms up) left out."""
+    """Seconds per optimizer step, the first one (which also warms up) and all pauses left out."""
 
     def __init__(self, first_step: int) -> None:
         self.first_step = first_step
@@ -339,6 +342,13 @@ class _Clock:
             self._began = now
             return math.nan
         return (now - self._began) / (step - self.first_step - 1)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not counted."""
+        paused_at = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - paused_at
 
 
 def clock_text(seconds: float) -> str:

@@ -203,17 +203,24 @@ def test_a_path_may_be_a_file_a_step_folder_or_a_run_folder(tmp_path):
         checkpoints.locate(str(tmp_path / "elsewhere"))
 
 
-def test_the_newest_is_the_furthest_on_that_is_whole(tmp_path):
+def test_the_newest_is_the_last_written_that_is_whole(tmp_path):
     """A cut-off newest file must not hide the whole one before it."""
     assert checkpoints.newest_in(tmp_path) is None
-    steps = [checkpoints.save_step(payload(n), tmp_path, step=n, keep=0) for n in (10, 20)]
+    checkpoints.save_step(payload(10), tmp_path, step=10, keep=0)
     best = tmp_path / checkpoints.BEST
     checkpoints.save(payload(15), best)
-    assert checkpoints.newest_in(tmp_path) == steps[1]
-    steps[1].write_bytes(steps[1].read_bytes()[:100])
+    last = checkpoints.save_step(payload(20), tmp_path, step=20, keep=0)
+    assert checkpoints.newest_in(tmp_path) == last
+    last.write_bytes(last.read_bytes()[:100])
     assert checkpoints.newest_in(tmp_path) == best
-    checkpoints.save(payload(25), best)
-    assert checkpoints.newest_in(tmp_path) == best
+
+
+def test_a_run_resumed_from_before_an_older_attempts_end_goes_on_from_its_own(tmp_path):
+    """The older attempt's later steps counted as newest, and the file just saved was pruned."""
+    old = [checkpoints.save_step(payload(n), tmp_path, step=n, keep=0) for n in (10, 20, 30)]
+    own = checkpoints.save_step(payload(15), tmp_path, step=15, keep=1)
+    assert checkpoints.newest_in(tmp_path) == own
+    assert checkpoints.step_checkpoints(tmp_path) == [own, old[1], old[2]]
 
 
 def draws() -> list[Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils.training.metrics import ScoreSums, trend_text
+from utils.training.metrics import ScoreSums, module_text
 from utils.trend import TrendLabel
 from utils.types import Batch, ForecastState, RetrievalRecord, TrendRecord
 
@@ -134,7 +134,7 @@ def test_accuracies_stand_beside_majority_and_the_forecasts_own_class(label: Tre
         assert scores[f"{level}_accuracy"] == pytest.approx(correct)
         assert scores[f"{level}_of_forecast"] == pytest.approx(forecast)
         assert scores[f"{level}_majority"] == pytest.approx(np.bincount(truth[i]).max() / (50 * N))
-    line = trend_text(scores)
+    line = module_text(scores)
     assert f"Dir Acc: {scores['direction_accuracy']:.1%} (majority {scores['direction_majority']:.1%}" in line
     assert "Mag Acc:" in line
 
@@ -181,4 +181,4 @@ def test_empty_split_is_an_error() -> None:
 def test_nothing_is_said_of_trends_where_there_are_none() -> None:
     """The baseline's line has no accuracies."""
     y: Any = draw(2, H, N)
-    assert trend_text(scores_of((ForecastState(y, None, None), batch_of(y)))) == ""
+    assert module_text(scores_of((ForecastState(y, None, None), batch_of(y)))) == ""

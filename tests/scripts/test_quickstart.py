@@ -1,0 +1,93 @@
+"""The quick start: reuse, resume, fallback and verdict."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from utils.cli import parse_config
+from utils.paths import PROJECT_ROOT
+from utils.training import checkpoint
+
+QUICK = ["--data", "synthetic", "--seq_len", "96", "--pred_len", "24"]
+
+
+@pytest.fixture
+def quickstart():
+    """The quick start as a module."""
+    from scripts import quickstart
+
+    return quickstart
+
+
+def finished_run(quickstart, folder, *, mse, mae):
+    """The folder of a finished quick-start run with these test scores."""
+    flags = [*quickstart.FLAGS, *QUICK, "--checkpoints", str(folder)]
+    run_dir = folder / parse_config(flags).run_name(model="TimeLLM_Enhanced", llm_name="SMOLLM2")
+    run_dir.mkdir(parents=True)
+    results = {
+        "data": "synthetic",
+        "llm": {"name": "SMOLLM2", "note": "weights are 4-bit, de-quantised"},
+        "best": {"test": {"mse": mse, "mae": mae}, "step": 2},
+        "forecasts": "forecasts.npz",
+    }
+    (run_dir / "results.json").write_text(json.dumps(results))
+    random = np.random.default_rng(0)
+    np.savez(
+        run_dir / "forecasts.npz",
+        x=random.normal(size=(4, 96, 3)),
+        y=random.normal(size=(4, 24, 3)),
+        prediction=random.normal(size=(4, 24, 3)),
+        start=np.arange(4),
+        columns=np.array(["a", "b", "OT"]),
+    )
+    return run_dir
+
+
+@pytest.mark.parametrize("mse, status", [(1e-6, 0), (1e6, 1), (float("nan"), 1)])
+def test_a_finished_run_is_reused_reported_and_judged(quickstart, mse, status, tmp_path, capsys, monkeypatch):
+    """A forecast no better than a naive one, or NaN, must not end as a success."""
+    monkeypatch.setattr(quickstart.run_main_enhanced, "main", lambda flags: pytest.fail("trained again"))
+    run_dir = finished_run(quickstart, tmp_path, mse=mse, mae=1e-6)
+    assert quickstart.main([*QUICK, "--checkpoints", str(tmp_path)]) == status
+    said = capsys.readouterr()
+    for word in ("Reusing", "seasonal naive (24 h)", "ridge", "4-bit", str(run_dir), "total"):
+        assert word in said.out
+    assert ("persistence is not beaten on MSE" in said.err) == bool(status)
+    assert (run_dir / "forecasts.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unfinished_run_is_resumed(quickstart, tmp_path, monkeypatch):
+    run_dir = finished_run(quickstart, tmp_path, mse=1.0, mae=1.0)
+    (run_dir / "results.json").unlink()
+    checkpoint.save(dict.fromkeys(checkpoint.REQUIRED_KEYS), run_dir / "checkpoint_step_104/checkpoint.pt")
+    flags = [*quickstart.FLAGS, *QUICK, "--checkpoints", str(tmp_path)]
+    asked = []
+
+    def train(words):
+        asked.append(words)
+        return SimpleNamespace(run_dir=run_dir, results={"data": "synthetic"})
+
+    monkeypatch.setattr(quickstart.run_main_enhanced, "main", train)
+    assert quickstart.trained_run(parse_config(flags), flags) == (run_dir, {"data": "synthetic"})
+    assert asked == [[*flags, "--resume_from_checkpoint", "auto"]]
+
+
+def test_without_etth1_the_synthetic_series_is_announced(quickstart, monkeypatch, capsys):
+    def unavailable(name, root_path):
+        raise quickstart.DataUnavailableError(f"no {name} in {root_path}")
+
+    monkeypatch.setattr(quickstart, "ensure_file", unavailable)
+    flags = quickstart.with_data(list(quickstart.FLAGS))
+    assert parse_config(flags).data.data == "synthetic"
+    assert "SYNTHETIC SERIES IS USED INSTEAD" in capsys.readouterr().out
+
+
+def test_the_cpu_preset_is_the_documented_short_run():
+    config = parse_config(["--preset", "cpu"]).flat()
+    assert (config["max_steps"], config["llm_layers"], config["channel_sampling"]) == (208, 2, "single")
+    assert config["cpu"] and config["llm_model"] == "SMOLLM2"
+    assert (PROJECT_ROOT / "scripts/presets/cpu.args").read_text().startswith("#")

@@ -1,0 +1,29 @@
+"""Tables and pictures."""
+
+import subprocess
+import sys
+
+from utils.paths import PROJECT_ROOT
+
+
+def test_drawing_and_tables_leave_no_global_state():
+    """A plotting back end chosen on import would change the figures of whoever imports us."""
+    code = (
+        "import sys, utils.reporting.plots, utils.reporting.report; print('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+def test_tables_are_aligned():
+    from utils.reporting.report import phase_table, score_table
+
+    assert score_table([("this model", 0.3974, 0.41), ("ridge", 12.0, 0.391)]).splitlines() == [
+        "forecast       MSE    MAE",
+        "----------  ------  -----",
+        "this model   0.397  0.410",
+        "ridge       12.000  0.391",
+    ]
+    assert phase_table({"data": 1.25, "training": 10.0}).splitlines()[-1] == "total        11.2"
