@@ -151,7 +151,9 @@ class TrainingConfig:
     eval_batch_size: int | None = setting(None, "windows per evaluation pass (default: batch_size)")
     gradient_accumulation_steps: int = setting(1, "forward passes per optimizer step")
     learning_rate: float = setting(0.0005, "peak learning rate")
-    lradj: Literal["COS", "constant"] = setting("COS", "schedule, in optimizer steps")
+    lradj: Literal["COS", "constant", "type1", "type2", "type3", "PEMS", "TST"] = setting(
+        "COS", "learning-rate schedule, in optimizer steps"
+    )
     lr_warmup_steps: int = setting(0, "optimizer steps of linear warm-up of the learning rate")
     weight_decay: float = setting(0.0, "decoupled weight decay")
     max_grad_norm: float = setting(0.0, "clip the gradient to this norm (0: off)")

@@ -77,7 +77,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_all_mistakes_are_named_at_once(capsys):
     """argparse alone stops at the first one."""
-    words = "--learning_rate fast --lradj type1 --seed 1.5 --percent 200 --dropout 1 --patch_len 600"
+    words = "--learning_rate fast --lradj type9 --seed 1.5 --percent 200 --dropout 1 --patch_len 600"
     said = refused(capsys, *words.split())
     for flag in ("learning_rate", "lradj", "seed", "percent", "dropout", "patch_len"):
         assert f"--{flag}: " in said

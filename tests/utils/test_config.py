@@ -123,7 +123,7 @@ WRONG: dict[str, Any] = {
     "top_k": 2.5,
     "patience": True,
     "use_tapr": 1,
-    "lradj": "type1",
+    "lradj": "type9",
     "llm_layers": None,
     "data": None,
     "memory_size": "some",
@@ -210,7 +210,7 @@ def test_class_attributes_are_read_and_the_familys_others_passed_over():
 
 
 def test_a_bad_attribute_is_refused_as_a_bad_flag_is():
-    FamilyBad = type("FamilyBad", (), {"lradj": "type3", "dropout": 3})
+    FamilyBad = type("FamilyBad", (), {"lradj": "type9", "dropout": 3})
     with pytest.raises(ConfigError) as caught:
         Config.from_namespace(FamilyBad())
     assert [p.split(":")[0] for p in caught.value.problems] == ["--lradj", "--dropout"]

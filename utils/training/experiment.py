@@ -222,7 +222,7 @@ def _trainer(this: _Run, builders: Builders, payload: dict[str, Any] | None) -> 
         steps_per_epoch = -(-len(train) // t.gradient_accumulation_steps)
     total = min(t.max_steps or 10**12, t.train_epochs * steps_per_epoch)
     optimizer = build_optimizer(this.plain, t)
-    scheduler = build_schedule(optimizer, t, total_steps=total)
+    scheduler = build_schedule(optimizer, t, total_steps=total, steps_per_epoch=steps_per_epoch)
     prepared = accelerator.prepare_optimizer(optimizer)
     trainer = Trainer(
         accelerator=accelerator,

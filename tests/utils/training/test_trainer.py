@@ -77,7 +77,7 @@ class Parts:
             accelerator=self.accelerator,
             model=self.accelerator.prepare_model(self.model),
             optimizer=self.accelerator.prepare_optimizer(optimizer),
-            scheduler=build_schedule(optimizer, t, total_steps=total),
+            scheduler=build_schedule(optimizer, t, total_steps=total, steps_per_epoch=total),
             config=t,
             objective=Objective(self.config),
             trend_label="level",
