@@ -1,9 +1,10 @@
-"""Train and test Time-LLM, the baseline: ``python run_main.py --help``."""
+"""Train and test Time-LLM, or a baseline by ``--model``: ``python run_main.py --help``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models import MODELS
@@ -28,18 +29,26 @@ def train(config: Config, *, model: str) -> experiment.RunResult:
 
 
 def main(argv: Sequence[str] | None = None, *, model: str = "TimeLLM") -> experiment.RunResult:
-    """Parse ``argv`` (default: the command line) and run; exits with 2 where a user can mend it."""
+    """Parse ``argv`` (default: the command line) and run; exits with 2 where a user can mend it.
+
+    ``model`` is what the entry point stands for; only the baseline's lets ``--model`` choose another.
+    """
     config = parse_config(argv)
+    if model != "TimeLLM" and config.run.model is not None:
+        _refuse(f"--model: this entry point trains {model}; {config.run.model} is run_main.py's")
     if model == "TimeLLM" and (config.tapr.use_tapr or config.gram.use_gram):
-        print(
-            "--use_tapr, --use_gram: run_main.py is the baseline; use run_main_enhanced.py", file=sys.stderr
-        )
-        sys.exit(2)
+        _refuse("--use_tapr, --use_gram: run_main.py is for baselines; use run_main_enhanced.py")
+    model = config.run.model or model
     try:
         return train(config, model=model)
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"error: {error}")
+
+
+def _refuse(message: str) -> NoReturn:
+    """One message and exit status 2."""
+    print(message, file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

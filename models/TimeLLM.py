@@ -21,9 +21,10 @@ from layers.normalization import InstanceNorm
 from layers.patching import PatchEmbedding
 from layers.prompt import PromptBuilder
 from layers.reprogramming import ReprogrammingLayer
+from models.forecaster import Forecaster
 from utils.config import Config
 from utils.prompt_bank import describe
-from utils.types import ForecastState, InstanceStatistics, WindowSource
+from utils.types import InstanceStatistics
 
 LLM_PREFIX = "llm_model."
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,7 +43,7 @@ class Series(NamedTuple):
     """Of the windows, each [B, 1, N]."""
 
 
-class Model(nn.Module):
+class Model(Forecaster):
     """Windows [B, L, N] to forecasts [B, H, N].
 
     The frozen LLM is always in eval mode, is not part of `state_dict`, and is passed over by
@@ -58,9 +59,8 @@ class Model(nn.Module):
             args: attributes that it lacks take their one default.
             llm: the language model, where the caller has it already; otherwise it is loaded.
         """
-        super().__init__()
-        config = args if isinstance(args, Config) else Config.from_namespace(args)
-        self.config = config
+        super().__init__(args)
+        config = self.config
         if llm is None:
             with torch.random.fork_rng():  # loading must not move what follows
                 llm = load_llm(config.llm, dtype=DTYPES[config.training.mixed_precision])
@@ -109,27 +109,11 @@ class Model(nn.Module):
         self.llm_model.eval()
         return self
 
-    def forward(
-        self,
-        x_enc: Tensor,
-        x_mark_enc: Tensor | None = None,
-        x_dec: Tensor | None = None,
-        x_mark_dec: Tensor | None = None,
-        *,
-        start: Tensor | None = None,
-        series_id: Tensor | None = None,
-        variable: Tensor | None = None,
-        target: Tensor | None = None,
-        return_state: bool = False,
-    ) -> Tensor | ForecastState:
-        """Forecast [B, H, N] of windows ``x_enc`` [B, L, N], both in standardised units.
-
-        The other arguments are the family's and the enhanced model's; this model reads none.
-        """
+    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
+        """Windows [B, L, N] to [B, H, N]; the time marks are not read."""
         series = self.normalise(x_enc)
         states = self.decode([], series, self.embed(series))
-        prediction = self.denormalise(self.output_projection(states), series.statistics)
-        return ForecastState(prediction, None, None) if return_state else prediction
+        return self.denormalise(self.output_projection(states), series.statistics)
 
     # The steps of a forecast, shared with the enhanced model.
 
@@ -176,24 +160,6 @@ class Model(nn.Module):
         n_variables = statistics.mean.shape[-1]
         windows = forecast.unflatten(0, (-1, n_variables)).transpose(1, 2)  # [B, H, N]
         return self.normalize_layers.denormalize(windows.float(), statistics)
-
-    # What a training run asks of a model beside forward; this one needs none of it.
-
-    def fit_statistics(self, source: WindowSource) -> None:
-        """Learn from the training windows what is counted rather than trained."""
-
-    def rebuild_memory(self, source: WindowSource) -> None:
-        """Replace a memory that came with loaded weights."""
-
-    def refresh(self, source: WindowSource) -> None:
-        """Recompute what was derived from weights that have moved since."""
-
-    def batch_statistics(self, state: ForecastState) -> Tensor | None:
-        """Means over this forward pass that `absorb_statistics` wants once per optimizer step."""
-        return None
-
-    def absorb_statistics(self, mean: Tensor) -> None:
-        """Take in the batch statistics, averaged over passes and processes."""
 
     def _word_embeddings(self) -> Tensor:
         """The LLM's input embedding matrix, [V, d_llm], without gradient."""

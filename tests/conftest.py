@@ -130,6 +130,15 @@ def smollm2() -> str:
     return "SMOLLM2"
 
 
+@pytest.fixture(scope="session")
+def etth1_root() -> str:
+    """The folder of the real ETTh1.csv, from the environment variable ETT_ROOT."""
+    root = os.environ.get("ETT_ROOT", "")
+    if not (Path(root) / "ETTh1.csv").is_file():
+        pytest.skip("needs the real ETTh1.csv: set ETT_ROOT to its folder")
+    return root
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none, and say so."""
     if torch.cuda.is_available():

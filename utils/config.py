@@ -173,6 +173,9 @@ class RunConfig:
     """Where a run writes, what it resumes."""
 
     task_name: Literal["long_term_forecast"] = setting("long_term_forecast", "task")
+    model: Literal["TimeLLM", "DLinear", "Linear", "PatchTST"] | None = setting(
+        None, "model of run_main.py: TimeLLM (default), DLinear, Linear, PatchTST"
+    )
     is_training: int = setting(1, "1: train and test; 0: test a checkpoint")
     model_id: str = setting("", "free text in the run's name (default: data and lengths)")
     model_comment: str = setting("run", "last part of the run's folder name")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,15 +10,6 @@ import pandas as pd
 import pytest
 
 WriteCsv = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def etth1_root() -> str:
-    """The folder of the real ETTh1.csv, from the environment variable ETT_ROOT."""
-    root = os.environ.get("ETT_ROOT", "")
-    if not (Path(root) / "ETTh1.csv").is_file():
-        pytest.skip("needs the real ETTh1.csv: set ETT_ROOT to its folder")
-    return root
 
 
 @pytest.fixture

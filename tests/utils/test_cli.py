@@ -16,7 +16,7 @@ FLAGS = """
 --is_training --label_len --label_smoothing --lambda_dir --lambda_hcl --lambda_mag --lambda_ord
 --lambda_retrieval --lambda_trend --learning_rate --llm_dim --llm_layers --llm_model --llm_model_path
 --log_steps --loss --loss_scale --lr_warmup_steps --lradj --max_grad_norm --max_memory_size --max_steps
---memory_size --mixed_precision --model_comment --model_id --n_heads --n_scales --no-build_memory --no-cpu
+--memory_size --mixed_precision --model --model_comment --model_id --n_heads --n_scales --no-build_memory --no-cpu
 --no-deterministic --no-eval_test_each_epoch --no-trust_remote_code --no-use_gram --no-use_tapr
 --num_tokens --num_workers --padding_patch --patch_len --patience --percent --pred_len --preset
 --prompt_digits --resume_counter --resume_from_checkpoint --retrieval_control --retrieval_fusion

@@ -49,7 +49,7 @@ class Builders:
 
     model_name: str
     model: Callable[[Config], Any]
-    """Configuration to model; what it must offer beside forward, `models.TimeLLM.Model` shows."""
+    """Configuration to model; what it must offer, `models.forecaster.Forecaster` shows."""
     data: Callable[[Config], DataBundle]
     training_loader: Callable[..., DataLoader[Batch]]
     """(bundle, config, num_processes=) to the training loader."""
@@ -110,10 +110,11 @@ def run(config: Config, builders: Builders) -> RunResult:
     torch.use_deterministic_algorithms(config.training.deterministic)
     with accelerator.main_process_first():
         model = builders.model(config)
-    name = asked.run_name(model=builders.model_name, llm_name=model.llm_identity.name)
+    identity = model.llm_identity
+    name = asked.run_name(model=builders.model_name, llm_name=identity.name if identity else "none")
     resume = _checkpoint_to_resume(config, name)
     payload = checkpoints.load(resume) if resume else None
-    llm = asdict(model.llm_identity)
+    llm = asdict(identity) if identity else {}
     if payload is not None:
         _refuse_other_run(payload, config, llm, data, resume)
     folder = _folder(config, name, resume, accelerator)
@@ -462,9 +463,9 @@ def _refuse_other_run(
     """Resuming with other settings, another LLM or other data is an error that lists each difference."""
     found = checkpoints.differences(payload["config"], config.flat(), free=frozenset(MAY_CHANGE_ON_RESUME))
     found += [
-        f"LLM {name}: the checkpoint has {payload['llm'].get(name)!r}, this run {llm[name]!r}"
+        f"LLM {name}: the checkpoint has {payload['llm'].get(name)!r}, this run {llm.get(name)!r}"
         for name in ("architecture", "layers", "hidden_size", "content_hash")
-        if payload["llm"].get(name) != llm[name]
+        if payload["llm"].get(name) != llm.get(name)
     ]
     if payload["data"]["content_hash"] != data.content_hash:
         found.append(f"data: the checkpoint saw {payload['data']['name']} with another content hash")
@@ -473,6 +474,8 @@ def _refuse_other_run(
 
 
 def _llm_text(llm: dict[str, Any]) -> str:
+    if not llm:
+        return "none"
     note = f" ({llm['note']})" if llm["note"] else ""
     size = f"{llm['layers']} layers, hidden size {llm['hidden_size']}"
     return f"{llm['name']}, {llm['architecture']}, {size}{note}"

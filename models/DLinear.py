@@ -1,0 +1,40 @@
+"""DLinear: one linear map for the trend and one for the rest, shared by all variables.
+
+Source: Zeng et al., "Are Transformers Effective for Time Series Forecasting?", AAAI 2023.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layers.decomposition import SeriesDecomposition
+from models.forecaster import Forecaster
+from utils.config import Config
+
+TREND_KERNEL = 25
+"""The published moving average, rows."""
+
+
+class Model(Forecaster):
+    """Windows [B, L, N] to [B, H, N]."""
+
+    name = "DLinear"
+
+    def __init__(self, args: Config | Any) -> None:
+        """Both maps start as the mean over the lookback, as published."""
+        super().__init__(args)
+        length, horizon = self.config.data.seq_len, self.config.data.pred_len
+        self.decomposition = SeriesDecomposition(TREND_KERNEL)
+        self.seasonal = nn.Linear(length, horizon)
+        self.trend = nn.Linear(length, horizon)
+        for part in (self.seasonal, self.trend):
+            nn.init.constant_(part.weight, 1 / length)
+
+    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
+        """[B, L, N] to [B, H, N]."""
+        seasonal, trend = self.decomposition(x_enc)
+        summed = self.seasonal(seasonal.transpose(1, 2)) + self.trend(trend.transpose(1, 2))
+        return torch.transpose(summed, 1, 2)

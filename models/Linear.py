@@ -1,0 +1,33 @@
+"""Linear: instance normalisation and one linear map, shared by all variables.
+
+Source: the RLinear of Li et al., "Revisiting Long-term Time Series Forecasting", 2023.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from layers.normalization import InstanceNorm
+from models.forecaster import Forecaster
+from utils.config import Config
+
+
+class Model(Forecaster):
+    """Windows [B, L, N] to [B, H, N]."""
+
+    name = "Linear"
+
+    def __init__(self, args: Config | Any) -> None:
+        """``--input_dropout`` acts on the normalised lookback."""
+        super().__init__(args)
+        self.normalize_layers = InstanceNorm()
+        self.dropout = nn.Dropout(self.config.backbone.input_dropout)
+        self.linear = nn.Linear(self.config.data.seq_len, self.config.data.pred_len)
+
+    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
+        """[B, L, N] to [B, H, N]."""
+        normalised, statistics = self.normalize_layers(x_enc)
+        forecast = self.linear(self.dropout(normalised.transpose(1, 2))).transpose(1, 2)
+        return self.normalize_layers.denormalize(forecast, statistics)

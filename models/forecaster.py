@@ -1,0 +1,66 @@
+"""What a training run asks of any model, and the step that baselines share.
+
+Shape legend: B windows, N variables, L lookback, H horizon.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from utils.config import Config
+from utils.types import ForecastState, LLMIdentity, WindowSource
+
+
+class Forecaster(nn.Module):
+    """A model of windows [B, L, N]; subclasses give `forecast`.
+
+    The hooks below do nothing: a model overrides those it needs.
+    """
+
+    name = ""
+    llm_identity: LLMIdentity | None = None
+    """The frozen LLM's, where there is one."""
+
+    def __init__(self, args: Config | Any) -> None:
+        """Build from a `Config`, or from any object with attributes named like the flags."""
+        super().__init__()
+        self.config = args if isinstance(args, Config) else Config.from_namespace(args)
+
+    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
+        """Windows [B, L, N] to [B, H, N]; marks are time features, [B, L, F] and [B, H, F]."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x_enc: Tensor,
+        x_mark_enc: Tensor | None = None,
+        x_dec: Tensor | None = None,
+        x_mark_dec: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        series_id: Tensor | None = None,
+        variable: Tensor | None = None,
+        target: Tensor | None = None,
+        return_state: bool = False,
+    ) -> Tensor | ForecastState:
+        """Forecast [B, H, N] of windows ``x_enc`` [B, L, N], both in standardised units."""
+        prediction = self.forecast(x_enc, x_mark_enc, x_mark_dec)
+        return ForecastState(prediction, None, None) if return_state else prediction
+
+    def fit_statistics(self, source: WindowSource) -> None:
+        """Learn from the training windows what is counted rather than trained."""
+
+    def rebuild_memory(self, source: WindowSource) -> None:
+        """Replace a memory that came with loaded weights."""
+
+    def refresh(self, source: WindowSource) -> None:
+        """Recompute what was derived from weights that have moved since."""
+
+    def batch_statistics(self, state: ForecastState) -> Tensor | None:
+        """Means over this forward pass that `absorb_statistics` wants once per optimizer step."""
+        return None
+
+    def absorb_statistics(self, mean: Tensor) -> None:
+        """Take in the batch statistics, averaged over passes and processes."""
