@@ -21,10 +21,10 @@ from layers.retrieval_search import (
     random_scores,
     smallest_in_blocks,
 )
-from utils.config import DEVIATION_FLOOR, GRAMConfig
+from utils.config import ATTENTION_HEADS, GRAMConfig
 from utils.types import RetrievalRecord, WindowSource
+from utils.windows import floored_deviation
 
-ATTENTION_HEADS = 4
 BUILD_BLOCK = 1024
 """Training rows encoded at once while the memory is built or refreshed."""
 GATE_HISTORY_DECAY = 0.9
@@ -67,7 +67,7 @@ class PatternValueDualRetriever(nn.Module):
         self.span = seq_len + horizon
         self.horizon = horizon
         self.season = season
-        self.keys = WindowKeys(config, seq_len=seq_len, patch_len=patch_len)
+        self.keys = WindowKeys(config, seq_len=seq_len, patch_len=patch_len, season=season)
         self.register_buffer("memory_keys", torch.empty(0, sum(self.keys.widths)))
         self.register_buffer("memory_values", torch.empty(0, horizon))
         for name in ("memory_series", "memory_variable", "memory_start"):
@@ -83,6 +83,7 @@ class PatternValueDualRetriever(nn.Module):
         device = self.memory_keys.device
         blocks = [source.rows(block) for block in chosen.split(BUILD_BLOCK)]
         futures = [b.future - b.lookback[:, -1:] for b in blocks]
+        self.memory_keys = self.memory_keys[:0]
         self.memory_values = torch.cat(futures).to(device)
         self.memory_series = torch.cat([b.series_id for b in blocks]).to(device)
         self.memory_variable = torch.cat([b.variable for b in blocks]).to(device)
@@ -90,8 +91,36 @@ class PatternValueDualRetriever(nn.Module):
         self.refresh(source)
 
     @torch.no_grad()
+    def unmatched_share(self, source: WindowSource) -> float:
+        """Share of the training rows for which the memory holds no admissible row."""
+        starts = self.memory_start.cpu()
+        variable = self.memory_variable.cpu()
+        unmatched = 0
+        for wanted in range(source.num_variables):
+            first_row = torch.tensor([wanted * source.num_windows])
+            first = int(source.rows(first_row).start)
+            own = starts if self.config.retrieval_scope == "all" else starts[variable == wanted]
+            if not len(own):
+                unmatched += source.num_windows
+                continue
+            windows = torch.arange(first, first + source.num_windows)
+            apart = (windows - own.min() >= self.span) | (own.max() - windows >= self.span)
+            unmatched += int((~apart).sum())
+        return unmatched / source.num_rows
+
+    @torch.no_grad()
     def refresh(self, source: WindowSource) -> None:
-        """Compute every key anew with the encoders as they are; lookbacks are read again."""
+        """Compute every key anew, where encoders that learn made them; lookbacks are read again.
+
+        Raises:
+            ValueError: the memory was built from another series than ``source`` reads.
+        """
+        if bool((self.memory_series != source.series_id).any()):
+            raise ValueError(
+                "the retrieval memory was built from another series; --build_memory builds it from this one"
+            )
+        if self.config.retrieval_key == "raw" and len(self.memory_keys):
+            return
         device = self.memory_keys.device
         blocks = []
         with torch.autocast(device.type, enabled=False):
@@ -124,7 +153,12 @@ class PatternValueDualRetriever(nn.Module):
             order = distance.argsort(dim=1)
             index, safe, found = (t.gather(1, order) for t in (index, safe, found))
             distance = distance.gather(1, order)
-        logits = (-distance / self.config.temperature).masked_fill(~found.any(1, keepdim=True), 0.0)
+        closeness = -distance / self.config.temperature
+        if self.config.retrieval_control != "none":
+            # A control's rows weigh the same: weighing them by distance would be half a retrieval.
+            # Times 0 keeps the encoders in the graph, as every process expects.
+            closeness = (0 * closeness.masked_fill(~found, 0.0)).masked_fill(~found, -torch.inf)
+        logits = closeness.masked_fill(~found.any(1, keepdim=True), 0.0)
         share = logits.softmax(dim=1).masked_fill(~found, 0.0)
         values = self.memory_values[safe].masked_fill(~found[..., None], 0.0)  # [S, k, H]
         return Neighbours(index, distance, share, values)
@@ -306,7 +340,7 @@ class GRAM(nn.Module):
         """
         with torch.autocast(patches.device.type, enabled=False):
             found = self.retriever(lookback.float(), query, target=target)
-            deviation = lookback.std(dim=-1, unbiased=False).clamp(min=DEVIATION_FLOOR)
+            deviation = floored_deviation(lookback)
             values = found.values / deviation[:, None, None]
             retrieved = normalised[:, -1:] + (found.weights[..., None] * values).sum(dim=1)  # [S, H]
         present = found.rows >= 0

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.decomposition import SeriesDecomposition
-from utils.config import DEVIATION_FLOOR, TAPRConfig
-from utils.trend import DIRECTIONS, MAGNITUDES, RELATIVE_CUTS, THRESHOLD_CUTS, fit_cuts
+from utils.config import ATTENTION_HEADS, TAPRConfig
+from utils.trend import DIRECTIONS, MAGNITUDES, RELATIVE_CUTS, THRESHOLD_CUTS, fit_cuts, trend_measure
 from utils.trend import magnitude_given_direction as count_magnitude_given_direction
-from utils.types import TrendRecord
+from utils.types import InstanceStatistics, TrendRecord
+from utils.windows import floored_deviation, per_series
 
 SCALE_BASE = 4
 """Each scale is this many times coarser than the one before: 1x, 4x, 16x, 64x."""
 TREND_KERNEL = 5
 """Width of the moving average, in steps of a scale: 5 patches at stride 8 span about two days."""
-ATTENTION_HEADS = 4
 SUMMARY_WIDTH = 16
 """Features kept of each patch in the coarse-to-fine head's summary of the window."""
 
@@ -213,32 +213,41 @@ class TAPR(nn.Module):
             "magnitude_given_direction", torch.full((len(DIRECTIONS), len(MAGNITUDES)), 1 / len(MAGNITUDES))
         )
 
-    def calibrate(self, measure: Tensor) -> None:
-        """Fix the class cuts from the training windows' trend measures [R], for good."""
+    def calibrate(self, measure: Tensor, *, place_thresholds: bool) -> None:
+        """Fix the class cuts from the training windows' trend measures [R], for good.
+
+        ``place_thresholds`` starts the learnable thresholds there too; without it they stay as learned.
+        """
         cuts = fit_cuts(measure, self.kind)
         self.label_cuts.copy_(cuts)
         self.magnitude_given_direction.copy_(count_magnitude_given_direction(measure, cuts))
-        self.coarse_to_fine.set_thresholds(cuts[list(THRESHOLD_CUTS)])
+        if place_thresholds:
+            self.coarse_to_fine.set_thresholds(cuts[list(THRESHOLD_CUTS)])
 
     def level_before(self, lookback: Tensor) -> tuple[Tensor, Tensor]:
         """(mean of the last season [S], floored deviation [S]) of lookbacks [S, L]."""
         reference = lookback[:, -self.season :].mean(dim=-1)
-        return reference, lookback.std(dim=-1, unbiased=False).clamp(min=DEVIATION_FLOOR)
+        return reference, floored_deviation(lookback)
 
     def forward(
-        self, patches: Tensor, *, lookback: Tensor, normalised: Tensor
+        self, patches: Tensor, *, lookback: Tensor, statistics: InstanceStatistics
     ) -> tuple[Tensor, Tensor, TrendRecord]:
-        """Route patches [S, P, D] of lookbacks [S, L], in standardised and in normalised units."""
+        """Route patches [S, P, D] of lookbacks [S, L] in standardised units.
+
+        ``statistics`` [B, 1, N] turn the head's path back into standardised units, where its trend is
+        measured as the label's is.
+        """
         scales = self.decomposition(patches)
         head = self.coarse_to_fine(scales.multi_scale_out, scales.weighted_trend)
         token = self.trend_to_llm(head.guidance).unsqueeze(1)  # [S, 1, d_llm]
         reference, scale = self.level_before(lookback)
-        level_before = normalised[:, -self.season :].mean(dim=-1)
+        std, mean = (per_series(value) for value in (statistics.std, statistics.mean))  # [S, 1]
+        own = trend_measure(head.path.float() * std + mean, reference=reference, scale=scale, kind=self.kind)
         record = TrendRecord(
             direction_logits=head.direction_logits,
             magnitude_logits=head.magnitude_logits,
             path=head.path,
-            level_change=head.path.float().mean(dim=-1) - level_before,
+            measure=own,
             gate=head.gate,
             reference=reference,
             scale=scale,

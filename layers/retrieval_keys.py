@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from utils.config import DEVIATION_FLOOR, KEY_LOOKBACK, GRAMConfig
+from utils.config import ATTENTION_HEADS, KEY_SEASONS, GRAMConfig
+from utils.windows import floored_deviation
 
 ENCODER_LAYERS = 2
-ENCODER_HEADS = 4
 STATISTICS = 6
 """Mean, deviation, minimum, maximum, last value, slope."""
 INITIAL_SHAPE_LOGIT = 1.4
@@ -36,7 +36,7 @@ class PatternEncoder(nn.Module):
         self.position = nn.Parameter(torch.randn(1, n_patches + 1, d_repr) * 0.02)
         layer = nn.TransformerEncoderLayer(
             d_repr,
-            ENCODER_HEADS,
+            ATTENTION_HEADS,
             dim_feedforward=2 * d_repr,
             dropout=0.0,
             batch_first=True,
@@ -53,7 +53,7 @@ class PatternEncoder(nn.Module):
         return self.output_norm(self.encoder(tokens)[:, 0])
 
 
-def window_statistics(lookback: Tensor) -> Tensor:
+def value_statistics(lookback: Tensor) -> Tensor:
     """Mean, deviation, minimum, maximum, last value and slope of lookbacks [R, L], as [R, 6].
 
     Standardised units; the slope is the second half's mean minus the first half's.
@@ -71,13 +71,13 @@ def window_statistics(lookback: Tensor) -> Tensor:
     return torch.stack(columns, dim=-1)
 
 
-def raw_key(lookback: Tensor) -> Tensor:
-    """(x[-168:] - x_last) / sqrt(168) of lookbacks [R, L]: the last week's shape, undivided.
+def raw_key(lookback: Tensor, width: int) -> Tensor:
+    """(x[-width:] - x_last) / sqrt(width) of lookbacks [R, L]: the latest shape, undivided.
 
     Its squared Euclidean distance is a mean squared difference per row.
     """
-    week = lookback[:, -KEY_LOOKBACK:]
-    return (week - week[:, -1:]) / week.shape[-1] ** 0.5
+    latest = lookback[:, -width:]
+    return (latest - latest[:, -1:]) / width**0.5
 
 
 class WindowKeys(nn.Module):
@@ -89,11 +89,12 @@ class WindowKeys(nn.Module):
     shapes sharing the weight sigmoid(``shape_weight``) equally.
     """
 
-    def __init__(self, config: GRAMConfig, *, seq_len: int, patch_len: int) -> None:
-        """Parts that ``retrieval_key`` does not use are not built."""
+    def __init__(self, config: GRAMConfig, *, seq_len: int, patch_len: int, season: int) -> None:
+        """The raw part spans seven seasons. Parts that ``retrieval_key`` does not use are not built."""
         super().__init__()
         self.kind = config.retrieval_key
-        self.widths = [min(KEY_LOOKBACK, seq_len)] if self.kind != "learned" else []
+        self.raw_width = min(KEY_SEASONS * season, seq_len)
+        self.widths = [self.raw_width] if self.kind != "learned" else []
         if self.kind != "raw":
             value_width = max(config.d_repr // 4, 1)
             self.pattern_encoder = PatternEncoder(seq_len=seq_len, patch_len=patch_len, d_repr=config.d_repr)
@@ -103,13 +104,13 @@ class WindowKeys(nn.Module):
 
     def forward(self, lookback: Tensor) -> Tensor:
         """[R, L] in standardised units to [R, K]; the same function for queries and memory."""
-        parts = [raw_key(lookback)] if self.kind != "learned" else []
+        parts = [raw_key(lookback, self.raw_width)] if self.kind != "learned" else []
         if self.kind != "raw":
             mean = lookback.mean(-1, keepdim=True)
-            std = lookback.std(-1, unbiased=False, keepdim=True).clamp(min=DEVIATION_FLOOR)
+            std = floored_deviation(lookback)[:, None]
             parts += [
                 self.pattern_encoder((lookback - mean) / std),
-                self.value_encoder(window_statistics(lookback)),
+                self.value_encoder(value_statistics(lookback)),
             ]
         return torch.cat(parts, dim=-1)
 

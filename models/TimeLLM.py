@@ -25,6 +25,7 @@ from models.forecaster import Forecaster
 from utils.config import Config
 from utils.prompt_bank import describe
 from utils.types import InstanceStatistics
+from utils.windows import per_series
 
 LLM_PREFIX = "llm_model."
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -123,7 +124,7 @@ class Model(Forecaster):
         if x_enc.dim() != 3 or x_enc.shape[1] != expected:
             raise ValueError(f"x_enc: expected [B, {expected}, N], found {list(x_enc.shape)}")
         normalised, statistics = self.normalize_layers(x_enc)
-        return Series(_channels(x_enc), _channels(normalised), statistics)
+        return Series(per_series(x_enc), per_series(normalised), statistics)
 
     def embed(self, series: Series) -> Tensor:
         """Patch embeddings [S, P, D]."""
@@ -144,6 +145,7 @@ class Model(Forecaster):
         """
         reprogrammed = self.reprogram(patches)
         token_ids, prompt_mask = self.prompt.tokens(series.normalised)
+        self._refuse_too_long(sum(t.shape[1] for t in (*leading, token_ids, reprogrammed)))
         words = self.llm_model.get_input_embeddings()(token_ids)  # [S, T_prompt, d_llm]
         front = [t.to(words.dtype) for t in leading]
         tokens = torch.cat([*front, words, reprogrammed.to(words.dtype)], dim=1)  # [S, T, d_llm]
@@ -161,14 +163,19 @@ class Model(Forecaster):
         windows = forecast.unflatten(0, (-1, n_variables)).transpose(1, 2)  # [B, H, N]
         return self.normalize_layers.denormalize(windows.float(), statistics)
 
+    def _refuse_too_long(self, length: int) -> None:
+        """The LLM has a position for each token, or there is a clear error."""
+        most = getattr(self.llm_model.config, "max_position_embeddings", None)
+        if most is not None and length > most:
+            raise ValueError(
+                f"--stride, --seq_len: expected at most {most} tokens, the positions of "
+                f"{type(self.llm_model).__name__}, found {length}: "
+                "place patches further apart, or look back less"
+            )
+
     def _word_embeddings(self) -> Tensor:
         """The LLM's input embedding matrix, [V, d_llm], without gradient."""
         return self.llm_model.get_input_embeddings().weight.detach()
-
-
-def _channels(windows: Tensor) -> Tensor:
-    """[B, L, N] to [B * N, L]."""
-    return windows.transpose(1, 2).reshape(-1, windows.shape[1])
 
 
 def _drop_llm(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:

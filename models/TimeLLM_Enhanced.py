@@ -29,6 +29,7 @@ from models.TimeLLM import DEFAULT_SEASON
 from utils.config import Config
 from utils.trend import MAGNITUDES, trend_measure
 from utils.types import ForecastState, RetrievalRecord, TrendRecord, WindowSource
+from utils.windows import per_series
 
 log = getLogger(__name__)
 CALIBRATION_BLOCK = 4096
@@ -106,7 +107,7 @@ class Model(TimeLLM.Model):
         trend: TrendRecord | None = None
         retrieval: RetrievalRecord | None = None
         if self.config.tapr.use_tapr:
-            patches, token, trend = self.tapr(patches, lookback=series.lookback, normalised=series.normalised)
+            patches, token, trend = self.tapr(patches, lookback=series.lookback, statistics=series.statistics)
             leading.append(token)
         if self.config.gram.use_gram:
             query = _query_rows(x_enc, start=start, series_id=series_id, variable=variable)
@@ -115,7 +116,7 @@ class Model(TimeLLM.Model):
                 lookback=series.lookback,
                 normalised=series.normalised,
                 query=query,
-                target=None if target is None else target.transpose(1, 2).reshape(-1, target.shape[1]),
+                target=None if target is None else per_series(target),
             )
             leading.append(tokens)
         forecast = self.output_projection(self.decode(leading, series, patches)).float()  # [S, H]
@@ -141,19 +142,27 @@ class Model(TimeLLM.Model):
         bound = trend_bound(forecast, last, trend.gate.float(), opened)
         return forecast + bound * self.trend_fusion(trend.path.float(), probabilities).float()
 
-    @torch.no_grad()
     def fit_statistics(self, source: WindowSource) -> None:
         """Fix TAPR's class cuts and fill GRA-M's memory from the training windows."""
-        if self.config.tapr.use_tapr:
-            measures = []
-            for rows in torch.arange(source.num_rows).split(CALIBRATION_BLOCK):
-                block = source.rows(rows)
-                reference, scale = self.tapr.level_before(block.lookback)
-                measures.append(
-                    trend_measure(block.future, reference=reference, scale=scale, kind=self.tapr.kind)
-                )
-            self.tapr.calibrate(torch.cat(measures))
+        self._calibrate(source, place_thresholds=True)
         self.rebuild_memory(source)
+
+    def recalibrate(self, source: WindowSource) -> None:
+        """Fix the class cuts anew under loaded weights; the thresholds stay as learned."""
+        self._calibrate(source, place_thresholds=False)
+
+    @torch.no_grad()
+    def _calibrate(self, source: WindowSource, *, place_thresholds: bool) -> None:
+        if not self.config.tapr.use_tapr:
+            return
+        measures = []
+        for rows in torch.arange(source.num_rows).split(CALIBRATION_BLOCK):
+            block = source.rows(rows)
+            reference, scale = self.tapr.level_before(block.lookback)
+            measures.append(
+                trend_measure(block.future, reference=reference, scale=scale, kind=self.tapr.kind)
+            )
+        self.tapr.calibrate(torch.cat(measures), place_thresholds=place_thresholds)
 
     def rebuild_memory(self, source: WindowSource) -> None:
         """Draw the memory's rows from the training windows, by the run's seed alone."""
@@ -162,10 +171,17 @@ class Model(TimeLLM.Model):
             self.gram.retriever.build(source, generator=generator)
             rows = len(self.gram.retriever.memory_start)
             log.info("memory: built from %d of %d training rows", rows, source.num_rows)
+            unmatched = self.gram.retriever.unmatched_share(source)
+            if unmatched:
+                log.warning(
+                    "memory: %.1f%% of the training rows overlap all of it and will find nothing; "
+                    "a larger --percent or --memory_size helps",
+                    100 * unmatched,
+                )
 
     def refresh(self, source: WindowSource) -> None:
         """Encode the memory's keys anew, where encoders that learn made them."""
-        if self.config.gram.use_gram and self.config.gram.retrieval_key != "raw":
+        if self.config.gram.use_gram:
             self.gram.retriever.refresh(source)
 
     def batch_statistics(self, state: ForecastState) -> Tensor | None:
@@ -193,9 +209,9 @@ def _query_rows(
     if start is None or series_id is None:  # a series that no memory knows: nothing to mask
         start = torch.zeros(n_windows, dtype=torch.int64, device=x_enc.device)
         series_id = torch.full_like(start, -1)
-    per_series: list[Any] = [
+    columns: list[Any] = [
         series_id[:, None].expand(-1, n_variables).reshape(-1),
         variable.reshape(-1),
         start[:, None].expand(-1, n_variables).reshape(-1),
     ]
-    return Rows(*per_series)
+    return Rows(*columns)

@@ -52,6 +52,9 @@ class Forecaster(nn.Module):
     def fit_statistics(self, source: WindowSource) -> None:
         """Learn from the training windows what is counted rather than trained."""
 
+    def recalibrate(self, source: WindowSource) -> None:
+        """Count anew, under weights that were loaded, what is not learned."""
+
     def rebuild_memory(self, source: WindowSource) -> None:
         """Replace a memory that came with loaded weights."""
 

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import run_main_enhanced
-from data_provider.data_factory import build_data
+from data_provider.data_factory import build_data, data_file
 from data_provider.download import DataUnavailableError, ensure_file
 from models.baselines import Scores, evaluate_baselines
 from utils.cli import parse_config
 from utils.config import ETT_NAMES, Config
+from utils.log import setup_logging
+from utils.paths import BASE_MODELS
 from utils.reporting.plots import plot_forecasts
 from utils.reporting.report import phase_table, score_table
-from utils.training.run_folder import RESULTS_FILE, find_finished, find_resumable, read_json
+from utils.training.run_folder import LOG_FILE, RESULTS_FILE, find_finished, find_resumable, read_json
+from utils.types import DataBundle
 
 MODEL = "TimeLLM_Enhanced"
 FLAGS = ("--preset", "cpu", "--use_tapr", "--use_gram", "--model_comment", "quickstart")
@@ -34,14 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run every phase, print the table and where everything lies; the exit status."""
     flags = [*FLAGS, *(sys.argv[1:] if argv is None else argv)]
     phases: dict[str, float] = {}
+    setup_logging(main_process=True)
 
     with timed(phases, "data"):
         flags = with_data(flags)
         config = parse_config(flags, prog="quickstart")
-    with timed(phases, "training and test"):
-        run_dir, results = trained_run(config, flags)
-    with timed(phases, "baselines"):
         bundle = build_data(config)
+    with timed(phases, "training and test"):
+        run_dir, results = trained_run(config, bundle, flags)
+    with timed(phases, "baselines"):
         baselines = evaluate_baselines(bundle)
     hourly = bundle.frequency.lower() == "h"
     with timed(phases, "plot"):
@@ -59,8 +63,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         baselines=baselines,
         season=f"{bundle.season} {'h' if hourly else 'rows'}",
     )
-    print(f"\nRun folder  {run_dir.resolve()}\nPlot        {plot.resolve()}\n\n{phase_table(phases)}")
+    print("\n" + places(config, run_dir, plot, results))
+    print(f"\n{phase_table(phases)}\n\nof the run itself\n{phase_table(results['phases'])}")
     return verdict(model, baselines)
+
+
+def places(config: Config, run_dir: Path, plot: Path, results: Mapping[str, Any]) -> str:
+    """Where everything lies, a line each."""
+    data = "built in" if config.data.data == "synthetic" else str(data_file(config.data).resolve())
+    lines = {
+        "environment": sys.prefix,
+        "data": data,
+        "LLM": f"{BASE_MODELS} ({results['llm'].get('name', '')})",
+        "run folder": str(run_dir.resolve()),
+        "log": str((run_dir / LOG_FILE).resolve()),
+        "plot": str(plot.resolve()),
+    }
+    return "\n".join(f"{name:12}{where}" for name, where in lines.items())
 
 
 def with_data(flags: list[str]) -> list[str]:
@@ -82,11 +101,12 @@ def with_data(flags: list[str]) -> list[str]:
     return flags
 
 
-def trained_run(config: Config, flags: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+def trained_run(config: Config, bundle: DataBundle, flags: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     """The run's folder and results: those of a finished run, or of one that is trained or resumed now."""
     checkpoints = Path(config.run.checkpoints)
-    name = config.run_name(model=MODEL, llm_name=config.llm.llm_model)
-    finished = find_finished(checkpoints, name)
+    name = config.run_name(model=MODEL, llm_name=config.llm.llm_model_path or config.llm.llm_model)
+    settings = config.replace(season=bundle.season).flat()
+    finished = find_finished(checkpoints, name, settings, bundle.content_hash)
     if finished is not None:
         print(f"Reusing the finished run {finished} (delete the folder to train again)", flush=True)
         return finished, read_json(finished / RESULTS_FILE)

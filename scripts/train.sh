@@ -66,7 +66,7 @@ add_modules() {
     add_switch USE_GRAM 1 use_gram
     add_values "${MODULE_FLAGS[@]}"
     # A resumed run restores its own memory, and without GRA-M there is none to build.
-    if is_on BUILD_MEMORY 1 && is_on USE_GRAM 1 && ! resumes "$@"; then
+    if is_on BUILD_MEMORY 1 && is_on USE_GRAM 1 && [[ " $* " != *" --no-use_gram "* ]] && ! resumes "$@"; then
         FLAGS+=(--build_memory)
     fi
 }
@@ -88,5 +88,5 @@ run_logged() {
     log="$log_dir/$(date +%Y%m%d-%H%M%S)-$name-$$.log"
     say "Log: $log"
     # tee outlives Ctrl-C, so that a run that is interrupted can still say what it saved.
-    PYTHONUNBUFFERED=1 "$PYTHON" "$entry" "${FLAGS[@]}" "$@" 2>&1 | tee -i "$log"
+    PYTHONUNBUFFERED=1 "$PYTHON" "$PROJECT_ROOT/$entry" "${FLAGS[@]}" "$@" 2>&1 | tee -i "$log"
 }

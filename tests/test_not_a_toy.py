@@ -147,4 +147,4 @@ def test_llm_prompt_and_memory_matter_to_a_trained_forecast(recurrences: Any) ->
     for name, change in {"LLM": other_llm, "prompt": other_prompt, "futures": other_futures}.items():
         moved = float((forecast(torch.no_grad()(change)) - plain).square().mean().sqrt() / spread)
         print(f"\nother {name}: the forecast moves by {moved:.1%} of its deviation")
-        assert moved > 1e-3, name
+        assert moved > 0.01, name

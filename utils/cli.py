@@ -89,8 +89,10 @@ def _converter(types: tuple[type, ...], choices: tuple[Any, ...]) -> Any:
     def convert(word: str) -> Any:
         if word in choices:
             return word
+        if word.lower() == "none" and type(None) in types:
+            return None
         if number is None:
-            return None if word.lower() == "none" and type(None) in types else word
+            return word
         try:
             return number(word)
         except ValueError:

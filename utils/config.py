@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
 ETT_NAMES = ("ETTh1", "ETTh2", "ETTm1", "ETTm2")
-KEY_LOOKBACK = 168
-"""Rows of the raw retrieval key: one week of hourly data (cut to the lookback)."""
+KEY_SEASONS = 7
+"""Seasons in the raw retrieval key (cut to the lookback): 168 rows of hourly data."""
+ATTENTION_HEADS = 4
+"""Heads of every attention inside TAPR and GRA-M; their widths are multiples of it."""
 DEVIATION_FLOOR = 0.1
 """Smallest deviation, in standardised units, that anything is divided by."""
 
@@ -201,10 +203,12 @@ GROUPS: dict[str, type] = {
 
 NOT_IDENTITY = frozenset(
     "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
-    "resume_counter log_steps patience train_epochs is_training eval_test_each_epoch cpu "
+    "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
     "label_len build_memory model_id model_comment des eval_batch_size".split()
 )
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
+MAY_CHANGE_ON_RESUME = NOT_IDENTITY | {"max_steps", "train_epochs", "init_from"}
+"""Settings in which a run and the checkpoint it goes on from may differ."""
 
 
 @dataclass(frozen=True)
@@ -322,10 +326,12 @@ class Config:
             )
         if g.build_memory and not g.use_gram:
             found.append("--build_memory: there is no memory without --use_gram; add it, or drop this")
-        if g.use_gram and g.retrieval_key != "raw" and g.d_repr % 4:
-            found.append(f"--d_repr: expected a multiple of 4 (attention heads), found {g.d_repr}")
-        if self.tapr.use_tapr and b.d_model % 4 or g.use_gram and b.d_model % 4:
-            found.append(f"--d_model: TAPR and GRA-M need a multiple of 4, found {b.d_model}")
+        if g.use_gram and g.retrieval_key != "raw" and g.d_repr % ATTENTION_HEADS:
+            found.append(
+                f"--d_repr: expected a multiple of {ATTENTION_HEADS} (attention heads), found {g.d_repr}"
+            )
+        if (self.tapr.use_tapr or g.use_gram) and b.d_model % ATTENTION_HEADS:
+            found.append(f"--d_model: TAPR and GRA-M need a multiple of {ATTENTION_HEADS}, found {b.d_model}")
         if t.mixed_precision == "fp16" and t.cpu:
             found.append("--mixed_precision: fp16 needs a GPU; use bf16 or no with --cpu")
         if self.run.resume_from_checkpoint and self.run.init_from:

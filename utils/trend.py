@@ -29,12 +29,13 @@ def trend_measure(y: Tensor, *, reference: Tensor, scale: Tensor, kind: TrendLab
     """The trend [S] of futures ``y`` [S, H], in standardised units.
 
     ``level``: (mean of y - ``reference``) / ``scale``, with the mean of the lookback's last season
-    and the lookback's floored deviation, each [S]. ``relative``: (last - first) / |first| of y.
+    and the lookback's floored deviation, each [S]. ``relative``: (last - first) / |first| of y, with
+    |first| floored too: one path that starts near 0 would outweigh all others.
     """
     if kind == "level":
         return (y.mean(dim=-1) - reference) / scale
     first = y[:, 0]
-    return (y[:, -1] - first) / first.abs().clamp(min=1e-8)
+    return (y[:, -1] - first) / first.abs().clamp(min=DEVIATION_FLOOR)
 
 
 def direction_of(measure: Tensor, cuts: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -57,6 +56,8 @@ class WindowSource(Protocol):
 
     num_windows: int
     num_variables: int
+    series_id: int
+    """Content hash of the series, as in `WindowRows`."""
 
     @property
     def num_rows(self) -> int:
@@ -90,8 +91,8 @@ class TrendRecord(NamedTuple):
     """[S, 4]: strong down, weak down, weak up, strong up."""
     path: Tensor
     """[S, H], the regression head's future in instance-normalised units."""
-    level_change: Tensor
-    """[S], mean of the path minus the mean of the lookback's last season, same units."""
+    measure: Tensor
+    """[S], the path's trend, measured as the label's is."""
     gate: Tensor
     """[S, 1] in (0, 1)."""
     reference: Tensor
@@ -185,8 +186,3 @@ class DataBundle:
     """sha256 of the values and dates used."""
     notes: Mapping[str, str]
     """Facts to record with the run, e.g. that the validation is strided."""
-
-
-def cpu_copy(tensor: Tensor) -> Tensor:
-    """A detached copy on the CPU, for records that outlive the step."""
-    return tensor.detach().to(device=torch.device("cpu"), copy=True)

@@ -23,7 +23,7 @@ from layers.GRAM import (
     PatternValueDualRetriever,
     RetrievalAugmentedPrompt,
 )
-from layers.retrieval_keys import WindowKeys, raw_key, window_statistics
+from layers.retrieval_keys import WindowKeys, raw_key, value_statistics
 from layers.retrieval_search import Rows
 from utils.config import GRAMConfig
 
@@ -53,10 +53,12 @@ SERIES_VALUES = draw(T + 60, N).cumsum(dim=0) * 0.3
 SOURCE = TrainingWindows(SERIES_VALUES, Split(BEGIN, T), seq_len=L, pred_len=H, series_id=SERIES)
 
 
-def retriever_of(seed: int = 0, build: bool = True, **settings: Any) -> PatternValueDualRetriever:
+def retriever_of(
+    seed: int = 0, build: bool = True, season: int = SEASON, **settings: Any
+) -> PatternValueDualRetriever:
     torch.manual_seed(seed)
     config = GRAMConfig(use_gram=True, **{"d_repr": 8, "memory_size": "all", **settings})
-    retriever = PatternValueDualRetriever(config, seq_len=L, horizon=H, patch_len=8, season=SEASON)
+    retriever = PatternValueDualRetriever(config, seq_len=L, horizon=H, patch_len=8, season=season)
     if build:
         retriever.build(SOURCE, generator=torch.Generator().manual_seed(1))
     return retriever
@@ -100,7 +102,8 @@ def plain_distances(memory: PatternValueDualRetriever, lookback: Tensor) -> Tens
     kind = memory.keys.kind
     parts: list[tuple[Tensor, Tensor]] = []
     if kind != "learned":
-        parts.append((queried - queried[:, -1:], rows - rows[:, -1:]))
+        latest = slice(-min(7 * memory.season, L), None)
+        parts.append(((queried - queried[:, -1:])[:, latest], (rows - rows[:, -1:])[:, latest]))
     if kind != "raw":
         encoder = copy.deepcopy(memory.keys.pattern_encoder).double().eval()
         values = copy.deepcopy(memory.keys.value_encoder).double()
@@ -110,7 +113,7 @@ def plain_distances(memory: PatternValueDualRetriever, lookback: Tensor) -> Tens
 
         with torch.no_grad():
             parts.append((encoder(normal(queried)), encoder(normal(rows))))
-            parts.append((values(window_statistics(queried)), values(window_statistics(rows))))
+            parts.append((values(value_statistics(queried)), values(value_statistics(rows))))
     scaled = []
     for q, m in parts:
         among = ((m[:, None] - m[None]) ** 2).sum(-1).mean()
@@ -194,9 +197,10 @@ def test_identical_window_of_another_series_is_at_distance_zero(key: str, traini
 
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("series", [SERIES, OTHER])
-def test_neighbours_weights_and_distances_equal_brute_force(key: str, series: int) -> None:
+@pytest.mark.parametrize("season", [SEASON, 2])  # seven seasons are longer, and shorter, than L
+def test_neighbours_weights_and_distances_equal_brute_force(key: str, series: int, season: int) -> None:
     """The search leaves out the query's norm and works by matrix products: the order must not change."""
-    retriever = retriever_of(retrieval_key=key, top_k=4)
+    retriever = retriever_of(retrieval_key=key, top_k=4, season=season)
     lookback, query, _ = queries(series)
     found = retriever(lookback, query)
     reference = plain_distances(retriever, lookback)
@@ -252,26 +256,42 @@ def test_search_is_exact_where_keys_differ_little(block: int, monkeypatch: pytes
 
 
 def test_keys_are_their_formulas() -> None:
-    """phi = (x[-168:] - x_last) / sqrt(168), not divided by the window's deviation."""
+    """phi = (x[-w:] - x_last) / sqrt(w), w seven seasons, not divided by the window's deviation."""
     x = draw(3, 200) * 4
-    week = x[:, -168:].double()
-    torch.testing.assert_close(raw_key(x).double(), (week - week[:, -1:]) / math.sqrt(168), rtol=0, atol=1e-6)
-    short = x[:, :20]
-    torch.testing.assert_close(raw_key(short), (short - short[:, -1:]) / math.sqrt(20))
-    statistics = window_statistics(x).double()
+    for width in (168, 20, 1):
+        latest = x[:, -width:].double()
+        expected = (latest - latest[:, -1:]) / math.sqrt(width)
+        torch.testing.assert_close(raw_key(x, width).double(), expected, rtol=0, atol=1e-6)
+    statistics = value_statistics(x).double()
     for row, found in zip(x.double(), statistics, strict=True):
         v = row.tolist()
         mean = sum(v) / 200
         deviation = math.sqrt(sum((a - mean) ** 2 for a in v) / 200)
         slope = sum(v[100:]) / 100 - sum(v[:100]) / 100
         assert found.tolist() == pytest.approx([mean, deviation, min(v), max(v), v[-1], slope], abs=1e-5)
-    assert window_statistics(draw(2, 1)).isfinite().all()
+    assert value_statistics(draw(2, 1)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("season", "seq_len", "width"), [(24, 200, 168), (24, 96, 96), (4, 29, 28), (4, 28, 28)]
+)
+@pytest.mark.parametrize("key", ["raw", "hybrid"])
+def test_raw_part_spans_seven_seasons_or_the_lookback(
+    key: Any, season: int, seq_len: int, width: int
+) -> None:
+    """168 rows are a week of hours, and under two days of quarters of an hour."""
+    config = GRAMConfig(retrieval_key=key, d_repr=8)
+    keys = WindowKeys(config, seq_len=seq_len, patch_len=8, season=season)
+    assert keys.widths[0] == width
+    x = draw(3, seq_len)
+    torch.testing.assert_close(keys(x)[:, :width], (x[:, -width:] - x[:, -1:]) / math.sqrt(width))
+    assert keys(x).shape == (3, sum(keys.widths))
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_parts_are_divided_by_their_mean_distance_in_the_memory(key: Any) -> None:
     """Undivided, the part with the largest units decides alone."""
-    keys = WindowKeys(GRAMConfig(retrieval_key=key, d_repr=8), seq_len=L, patch_len=8)
+    keys = WindowKeys(GRAMConfig(retrieval_key=key, d_repr=8), seq_len=L, patch_len=8, season=SEASON)
     with torch.no_grad():
         values = keys(draw(30, L) * 5)
     found = keys.mean_distances(values)
@@ -288,7 +308,7 @@ def test_parts_are_divided_by_their_mean_distance_in_the_memory(key: Any) -> Non
 
 def test_shape_key_ignores_level_and_size_of_a_window() -> None:
     """The encoder sees normalised windows; level and size are the statistics' part."""
-    keys = WindowKeys(GRAMConfig(retrieval_key="learned", d_repr=8), seq_len=L, patch_len=8)
+    keys = WindowKeys(GRAMConfig(retrieval_key="learned", d_repr=8), seq_len=L, patch_len=8, season=SEASON)
     x = draw(3, L)
     first, second = keys(x), keys(5 * x + 3)
     torch.testing.assert_close(first[:, :8], second[:, :8], rtol=0, atol=1e-4)
@@ -407,6 +427,27 @@ def test_empty_memory_is_an_error() -> None:
 # Controls.
 
 
+@pytest.mark.parametrize("key", ["learned", "hybrid"])
+@pytest.mark.parametrize("control", ["random", "same_phase", "oracle"])
+@pytest.mark.parametrize("rows", [6, N * T])
+def test_controls_weigh_what_they_found_equally(key: str, control: str, rows: int) -> None:
+    """Weighed by distance, a control is half a retrieval; cut from the graph, it stops DDP."""
+    retriever = few(rows, retrieval_key=key, retrieval_control=control, top_k=5)
+    lookback, query, future = queries(OTHER)
+    found = retriever(lookback, query, target=future)
+    present = found.rows >= 0
+    assert present.all() == (rows > 6)
+    counts = present.sum(1, keepdim=True)
+    expected = torch.where(present, 1 / counts.clamp(min=1), 0.0)
+    torch.testing.assert_close(found.weights, expected)
+    far = found.distance[present].max() - found.distance[present].min()
+    assert far > retriever.config.temperature  # weighing by distance would have shown
+    (found.weights[..., None] * found.values).square().sum().backward()
+    for name, parameter in retriever.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.grad == 0).all(), name
+
+
 def test_random_control_is_repeatable_spread_and_different_per_query() -> None:
     """The control must not touch the random state, nor give all windows the same rows."""
     retriever = retriever_of(retrieval_control="random", retrieval_key="raw", top_k=5)
@@ -462,6 +503,42 @@ def test_target_is_read_by_the_oracle_alone() -> None:
 
 
 # The memory itself.
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_memory_of_another_series_is_not_refreshed(key: str) -> None:
+    """Keys of one series beside futures of another: every neighbour would be wrong, without a word."""
+    retriever = retriever_of(retrieval_key=key)
+    before = retriever.memory_keys.clone()
+    other = TrainingWindows(SERIES_VALUES.flip(0), Split(BEGIN, T), seq_len=L, pred_len=H, series_id=OTHER)
+    with pytest.raises(ValueError, match="built from another series; --build_memory"):
+        retriever.refresh(other)
+    assert torch.equal(retriever.memory_keys, before)
+    retriever.memory_series[-1] = OTHER  # one row is enough
+    with pytest.raises(ValueError, match="built from another series"):
+        retriever.refresh(SOURCE)
+    retriever.build(other, generator=torch.Generator().manual_seed(1))
+    retriever.refresh(other)
+    assert (retriever.memory_series == OTHER).all()
+
+
+@pytest.mark.parametrize("scope", ["variable", "all"])
+@pytest.mark.parametrize("size", [1, 2, 3, 8, "all"])
+@pytest.mark.parametrize("windows", [1, SPAN, SPAN + 1, 2 * SPAN, 80])
+def test_unmatched_share_equals_brute_force(scope: str, size: int | str, windows: int) -> None:
+    """The warning about few-shot memories must count what the search would not find."""
+    source = TrainingWindows(
+        SERIES_VALUES, Split(BEGIN, BEGIN + SPAN - 1 + windows), seq_len=L, pred_len=H, series_id=SERIES
+    )
+    assert source.num_windows == windows
+    retriever = retriever_of(build=False, retrieval_key="raw", retrieval_scope=scope, memory_size=size)
+    retriever.build(source, generator=torch.Generator().manual_seed(1))
+    rows = source.rows(torch.arange(source.num_rows))
+    query = Rows(rows.series_id, rows.variable, rows.start)
+    alone = [not may_see(retriever, query, s, any_variable=scope == "all") for s in range(source.num_rows)]
+    assert retriever.unmatched_share(source) == pytest.approx(sum(alone) / source.num_rows)
+    found = retriever(rows.lookback, query).rows
+    assert (found < 0).all(1).tolist() == alone
 
 
 @pytest.mark.parametrize("size", [1, 37, "all", 10000])

@@ -12,8 +12,8 @@ from torch import Tensor
 from layers.decomposition import SeriesDecomposition
 from layers.TAPR import TAPR, CoarseToFineHead, MultiScaleDecomposition
 from utils.config import TAPRConfig
-from utils.trend import CUT_QUANTILES, TrendLabel
-from utils.types import TrendRecord
+from utils.trend import CUT_QUANTILES, TrendLabel, trend_measure
+from utils.types import InstanceStatistics, TrendRecord
 
 D, D_LLM, P, H, L, SEASON = 8, 20, 9, 6, 40, 12
 
@@ -43,9 +43,16 @@ def tapr_of(*, trend_label: TrendLabel = "level", n_scales: int = 3, dropout: fl
     )
 
 
-def run(tapr: TAPR, lookback: Tensor) -> tuple[Tensor, Tensor, TrendRecord]:
-    normalised = (lookback - lookback.mean(1, keepdim=True)) / lookback.std(1, keepdim=True)
-    return tapr(draw(len(lookback), P, D, seed=5), lookback=lookback, normalised=normalised)
+def statistics_of(lookback: Tensor, variables: int = 1) -> InstanceStatistics:
+    """Mean and deviation [B, 1, N] of lookbacks [B * N, L]."""
+    mean, variance = lookback.mean(1), lookback.var(1, unbiased=False)
+    std = (variance + 1e-5).sqrt()
+    return InstanceStatistics(*(v.reshape(-1, 1, variables) for v in (mean, std)))
+
+
+def run(tapr: TAPR, lookback: Tensor, variables: int = 1) -> tuple[Tensor, Tensor, TrendRecord]:
+    patches = draw(len(lookback), P, D, seed=5)
+    return tapr(patches, lookback=lookback, statistics=statistics_of(lookback, variables))
 
 
 # Multi-scale decomposition.
@@ -152,13 +159,14 @@ def test_series_do_not_mix() -> None:
     shake(tapr)
     lookback = draw(4, L)
     patches = draw(4, P, D, seed=5)
-    whole = tapr(patches, lookback=lookback, normalised=lookback)
+    whole = tapr(patches, lookback=lookback, statistics=statistics_of(lookback))
     for s in range(4):
         one = slice(s, s + 1)
-        alone = tapr(patches[one], lookback=lookback[one], normalised=lookback[one])
+        alone = tapr(patches[one], lookback=lookback[one], statistics=statistics_of(lookback[one]))
         torch.testing.assert_close(whole[0][one], alone[0])
         torch.testing.assert_close(whole[1][one], alone[1])
         torch.testing.assert_close(whole[2].path[one], alone[2].path)
+        torch.testing.assert_close(whole[2].measure[one], alone[2].measure)
 
 
 # The coarse-to-fine head.
@@ -224,7 +232,7 @@ def test_thresholds_are_set_where_asked(cuts: tuple[float, ...]) -> None:
 def test_equal_cuts_leave_finite_thresholds() -> None:
     """On a constant series all quantiles coincide and the logarithm of a gap is -inf."""
     tapr = tapr_of()
-    tapr.calibrate(torch.zeros(100))
+    tapr.calibrate(torch.zeros(100), place_thresholds=True)
     assert tapr.coarse_to_fine.trend_thresholds.isfinite().all()
     assert (tapr.coarse_to_fine.thresholds().diff() > 0).all()
 
@@ -235,7 +243,7 @@ def test_equal_cuts_leave_finite_thresholds() -> None:
 def test_calibration_fixes_cuts_and_starts_thresholds_there() -> None:
     """Thresholds start at the quantiles 1/4, 1/3, 2/3, 3/4; labels are cut at five."""
     tapr, measure = tapr_of(), draw(1000)
-    tapr.calibrate(measure)
+    tapr.calibrate(measure, place_thresholds=True)
     reference = np.quantile(measure.double().numpy(), CUT_QUANTILES)
     np.testing.assert_allclose(tapr.label_cuts.numpy(), reference, rtol=1e-5)
     np.testing.assert_allclose(
@@ -244,10 +252,26 @@ def test_calibration_fixes_cuts_and_starts_thresholds_there() -> None:
     torch.testing.assert_close(tapr.magnitude_given_direction.sum(dim=1), torch.ones(3))
 
 
+def test_calibration_can_leave_learned_thresholds_alone() -> None:
+    """A run that goes on under loaded weights would lose what its thresholds have learned."""
+    tapr, again = tapr_of(), tapr_of()
+    tapr.calibrate(draw(1000), place_thresholds=True)
+    learned = torch.tensor([-3.0, -0.1, 0.2, 4.0])
+    tapr.coarse_to_fine.set_thresholds(learned)
+    raw = tapr.coarse_to_fine.trend_thresholds.detach().clone()
+    measure = draw(1000, seed=1) * 3 + 1
+    tapr.calibrate(measure, place_thresholds=False)
+    again.calibrate(measure, place_thresholds=True)
+    assert torch.equal(tapr.coarse_to_fine.trend_thresholds, raw)
+    assert not torch.equal(again.coarse_to_fine.trend_thresholds, raw)
+    assert torch.equal(tapr.label_cuts, again.label_cuts)
+    assert torch.equal(tapr.magnitude_given_direction, again.magnitude_given_direction)
+
+
 def test_relative_labels_keep_the_documents_cuts() -> None:
     """`relative` exists for comparison with the document, so its cuts are not fitted."""
     tapr = tapr_of(trend_label="relative")
-    tapr.calibrate(draw(1000))
+    tapr.calibrate(draw(1000), place_thresholds=True)
     assert tapr.label_cuts.tolist() == pytest.approx([-0.02, -0.005, 0.0, 0.005, 0.02])
     assert tapr.coarse_to_fine.thresholds().tolist() == pytest.approx([-0.02, -0.005, 0.005, 0.02])
 
@@ -264,14 +288,48 @@ def test_level_before_is_the_last_seasons_mean_and_a_floored_deviation() -> None
         assert scale[s].item() == pytest.approx(max(deviation, 0.1), abs=1e-5)
 
 
-def test_record_holds_the_level_change_of_the_path() -> None:
-    """The ordinal loss reads the path in the units of the labels: deviations of the window."""
-    tapr, lookback = tapr_of(), draw(3, L) * 3 + 1
-    _, token, record = run(tapr, lookback)
-    normalised = (lookback - lookback.mean(1, keepdim=True)) / lookback.std(1, keepdim=True)
-    expected = record.path.mean(dim=1) - normalised[:, -SEASON:].mean(dim=1)
-    torch.testing.assert_close(record.level_change, expected)
-    assert token.shape == (3, 1, D_LLM)
+@pytest.mark.parametrize("variables", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["level", "relative"])
+def test_record_holds_the_paths_trend_measured_as_the_labels(kind: TrendLabel, variables: int) -> None:
+    """The ordinal loss reads the path in the units of the labels, whichever label that is."""
+    tapr, lookback = tapr_of(trend_label=kind), draw(6, L) * 3 + 1
+    lookback[0] = 2.0 + 0.01 * lookback[0]  # a floored deviation, far from the instance's
+    lookback[1] += 50.0
+    shake(tapr)
+    _, token, record = run(tapr, lookback, variables)
+    for s in range(6):
+        x = lookback[s].double().tolist()
+        mean = sum(x) / L
+        variance = sum((v - mean) ** 2 for v in x) / L
+        path = [v * math.sqrt(variance + 1e-5) + mean for v in record.path[s].tolist()]
+        expected = (path[-1] - path[0]) / abs(path[0])
+        if kind == "level":
+            before = sum(x[-SEASON:]) / SEASON
+            expected = (sum(path) / H - before) / max(math.sqrt(variance), 0.1)
+        assert record.measure[s].item() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert token.shape == (6, 1, D_LLM)
+
+
+@pytest.mark.parametrize("kind", ["level", "relative"])
+def test_a_path_that_is_the_future_has_the_futures_measure(kind: TrendLabel) -> None:
+    """Else the ordinal loss pulls a perfect path away from the truth."""
+    tapr, lookback, future = tapr_of(trend_label=kind), draw(4, L) * 3 + 1, draw(4, H, seed=2) * 3 + 1
+    std, mean = (v.reshape(-1, 1) for v in reversed(statistics_of(lookback)))
+    head = tapr.coarse_to_fine.regression_head
+    head.register_forward_hook(lambda m, a, out: (future - mean) / std)
+    _, _, record = run(tapr, lookback)
+    expected = trend_measure(future, reference=record.reference, scale=record.scale, kind=kind)
+    torch.testing.assert_close(record.measure, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_measure_is_differentiable_down_to_the_classifiers() -> None:
+    """The ordinal loss trains the path; a detached measure moves the thresholds alone."""
+    tapr, lookback = tapr_of(), draw(3, L)
+    run(tapr, lookback)[2].measure.square().sum().backward()
+    for part in (tapr.coarse_to_fine.direction_head, tapr.coarse_to_fine.regression_head):
+        for parameter in part.parameters():
+            assert parameter.grad is not None
+            assert parameter.grad.abs().sum() > 0
 
 
 def test_train_and_eval_agree_without_dropout() -> None:

@@ -46,6 +46,7 @@ class Source:
 
     def __init__(self, windows: Windows) -> None:
         self.windows = windows
+        self.series_id = 0
         self.num_windows = len(windows)
         self.num_variables = windows.values.shape[1]
         self.num_rows = self.num_windows * self.num_variables

@@ -360,3 +360,37 @@ def test_state_dict_inside_a_wrapper_has_no_llm_either(tiny_gpt2: Path) -> None:
     assert state
     assert not any("llm_model" in key for key in state)
     wrapped.load_state_dict(state)
+
+
+# Length.
+
+
+def test_more_tokens_than_positions_are_refused(tiny_gpt2: Path) -> None:
+    """Beyond its positions the LLM fails with an index error, on a GPU in an assertion far away."""
+    settings: dict[str, Any] = {"patch_len": 1, "stride": 1, "d_model": 8}
+    model = model_of(tiny_gpt2, seq_len=1100, **settings)
+    most = model.llm_model.config.max_position_embeddings
+    assert most == 1024
+    x = windows(1, length=1100)
+    with pytest.raises(ValueError, match="expected at most 1024 tokens") as raised:
+        forecast(model, x)
+    series = model.normalise(x)
+    length = model.prompt.tokens(series.normalised)[0].shape[1] + model.config.patch_count
+    assert f"found {length}" in str(raised.value)
+    assert "--stride" in str(raised.value)
+    assert "--seq_len" in str(raised.value)
+    wider = model_of(tiny_gpt2, seq_len=1100, **{**settings, "stride": 4})
+    assert forecast(wider, x).isfinite().all()
+
+
+def test_every_position_may_be_used(tiny_gpt2: Path) -> None:
+    """One token too few wastes a position; leading tokens count too."""
+    model, x = model_of(tiny_gpt2), windows(2)
+    series = model.normalise(x)
+    patches = model.embed(series)
+    used = model.prompt.tokens(series.normalised)[0].shape[1] + patches.shape[1]
+    lead = torch.zeros(len(patches), 1024 - used, 1).expand(-1, -1, model.llm_model.config.hidden_size)
+    with torch.no_grad():
+        assert model.decode([lead], series, patches).isfinite().all()
+        with pytest.raises(ValueError, match="expected at most 1024 tokens.*found 1025"):
+            model.decode([lead, lead[:, :1]], series, patches)

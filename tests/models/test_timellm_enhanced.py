@@ -640,6 +640,35 @@ def test_cuts_are_those_of_all_training_rows(tiny_gpt2: Path, monkeypatch: pytes
     torch.testing.assert_close(whole.label_cuts.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("label", ["level", "relative"])
+def test_recalibration_keeps_thresholds_and_memory(tiny_gpt2: Path, label: str) -> None:
+    """Weights loaded for another series need its cuts, and keep what they have learned."""
+    model = model_of(tiny_gpt2, trend_label=label, **BOTH)
+    train(model, 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    other = TrainingWindows(VALUES * 2, Split(40, 180), seq_len=L, pred_len=H, series_id=SERIES + 1)
+    model.recalibrate(other)
+    fresh = model_of(tiny_gpt2, fit=False, trend_label=label, **BOTH)
+    fresh.fit_statistics(other)
+    counted = {"tapr.label_cuts", "tapr.magnitude_given_direction"}
+    for name, value in model.state_dict().items():
+        if name in counted:
+            assert torch.equal(value, fresh.state_dict()[name]), name
+        else:
+            assert torch.equal(value, before[name]), name
+    assert torch.equal(model.tapr.label_cuts, before["tapr.label_cuts"]) == (label == "relative")
+    assert not torch.equal(model.tapr.magnitude_given_direction, before["tapr.magnitude_given_direction"])
+
+
+@pytest.mark.parametrize("modules", [{}, {"use_gram": True}])
+def test_recalibration_without_trends_changes_nothing(tiny_gpt2: Path, modules: dict[str, bool]) -> None:
+    """A resumed run calls it for every model."""
+    model = model_of(tiny_gpt2, **modules)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.recalibrate(SOURCE)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 # Checkpoints.
 
 
@@ -746,6 +775,20 @@ def test_loaded_memory_can_be_refreshed_and_trained(tiny_gpt2: Path) -> None:
     )
     assert torch.equal(model.gram.retriever.memory_start, saved.gram.retriever.memory_start)
     assert all(loss == loss for loss in train(model, 2))
+
+
+@pytest.mark.parametrize("key", ["learned", "hybrid"])
+def test_loaded_memory_of_another_series_is_refused(tiny_gpt2: Path, key: str) -> None:
+    """A checkpoint continued on other data would encode that data's windows beside its own futures."""
+    saved = trained(tiny_gpt2, retrieval_key=key)
+    model = model_of(tiny_gpt2, fit=False, retrieval_key=key, **BOTH)
+    model.load_state_dict(saved.state_dict())
+    other = TrainingWindows(VALUES, Split(0, TRAIN_END), seq_len=L, pred_len=H, series_id=SERIES + 1)
+    with pytest.raises(ValueError, match="another series; --build_memory"):
+        model.refresh(other)
+    model.rebuild_memory(other)
+    model.refresh(other)
+    assert forecast(model, batch_of(0, series_id=SERIES + 1)).isfinite().all()
 
 
 def test_model_without_a_memory_says_so(tiny_gpt2: Path) -> None:

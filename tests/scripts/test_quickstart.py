@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from data_provider.data_factory import build_data
 from utils.cli import parse_config
 from utils.paths import PROJECT_ROOT
 from utils.training import checkpoint
@@ -23,6 +24,12 @@ def quickstart():
     return quickstart
 
 
+def asked(flags):
+    """What a command line asks for, and its data."""
+    config = parse_config(flags)
+    return config, build_data(config)
+
+
 def finished_run(quickstart, folder, *, mse, mae):
     """The folder of a finished quick-start run with these test scores."""
     flags = [*quickstart.FLAGS, *QUICK, "--checkpoints", str(folder)]
@@ -33,8 +40,13 @@ def finished_run(quickstart, folder, *, mse, mae):
         "llm": {"name": "SMOLLM2", "note": "weights are 4-bit, de-quantised"},
         "best": {"test": {"mse": mse, "mae": mae}, "step": 2},
         "forecasts": "forecasts.npz",
+        "phases": {"training": 1.0},
     }
+    config, bundle = asked(flags)
+    settings = config.replace(season=bundle.season).flat()
     (run_dir / "results.json").write_text(json.dumps(results))
+    (run_dir / "config.json").write_text(json.dumps(settings))
+    (run_dir / "environment.json").write_text(json.dumps({"data_hash": bundle.content_hash}))
     random = np.random.default_rng(0)
     np.savez(
         run_dir / "forecasts.npz",
@@ -60,20 +72,33 @@ def test_a_finished_run_is_reused_reported_and_judged(quickstart, mse, status, t
     assert (run_dir / "forecasts.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("changed", ["config.json", "environment.json"])
+def test_a_run_of_other_settings_or_data_is_not_reused(quickstart, changed, tmp_path, monkeypatch):
+    """Results of another file of the same name were shown as this one's."""
+    run_dir = finished_run(quickstart, tmp_path, mse=1e-6, mae=1e-6)
+    content = json.loads((run_dir / changed).read_text())
+    content |= {"learning_rate": 0.5, "data_hash": "another"}
+    (run_dir / changed).write_text(json.dumps(content))
+    flags = [*quickstart.FLAGS, *QUICK, "--checkpoints", str(tmp_path)]
+    fresh = SimpleNamespace(run_dir=tmp_path / "fresh", results={"data": "synthetic"})
+    monkeypatch.setattr(quickstart.run_main_enhanced, "main", lambda words: fresh)
+    assert quickstart.trained_run(*asked(flags), flags)[0] == tmp_path / "fresh"
+
+
 def test_an_unfinished_run_is_resumed(quickstart, tmp_path, monkeypatch):
     run_dir = finished_run(quickstart, tmp_path, mse=1.0, mae=1.0)
     (run_dir / "results.json").unlink()
     checkpoint.save(dict.fromkeys(checkpoint.REQUIRED_KEYS), run_dir / "checkpoint_step_104/checkpoint.pt")
     flags = [*quickstart.FLAGS, *QUICK, "--checkpoints", str(tmp_path)]
-    asked = []
+    trained = []
 
     def train(words):
-        asked.append(words)
+        trained.append(words)
         return SimpleNamespace(run_dir=run_dir, results={"data": "synthetic"})
 
     monkeypatch.setattr(quickstart.run_main_enhanced, "main", train)
-    assert quickstart.trained_run(parse_config(flags), flags) == (run_dir, {"data": "synthetic"})
-    assert asked == [[*flags, "--resume_from_checkpoint", "auto"]]
+    assert quickstart.trained_run(*asked(flags), flags) == (run_dir, {"data": "synthetic"})
+    assert trained == [[*flags, "--resume_from_checkpoint", "auto"]]
 
 
 def test_without_etth1_the_synthetic_series_is_announced(quickstart, monkeypatch, capsys):

@@ -195,10 +195,26 @@ def test_a_run_is_logged_to_a_file_and_its_exit_status_survives(project, tmp_pat
     (project / ".venv/bin/python").write_text('#!/bin/sh\necho "ran $@"; echo trouble >&2; exit 3\n')
     done = bash(project / "scripts/TimeLLM_ETTh1.sh", "--seed", "1", cwd=tmp_path, LOG_DIR="my logs")
     assert done.returncode == 3
-    assert "ran run_main.py --seed 1" in done.stdout
+    assert f"ran {project}/run_main.py --seed 1" in done.stdout
     [log] = (project / "my logs").iterdir()
-    assert sorted(log.read_text().splitlines()) == ["ran run_main.py --seed 1", "trouble"]
+    assert sorted(log.read_text().splitlines()) == [f"ran {project}/run_main.py --seed 1", "trouble"]
     assert re.fullmatch(r"\d{8}-\d{6}-TimeLLM_ETTh1-\d+\.log", log.name)
+
+
+def test_another_project_folder_holds_the_results_not_the_program(project, tmp_path):
+    """PROJECT says where relative paths count from; the program was looked for there too."""
+    mark_ready(project)
+    (project / ".venv/bin/python").write_text('#!/bin/sh\necho "in $(pwd) ran $1"\n')
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = bash(project / "scripts/TimeLLM_ETTh1.sh", cwd=tmp_path, PROJECT=str(elsewhere))
+    assert f"in {elsewhere} ran {project}/run_main.py" in done.stdout
+    assert (elsewhere / "logs").is_dir()
+
+
+def test_no_memory_is_asked_for_where_the_words_switch_retrieval_off(tmp_path):
+    flags = flags_of("TimeLLM_ETTh1_enhanced.sh", "--no-use_gram", cwd=tmp_path)
+    assert "--build_memory" not in flags
 
 
 # --- the environment

@@ -12,17 +12,18 @@ from utils.paths import PRESETS
 FLAGS = """
 --aux_warmup_steps --batch_size --build_memory --channel_sampling --checkpoints --cpu --d_ff --d_model
 --d_repr --data --data_path --des --deterministic --dropout --eval_batch_size --eval_steps --eval_stride
---eval_test_each_epoch --features --freq --gradient_accumulation_steps --help --init_from --input_dropout
---is_training --label_len --label_smoothing --lambda_dir --lambda_hcl --lambda_mag --lambda_ord
---lambda_retrieval --lambda_trend --learning_rate --llm_dim --llm_layers --llm_model --llm_model_path
---log_steps --loss --loss_scale --lr_warmup_steps --lradj --max_grad_norm --max_memory_size --max_steps
---memory_size --mixed_precision --model --model_comment --model_id --n_heads --n_scales --no-build_memory --no-cpu
---no-deterministic --no-eval_test_each_epoch --no-trust_remote_code --no-use_gram --no-use_tapr
---num_tokens --num_workers --padding_patch --patch_len --patience --percent --pred_len --preset
---prompt_digits --resume_counter --resume_from_checkpoint --retrieval_control --retrieval_fusion
---retrieval_key --retrieval_scope --root_path --save_steps --save_total_limit --season --seed --seq_len
---stride --target --task_name --temperature --top_k --train_epochs --trend_fusion --trend_label
---trust_remote_code --use_gram --use_tapr --weight_decay -h
+--eval_test_each_epoch --features --freq --gradient_accumulation_steps --help --init_from
+--input_dropout --is_training --label_len --label_smoothing --lambda_dir --lambda_hcl --lambda_mag
+--lambda_ord --lambda_retrieval --lambda_trend --learning_rate --llm_dim --llm_layers --llm_model
+--llm_model_path --log_steps --loss --loss_scale --lr_warmup_steps --lradj --max_grad_norm
+--max_memory_size --max_steps --memory_size --mixed_precision --model --model_comment --model_id
+--n_heads --n_scales --no-build_memory --no-cpu --no-deterministic --no-eval_test_each_epoch
+--no-trust_remote_code --no-use_gram --no-use_tapr --num_tokens --num_workers --padding_patch
+--patch_len --patience --percent --pred_len --preset --prompt_digits --resume_counter
+--resume_from_checkpoint --retrieval_control --retrieval_fusion --retrieval_key --retrieval_scope
+--root_path --save_steps --save_total_limit --season --seed --seq_len --stride --target --task_name
+--temperature --top_k --train_epochs --trend_fusion --trend_label --trust_remote_code --use_gram
+--use_tapr --weight_decay -h
 """.split()
 
 

@@ -22,6 +22,7 @@ from utils.trend import (
     ordinal_scale,
     trend_measure,
 )
+from utils.windows import floored_deviation, per_series
 
 CUTS = (-0.5, -0.3, 0.1, 0.4, 0.9)
 MEASURES = torch.randn(3000, generator=torch.Generator().manual_seed(0))
@@ -49,7 +50,9 @@ def test_measures_are_their_formulas() -> None:
         values = y[s].tolist()
         expected = (sum(values) / 7 - reference[s].item()) / scale[s].item()
         assert level[s].item() == pytest.approx(expected, rel=1e-5)
-        assert relative[s].item() == pytest.approx((values[-1] - values[0]) / abs(values[0]), rel=1e-5)
+        assert relative[s].item() == pytest.approx(
+            (values[-1] - values[0]) / max(abs(values[0]), 0.1), rel=1e-5
+        )
 
 
 def test_relative_measure_of_a_zero_start_is_finite() -> None:
@@ -128,3 +131,24 @@ def test_ordinal_scale_puts_the_outer_cuts_at_the_quartiles() -> None:
     assert torch.sigmoid(cuts[0] / scale).item() == pytest.approx(0.25, abs=1e-6)
     assert scale.item() == pytest.approx(2 / (2 * math.log(3)), rel=1e-6)
     assert ordinal_scale(torch.tensor(RELATIVE_CUTS)).item() == pytest.approx(0.1)  # the floor
+
+
+def test_variables_are_folded_window_by_window() -> None:
+    """Folded in another order, labels belong to other series, and every loss is still finite."""
+    windows = torch.arange(2 * 5 * 3.0).reshape(2, 5, 3)
+    found = per_series(windows)
+    assert found.shape == (6, 5)
+    for b in range(2):
+        for n in range(3):
+            assert found[3 * b + n].tolist() == windows[b, :, n].tolist()
+    assert per_series(windows[:, :1]).tolist() == [[v] for v in windows[:, 0].flatten().tolist()]
+
+
+def test_deviation_of_a_nearly_constant_series_is_floored() -> None:
+    """Divided by its own deviation, a constant window outweighs all others."""
+    series = torch.randn(3, 9, generator=torch.Generator().manual_seed(2)) * 4
+    series[1] = 2.0
+    series[2] *= 1e-3
+    found = floored_deviation(series)
+    assert found[0].item() == pytest.approx(float(np.std(series[0].double().numpy())), rel=1e-6)
+    assert found[1:].tolist() == pytest.approx([0.1, 0.1])

@@ -21,12 +21,13 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
+    broadcast_object_list,
     gather_object,
     set_seed,
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import NOT_IDENTITY, Config
+from utils.config import MAY_CHANGE_ON_RESUME, Config
 from utils.log import MetricsFile, RunLogFile, setup_logging
 from utils.reporting.preflight import environment, opening_lines
 from utils.training import checkpoint as checkpoints
@@ -40,7 +41,6 @@ from utils.types import Batch, DataBundle
 log = getLogger(__name__)
 SHOWN_WINDOWS = 6
 """Test windows whose forecasts are kept for a plot."""
-MAY_CHANGE_ON_RESUME = NOT_IDENTITY | {"max_steps", "init_from"}
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,11 @@ def run(config: Config, builders: Builders) -> RunResult:
     payload = checkpoints.load(resume) if resume else None
     llm = asdict(identity) if identity else {}
     if payload is not None:
-        _refuse_other_run(payload, config, llm, data, resume)
-    folder = _folder(config, name, resume, accelerator)
-    if accelerator.is_main_process and config.run.is_training:
-        folders.describe_run(folder, config, environment() | {"llm": llm, "data_hash": data.content_hash})
+        _refuse_other_run(payload, config, llm, data, resume, processes=accelerator.num_processes)
+    folder = _folder(config, name, resume, payload, accelerator)
+    if accelerator.is_main_process:
+        facts = environment() | {"llm": llm, "data_hash": data.content_hash}
+        folders.describe_run(folder, config, facts, resumed=resume is not None)
     this = _Run(
         config, accelerator, data, model, model, folder, MetricsFile(folder / folders.METRICS_FILE), llm
     )
@@ -133,7 +134,7 @@ def run(config: Config, builders: Builders) -> RunResult:
         if config.run.is_training:
             with this.phase("training"):
                 _train(this, trainer, loaders, payload)
-        results = _test(this, trainer, loaders, payload)
+        results = _test(this, trainer, loaders)
         return RunResult(folder, results)
     finally:
         if log_file is not None:
@@ -164,11 +165,15 @@ def _prepare_model(this: _Run, payload: dict[str, Any] | None) -> None:
             this.plain.load_state_dict(payload["model"])
         else:
             this.plain.to(this.accelerator.device)
-            this.plain.fit_statistics(this.data.source)
             if run_settings.init_from:
                 _start_from(this, checkpoints.locate(run_settings.init_from, flag="--init_from"))
+                this.plain.recalibrate(this.data.source)
                 if this.config.gram.build_memory:
                     this.plain.rebuild_memory(this.data.source)
+            else:
+                this.plain.fit_statistics(this.data.source)
+        if payload is None or not this.config.run.is_training:
+            # A resumed run goes on with the keys it had; a test wants those of the weights tested.
             this.plain.refresh(this.data.source)
     _check_same_everywhere(this)
     if this.accelerator.process_index:  # equal weights so far; from here on each drops out its own units
@@ -241,6 +246,8 @@ def _trainer(this: _Run, builders: Builders, payload: dict[str, Any] | None) -> 
     if payload is not None:
         prepared.load_state_dict(payload["optimizer"])
         scheduler.load_state_dict(payload["scheduler"])
+        if accelerator.scaler is not None and payload["scaler"] is not None:
+            accelerator.scaler.load_state_dict(payload["scaler"])
         trainer.progress = _progress_from(payload, config)
     for line in opening_lines(
         config,
@@ -261,10 +268,13 @@ def _train(this: _Run, trainer: Trainer, loaders: _Loaders, payload: dict[str, A
     assert loaders.train is not None
     run_settings = this.config.run
     if payload is None and run_settings.resume_from_checkpoint == "auto":
-        log.info("nothing to resume: no whole checkpoint in this run's folders; starting afresh")
+        log.info(
+            "nothing to resume: no whole checkpoint of this run with this length; starting afresh "
+            "(to go on with a run of another length, name its checkpoint)"
+        )
     if payload is not None:
         states = payload["rng_state"]
-        checkpoints.restore_random_state(states[this.accelerator.process_index % len(states)])
+        checkpoints.restore_random_state(states[this.accelerator.process_index])
         if this.accelerator.is_main_process:
             this.metrics.cut_back(trainer.progress.global_step)
         log.info("resumed at optimizer step %d", trainer.progress.global_step)
@@ -296,7 +306,7 @@ def _train(this: _Run, trainer: Trainer, loaders: _Loaders, payload: dict[str, A
     )
 
 
-def _test(this: _Run, trainer: Trainer, loaders: _Loaders, payload: dict[str, Any] | None) -> dict[str, Any]:
+def _test(this: _Run, trainer: Trainer, loaders: _Loaders) -> dict[str, Any]:
     """Score the last and the best weights on every test window, and write the results."""
     progress = trainer.progress
     tested: dict[str, dict[str, Any]] = {}
@@ -319,7 +329,8 @@ def _test(this: _Run, trainer: Trainer, loaders: _Loaders, payload: dict[str, An
                 "step": progress.global_step,
                 "test": trainer.evaluate(loaders.test, name="test"),
             }
-        kept = _keep_forecasts(this)
+        training = bool(this.config.run.is_training)
+        kept = _keep_forecasts(this, folders.FORECASTS_FILE if training else folders.TEST_ONLY_FORECASTS_FILE)
     for name, entry in tested.items():
         log.info(
             "test, %s weights (step %d): mse %.4f mae %.4f over %d windows",
@@ -339,16 +350,17 @@ def _test(this: _Run, trainer: Trainer, loaders: _Loaders, payload: dict[str, An
         "forecasts": kept,
     }
     if this.accelerator.is_main_process:
-        for name, entry in tested.items():
-            this.metrics.append(event="test", weights=name, **entry)
-        name = folders.RESULTS_FILE if this.config.run.is_training else "results_test_only.json"
-        folders.write_json(this.folder / name, results)
+        if training:
+            for name, entry in tested.items():
+                this.metrics.append(event="test", weights=name, **entry)
+        results_file = folders.RESULTS_FILE if training else folders.TEST_ONLY_RESULTS_FILE
+        folders.write_json(this.folder / results_file, results)
     this.accelerator.wait_for_everyone()
     return results
 
 
 @torch.no_grad()
-def _keep_forecasts(this: _Run) -> str:
+def _keep_forecasts(this: _Run, name: str) -> str:
     """Forecasts of a few spread test windows, for a plot; the file's name inside the run's folder."""
     test: Any = this.data.test
     positions = np.linspace(0, len(test) - 1, min(SHOWN_WINDOWS, len(test))).astype(int)
@@ -360,15 +372,14 @@ def _keep_forecasts(this: _Run) -> str:
     )
     if this.accelerator.is_main_process:
         np.savez_compressed(
-            this.folder / folders.FORECASTS_FILE,
+            this.folder / name,
             x=batch.x.cpu().numpy(),
             y=batch.y.cpu().numpy(),
             prediction=prediction.float().cpu().numpy(),
             start=batch.start.cpu().numpy(),
             columns=np.array(list(this.data.columns)),
-            season=np.array(this.data.season),
         )
-    return folders.FORECASTS_FILE
+    return name
 
 
 def _payload(this: _Run, trainer: Trainer) -> dict[str, Any]:
@@ -396,6 +407,7 @@ def _payload(this: _Run, trainer: Trainer) -> dict[str, Any]:
             "seed": this.config.training.seed,
         },
         "scaler": scaler.state_dict() if scaler is not None else None,
+        "num_processes": this.accelerator.num_processes,
         "config": this.config.flat(),
         "llm": this.llm,
         "data": {
@@ -448,20 +460,36 @@ def _checkpoint_to_resume(config: Config, name: str) -> Path | None:
     )
 
 
-def _folder(config: Config, name: str, resume: Path | None, accelerator: Accelerator) -> Path:
-    """The run's folder: the checkpoint's own where it resumes, otherwise one that holds no run."""
-    if resume is not None:
-        return folders.run_folder_of(resume)
-    folder = folders.new_folder(Path(config.run.checkpoints), name)
-    accelerator.wait_for_everyone()  # all have chosen before the first writes
-    return folder
+def _folder(
+    config: Config,
+    name: str,
+    resume: Path | None,
+    payload: dict[str, Any] | None,
+    accelerator: Accelerator,
+) -> Path:
+    """The run's folder: the checkpoint's own where that is its run's, otherwise one that holds no run."""
+    chosen: list[str | None] = [None]
+    if accelerator.is_main_process:
+        if resume is not None and payload is not None and folders.is_run_of(resume, payload["config"]):
+            chosen = [str(folders.run_folder_of(resume))]
+        else:
+            chosen = [str(folders.claim_folder(Path(config.run.checkpoints), name))]
+    folder = broadcast_object_list(chosen)[0]
+    assert folder is not None
+    return Path(folder)
 
 
 def _refuse_other_run(
-    payload: dict[str, Any], config: Config, llm: dict[str, Any], data: DataBundle, path: Path | None
+    payload: dict[str, Any],
+    config: Config,
+    llm: dict[str, Any],
+    data: DataBundle,
+    path: Path | None,
+    *,
+    processes: int,
 ) -> None:
     """Resuming with other settings, another LLM or other data is an error that lists each difference."""
-    found = checkpoints.differences(payload["config"], config.flat(), free=frozenset(MAY_CHANGE_ON_RESUME))
+    found = checkpoints.differences(payload["config"], config.flat(), free=MAY_CHANGE_ON_RESUME)
     found += [
         f"LLM {name}: the checkpoint has {payload['llm'].get(name)!r}, this run {llm.get(name)!r}"
         for name in ("architecture", "layers", "hidden_size", "content_hash")
@@ -469,6 +497,11 @@ def _refuse_other_run(
     ]
     if payload["data"]["content_hash"] != data.content_hash:
         found.append(f"data: the checkpoint saw {payload['data']['name']} with another content hash")
+    if config.run.is_training and payload["num_processes"] != processes:
+        found.append(
+            f"processes: the checkpoint had {payload['num_processes']}, this run {processes}; each "
+            "takes a part of every global batch"
+        )
     if found:
         raise CheckpointError(f"{path} belongs to another run:\n" + "\n".join(found))
 

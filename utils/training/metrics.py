@@ -12,6 +12,7 @@ from torch import Tensor
 
 from utils.trend import DIRECTIONS, MAGNITUDES, TrendLabel, direction_of, magnitude_of, trend_measure
 from utils.types import Batch, ForecastState, TrendRecord
+from utils.windows import per_series
 
 _LEVELS = {"direction": (DIRECTIONS, direction_of), "magnitude": (MAGNITUDES, magnitude_of)}
 _PLAIN = (
@@ -62,9 +63,8 @@ class ScoreSums:
         """Count classes: the true ones, those TAPR names, and those read off the forecast itself."""
 
         def measure(future: Tensor) -> Tensor:
-            series = future.transpose(1, 2).reshape(-1, future.shape[1])
             return trend_measure(
-                series, reference=record.reference, scale=record.scale, kind=self.trend_label
+                per_series(future), reference=record.reference, scale=record.scale, kind=self.trend_label
             )
 
         truth, own = measure(y), measure(prediction)

@@ -15,6 +15,10 @@ from torch import Tensor
 from utils.config import DEVIATION_FLOOR, Config, TAPRConfig, TrainingConfig
 from utils.trend import direction_of, magnitude_of, ordinal_bin_of, ordinal_scale, trend_measure
 from utils.types import Batch, ForecastState, RetrievalRecord, TrendRecord
+from utils.windows import per_series
+
+NEVER = 1e4
+"""A logit beyond which there is no bin."""
 
 
 class Loss(NamedTuple):
@@ -46,8 +50,7 @@ class Objective:
         auxiliary = main.new_zeros(())
         terms: dict[str, Tensor] = {}
         if state.trend is not None:
-            future = batch.y.transpose(1, 2).reshape(-1, batch.y.shape[1])
-            trend_terms = trend_losses(state.trend, future, self.config.tapr)
+            trend_terms = trend_losses(state.trend, per_series(batch.y), self.config.tapr)
             auxiliary = auxiliary + self.config.tapr.lambda_trend * _weighted(trend_terms, self.config.tapr)
             terms.update(trend_terms)
         if state.retrieval is not None:
@@ -105,17 +108,19 @@ def trend_losses(record: TrendRecord, future: Tensor, config: TAPRConfig) -> dic
 
 
 def ordinal_loss(record: TrendRecord, bins: Tensor) -> Tensor:
-    """Cumulative-link negative log-likelihood of ``bins`` [S] (0 to 4) at the path's level change.
+    """Cumulative-link negative log-likelihood of ``bins`` [S] (0 to 4) at the path's trend measure.
 
-    P(bin <= j) = sigmoid((threshold_j - level change) / s), with s fixed by the label cuts.
+    P(bin <= j) = sigmoid((threshold_j - measure) / s), with s fixed by the label cuts. In logarithms
+    throughout, so that the gradient does not vanish where the path is most wrong.
     Source: McCullagh, Regression Models for Ordinal Data, JRSS B 1980.
     """
     scale = ordinal_scale(record.label_cuts)
-    logits = (record.thresholds.float() - record.level_change.float()[:, None]) / scale  # [S, 4]
-    below = F.pad(torch.sigmoid(logits), (0, 1), value=1.0)  # [S, 5]
-    above = F.pad(torch.sigmoid(logits), (1, 0), value=0.0)
-    likelihood = (below - above).gather(1, bins[:, None])
-    return -likelihood.clamp(min=1e-6).log().mean()
+    logits = (record.thresholds.float() - record.measure.float()[:, None]) / scale  # [S, 4]
+    upper = F.pad(logits, (0, 1), value=NEVER).gather(1, bins[:, None])
+    lower = F.pad(logits, (1, 0), value=-NEVER).gather(1, bins[:, None])
+    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u))
+    between = torch.log(-torch.expm1((lower - upper).clamp(max=-1e-6)))
+    return -(F.logsigmoid(upper) + F.logsigmoid(-lower) + between).mean()
 
 
 def _weighted(terms: dict[str, Tensor], config: TAPRConfig) -> Tensor:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from utils.config import Config
+from utils.config import MAY_CHANGE_ON_RESUME, NOT_IDENTITY, Config
 from utils.training.checkpoint import newest_in
 
 CONFIG_FILE = "config.json"
@@ -17,6 +17,8 @@ METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "run.log"
 RESULTS_FILE = "results.json"
 FORECASTS_FILE = "forecasts.npz"
+TEST_ONLY_RESULTS_FILE = "results_test_only.json"
+TEST_ONLY_FORECASTS_FILE = "forecasts_test_only.npz"
 
 
 def numbered_folders(checkpoints: Path, name: str) -> list[Path]:
@@ -37,20 +39,33 @@ def _number_of(folder: Path, name: str) -> int:
     return int(match.group(1)) if match else 0
 
 
-def new_folder(checkpoints: Path, name: str) -> Path:
-    """A folder of this name that holds no run yet; numbered where the name is taken."""
-    taken = numbered_folders(checkpoints, name)
-    if not taken:
-        return checkpoints / name
-    if not any(taken[-1].iterdir()):
-        return taken[-1]
-    return checkpoints / f"{name}_{_number_of(taken[-1], Path(name).name) + 1}"
+def claim_folder(checkpoints: Path, name: str) -> Path:
+    """Make a folder of this name that holds no run; numbered where the name is taken.
+
+    Two runs that start at once get two folders: each is made by one of them.
+    """
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    while True:
+        taken = numbered_folders(checkpoints, name)
+        last = _number_of(taken[-1], Path(name).name) if taken else 0
+        folder = checkpoints / (f"{name}_{last + 1}" if last else name)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
 
 
-def find_finished(checkpoints: Path, name: str) -> Path | None:
-    """The newest folder of this run's name whose results are written, or None."""
-    done = [f for f in numbered_folders(checkpoints, name) if (f / RESULTS_FILE).is_file()]
-    return done[-1] if done else None
+def find_finished(checkpoints: Path, name: str, settings: dict[str, Any], data_hash: str) -> Path | None:
+    """The newest folder with results of a run of this name, these settings and these data, or None."""
+    for folder in reversed(numbered_folders(checkpoints, name)):
+        if not (folder / RESULTS_FILE).is_file():
+            continue
+        found = read_json(folder / CONFIG_FILE)
+        same_settings = all(found.get(n) == v for n, v in settings.items() if n not in NOT_IDENTITY)
+        if same_settings and read_json(folder / ENVIRONMENT_FILE)["data_hash"] == data_hash:
+            return folder
+    return None
 
 
 def find_resumable(checkpoints: Path, name: str) -> Path | None:
@@ -68,6 +83,17 @@ def run_folder_of(checkpoint: Path) -> Path:
     return parent.parent if parent.name.startswith("checkpoint_step_") else parent
 
 
+def is_run_of(checkpoint: Path, settings: dict[str, Any]) -> bool:
+    """Whether a checkpoint lies in the folder of the run that wrote it, by that run's settings."""
+    config_file = run_folder_of(checkpoint) / CONFIG_FILE
+    if not config_file.is_file():
+        return False
+    found = read_json(config_file)
+    return isinstance(found, dict) and all(
+        found.get(name) == value for name, value in settings.items() if name not in MAY_CHANGE_ON_RESUME
+    )
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -80,8 +106,11 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def describe_run(folder: Path, config: Config, environment: dict[str, Any]) -> None:
-    """Write the resolved configuration and the environment of a run that begins."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG_FILE, config.flat())
-    write_json(folder / ENVIRONMENT_FILE, environment)
+def describe_run(folder: Path, config: Config, environment: dict[str, Any], *, resumed: bool) -> None:
+    """Write the resolved configuration and the environment of a run that begins.
+
+    A run that goes on in its folder keeps what stands there.
+    """
+    for name, content in ((CONFIG_FILE, config.flat()), (ENVIRONMENT_FILE, environment)):
+        if not (resumed and (folder / name).is_file()):
+            write_json(folder / name, content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ TIMED_STEPS = 3
 """Optimizer steps timed for the first estimate, after a first one that warms up."""
 
 
+SILENCE = 30
+"""Seconds of evaluation after which a line says how far it is, where no bar does."""
 LONG_RUN = 1800
 """Seconds from which on a run is told how to be shorter."""
 
@@ -50,8 +53,6 @@ class Progress:
     val_loss_min: float = math.inf
     counter: int = 0
     """Validations without improvement."""
-    validated_step: int = -1
-    """Optimizer step of the last validation."""
     best_step: int = -1
     loss_sums: dict[str, Tensor | float] = field(default_factory=dict)
     """Sums of the losses since the last validation, for its line in the log."""
@@ -124,7 +125,7 @@ class Trainer:
                 bar.update()
                 self._report(loss, clock)
                 with clock.paused():
-                    if self._validation_due(train_loader):
+                    if self._validation_due():
                         self._validate(validation_loader, hooks)
                     if self.save_steps and self.progress.global_step % self.save_steps == 0:
                         hooks.save_step()
@@ -170,7 +171,7 @@ class Trainer:
             if self.accelerator.sync_gradients and self.config.max_grad_norm:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
             self.optimizer.step()
-            if self.accelerator.sync_gradients:
+            if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
                 self.rate = float(self.scheduler.get_last_lr()[0])
                 self.scheduler.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -185,8 +186,15 @@ class Trainer:
         sums = ScoreSums(self.accelerator.device, trend_label=self.trend_label)
         hidden = None if self.accelerator.is_main_process else True
         log.info("%s: %d windows in %d batches", name, len(loader.dataset), len(loader))  # type: ignore[arg-type]
-        for batch in tqdm(loader, desc=name, unit="batch", leave=False, disable=hidden):
+        began = told = time.perf_counter()
+        bar = tqdm(loader, desc=name, unit="batch", leave=False, disable=hidden)
+        for done, batch in enumerate(bar, start=1):
             sums.add(self._forward(self.plain_model, batch), batch)
+            now = time.perf_counter()
+            if now - told > SILENCE and not sys.stderr.isatty():
+                told = now
+                left = clock_text((now - began) / done * (len(loader) - done))
+                log.info("%s: %d of %d batches, %s left", name, done, len(loader), left)
         self.model.train(was_training)
         return sums.reduce(lambda tensor: self.accelerator.reduce(tensor, "sum"))
 
@@ -205,11 +213,11 @@ class Trainer:
         """Score on the validation windows; keep the weights if they are the best so far."""
         progress = self.progress
         began = time.perf_counter()
+        self._average_losses()
         hooks.refresh()
         scores = self.evaluate(loader, name="validation")
         loss = scores["mse"]
         improved = loss < progress.val_loss_min
-        progress.validated_step = progress.global_step
         if improved:
             progress.val_loss_min, progress.counter, progress.best_step = loss, 0, progress.global_step
         else:
@@ -251,7 +259,7 @@ class Trainer:
         if progress.counter:
             log.info("EarlyStopping counter: %d out of %d", progress.counter, self.config.patience)
 
-    def _validation_due(self, loader: DataLoader[Batch]) -> bool:
+    def _validation_due(self) -> bool:
         """At the given steps, or at the epoch's end; always at the last step."""
         step = self.progress.global_step
         if step >= self.total_steps:
@@ -278,6 +286,14 @@ class Trainer:
         for name, value in {"main": loss.main, "auxiliary": loss.auxiliary, **loss.terms}.items():
             sums[name] = sums.get(name, 0.0) + value.double()  # read on the host only where logged
         sums["passes"] = sums.get("passes", 0.0) + 1
+
+    def _average_losses(self) -> None:
+        """Make the sums since the last validation those of the mean process."""
+        sums = self.progress.loss_sums
+        if self.accelerator.num_processes > 1 and sums:
+            values = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in sums.values()])
+            mean = self.accelerator.reduce(values.to(self.accelerator.device), "mean")
+            self.progress.loss_sums = dict(zip(sums, mean.tolist(), strict=True))
 
     def _mean(self, name: str) -> float:
         sums = self.progress.loss_sums

@@ -265,7 +265,7 @@ def test_a_run_writes_the_documented_payload(start_run):
             "model optimizer scheduler epoch global_step best_score val_loss_min counter "
             "rng_state sampler_state scaler".split()
         )
-        ours = "format_version progress config llm data".split()
+        ours = "format_version progress num_processes config llm data".split()
         assert set(content) == {*documented, *ours}
         assert content["best_score"] == -content["val_loss_min"]
         assert not [name for name in content["model"] if "llm_model" in name]

@@ -503,8 +503,10 @@ def test_a_lone_checkpoint_file_can_be_resumed(start_run, tmp_path):
         lradj="constant",
         resume_from_checkpoint=str(lone),
     )
-    assert resumed.run_dir == lone.parent and resumed.results["best"]["step"] in (5, 6)
-    assert "best weights so far" in (lone.parent / "run.log").read_text()
+    assert resumed.run_dir.parent == whole.run_dir.parent and resumed.run_dir != whole.run_dir
+    assert resumed.results["best"]["step"] in (5, 6)
+    assert "best weights so far" in (resumed.run_dir / "run.log").read_text()
+    assert [p.name for p in lone.parent.iterdir()] == [lone.name], "a run wrote beside somebody's file"
 
 
 def test_a_resume_from_before_the_best_reports_the_weights_it_tests(start_run, overshot):
@@ -614,9 +616,13 @@ def test_an_empty_memory_is_built_and_one_that_came_along_is_rebuilt_on_request(
         max_steps=1, use_gram=True, root_path=str(tmp_path), init_from=str(first.run_dir / "checkpoint")
     )
     futures = next(name for name in old if "value" in name or "future" in name)
-    kept = memory_of(start_run(**common).run_dir / "checkpoint")
+    with pytest.raises(ValueError, match="another series; --build_memory"):
+        start_run(**common)  # new keys beside old futures would be no memory at all
     rebuilt = memory_of(start_run(**common, build_memory=True).run_dir / "checkpoint")
-    assert torch.equal(kept[futures], old[futures]) and not torch.equal(rebuilt[futures], old[futures])
+    assert not torch.equal(rebuilt[futures], old[futures])
+    same = {name: value for name, value in common.items() if name != "root_path"}
+    kept = memory_of(start_run(**same).run_dir / "checkpoint")
+    assert torch.equal(kept[futures], old[futures])
 
 
 # The command line

@@ -34,7 +34,7 @@ def trend_of(size: int, seed: int = 3) -> TrendRecord:
         direction_logits=draw(size, 3, seed=seed),
         magnitude_logits=draw(size, 4, seed=seed + 1),
         path=draw(size, H),
-        level_change=draw(size),
+        measure=draw(size),
         gate=torch.ones(size, 1),
         reference=0.3 * draw(size, seed=seed + 2),
         scale=draw(size, seed=seed + 3).abs() + 0.1,

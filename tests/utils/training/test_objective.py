@@ -43,7 +43,7 @@ def trend_of(size: int = S, seed: int = 3) -> TrendRecord:
         direction_logits=draw(size, 3, seed=seed).requires_grad_(),
         magnitude_logits=draw(size, 4, seed=seed + 1).requires_grad_(),
         path=draw(size, H, seed=seed + 2),
-        level_change=draw(size, seed=seed + 3).requires_grad_(),
+        measure=draw(size, seed=seed + 3).requires_grad_(),
         gate=torch.full((size, 1), 0.5),
         reference=draw(size, seed=seed + 4),
         scale=draw(size, seed=seed + 5).abs() + 0.1,
@@ -134,9 +134,9 @@ def plain_trend_losses(record: TrendRecord, future: Tensor, smoothing: float) ->
             if expected > 0:
                 sums["consistency"] += expected * (math.log(expected) - math.log(p_magnitude[m].item()))
         width = max((CUTS[4] - CUTS[0]) / (2 * math.log(3)), 0.1)
-        change = record.level_change[s].item()
-        ends = [0.0, *(1 / (1 + math.exp(-(c - change) / width)) for c in record.thresholds.tolist()), 1.0]
-        sums["ordinal"] -= math.log(max(ends[level + 1] - ends[level], 1e-6))
+        at = record.measure[s].item()
+        ends = [0.0, *(1 / (1 + math.exp(-(c - at) / width)) for c in record.thresholds.tolist()), 1.0]
+        sums["ordinal"] -= math.log(ends[level + 1] - ends[level])
     return {name: value / size for name, value in sums.items()}
 
 
@@ -184,19 +184,72 @@ def test_ordinal_likelihoods_sum_to_one() -> None:
     for level in range(5):
         bins = torch.full((1,), level)
         for s in range(S):
-            one = record._replace(level_change=record.level_change[s : s + 1])
+            one = record._replace(measure=record.measure[s : s + 1])
             total[s] += math.exp(-ordinal_loss(one, bins).item())
     torch.testing.assert_close(total, torch.ones(S, dtype=torch.float64), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [-1e4, 1e4])
-def test_ordinal_loss_of_an_impossible_bin_is_finite(change: float) -> None:
-    """The logarithm of a likelihood that underflows is -inf."""
-    record = trend_of()._replace(level_change=torch.full((S,), change, requires_grad=True))
-    loss = ordinal_loss(record, torch.full((S,), 2))
-    (gradient,) = torch.autograd.grad(loss, record.level_change)
+def plain_ordinal(record: TrendRecord, level: int) -> tuple[Tensor, Tensor, Tensor]:
+    """-log of the difference of two sigmoids, float64, and its gradients: measure, thresholds."""
+    width = max((CUTS[4] - CUTS[0]) / (2 * math.log(3)), 0.1)
+    measure = record.measure.detach().double().requires_grad_()
+    thresholds = record.thresholds.detach().double().requires_grad_()
+    below = torch.sigmoid((thresholds - measure[:, None]) / width)
+    edge = below[:, :1]
+    ends = torch.cat([torch.zeros_like(edge), below, torch.ones_like(edge)], dim=1)
+    loss = -(ends[:, level + 1] - ends[:, level]).log().mean()
+    slopes = torch.autograd.grad(loss, (measure, thresholds))
+    return loss.detach(), slopes[0], slopes[1]
+
+
+@pytest.mark.parametrize("level", range(5))
+@pytest.mark.parametrize("far", [0.0, 1.0, 5.0, 12.0])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_ordinal_loss_is_the_direct_formula_where_float64_holds_it(level: int, far: float, sign: int) -> None:
+    """In logarithms, loss and slopes are those of the difference of sigmoids, without a clamp at 1e-6."""
+    measure = (draw(S, seed=6) * 0.2 + sign * far).requires_grad_()
+    record = trend_of()._replace(measure=measure)
+    loss = ordinal_loss(record, torch.full((S,), level))
+    slopes = torch.autograd.grad(loss, (measure, record.thresholds))
+    expected = plain_ordinal(record, level)
+    for found, wanted in zip((loss, *slopes), expected, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+    if far == 12.0 and (level < 3 if sign > 0 else level > 1):
+        assert loss > -math.log(1e-6)  # where the clamp ended
+
+
+def test_ordinal_loss_of_a_narrow_bin_is_the_direct_formula() -> None:
+    """Learned thresholds may come close; a floor on their gap hides how unlikely the bin is."""
+    measure = (draw(S, seed=6) * 0.2).requires_grad_()
+    thresholds = torch.tensor([-0.8, -0.3, 0.5, 0.501], requires_grad=True)
+    record = trend_of()._replace(measure=measure, thresholds=thresholds)
+    loss = ordinal_loss(record, torch.full((S,), 3))
+    slopes = torch.autograd.grad(loss, (measure, thresholds))
+    for found, wanted in zip((loss, *slopes), plain_ordinal(record, 3), strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("level", range(5))
+@pytest.mark.parametrize("scales", [-1e6, -1e4, -200.0, -50.0, 50.0, 200.0, 1e4, 1e6])
+def test_ordinal_gradient_does_not_vanish_where_the_path_is_most_wrong(level: int, scales: float) -> None:
+    """A clamped likelihood has no slope: the worst paths were the ones that never learned."""
+    width = (CUTS[4] - CUTS[0]) / (2 * math.log(3))
+    measure = torch.full((S,), scales * width, requires_grad=True)
+    record = trend_of()._replace(measure=measure)
+    loss = ordinal_loss(record, torch.full((S,), level))
+    slope, thresholds = torch.autograd.grad(loss, (measure, record.thresholds))
     assert loss.isfinite()
-    assert gradient.isfinite().all()
+    assert slope.isfinite().all()
+    assert thresholds.isfinite().all()
+    if level == (4 if scales > 0 else 0):  # the right bin, for certain
+        assert loss.item() == pytest.approx(0, abs=1e-6)
+        assert (slope.abs() < 1e-6).all()
+        return
+    # Far out log P falls by one per scale: the slope of a mean over S is 1 / (S * width).
+    expected = torch.full((S,), math.copysign(1 / (S * width), scales))
+    torch.testing.assert_close(slope, expected, rtol=1e-3, atol=0)
+    assert loss.item() == pytest.approx(abs(scales), rel=0.1, abs=15)
+    assert thresholds.abs().sum() > 0
 
 
 # The gate's losses.

@@ -20,14 +20,10 @@ def save_whole(path: Path, step: int) -> None:
 
 
 def test_a_new_folder_is_never_one_that_holds_a_run(tmp_path):
-    """The family writes a second run over the first."""
-    assert folders.new_folder(tmp_path / "none", "run") == tmp_path / "none" / "run"
-    fill(tmp_path / "run")
-    assert folders.new_folder(tmp_path, "run") == tmp_path / "run_2"
-    fill(tmp_path / "run_2")
-    assert folders.new_folder(tmp_path, "run") == tmp_path / "run_3"
-    (tmp_path / "run_3").mkdir()
-    assert folders.new_folder(tmp_path, "run") == tmp_path / "run_3"
+    """The family writes a second run over the first; two that start at once get a folder each."""
+    assert folders.claim_folder(tmp_path / "none", "run") == tmp_path / "none" / "run"
+    claimed = [folders.claim_folder(tmp_path, "run") for _ in range(3)]
+    assert claimed == [tmp_path / "run", tmp_path / "run_2", tmp_path / "run_3"]
 
 
 @pytest.mark.parametrize("kept", [[2], [3], [1, 3], [2, 3]])
@@ -35,7 +31,7 @@ def test_a_removed_folder_does_not_send_a_new_run_into_an_old_one(tmp_path, kept
     """Counting the folders that are left gives a number that is taken."""
     for number in kept:
         fill(tmp_path / ("run" if number == 1 else f"run_{number}"))
-    assert folders.new_folder(tmp_path, "run") == tmp_path / f"run_{max(kept) + 1}"
+    assert folders.claim_folder(tmp_path, "run") == tmp_path / f"run_{max(kept) + 1}"
 
 
 def test_folders_are_listed_by_number_and_others_passed_over(tmp_path):
@@ -48,7 +44,7 @@ def test_folders_are_listed_by_number_and_others_passed_over(tmp_path):
 
 def test_a_comment_with_a_slash_makes_a_folder_within(tmp_path):
     fill(tmp_path / "study" / "run")
-    assert folders.new_folder(tmp_path, "study/run") == tmp_path / "study" / "run_2"
+    assert folders.claim_folder(tmp_path, "study/run") == tmp_path / "study" / "run_2"
 
 
 def test_the_newest_folder_with_a_whole_checkpoint_is_resumed(tmp_path):
@@ -62,13 +58,33 @@ def test_the_newest_folder_with_a_whole_checkpoint_is_resumed(tmp_path):
     )
 
 
-def test_a_finished_run_is_one_with_results(tmp_path):
+def test_a_finished_run_is_one_with_results_settings_and_data(tmp_path):
+    """Another file under the same name gave the old results."""
+    settings, facts = {"d_model": 32, "seed": 1}, {"data_hash": "abc"}
+    assert folders.find_finished(tmp_path, "run", settings, "abc") is None
     for name in ("run", "run_2", "run_3"):
         fill(tmp_path / name)
-    assert folders.find_finished(tmp_path, "run") is None
+        folders.write_json(tmp_path / name / folders.CONFIG_FILE, {**settings, "log_steps": 7})
+        folders.write_json(tmp_path / name / folders.ENVIRONMENT_FILE, facts)
+    assert folders.find_finished(tmp_path, "run", settings, "abc") is None
     for name in ("run", "run_2"):
         (tmp_path / name / folders.RESULTS_FILE).write_text("{}")
-    assert folders.find_finished(tmp_path, "run") == tmp_path / "run_2"
+    assert folders.find_finished(tmp_path, "run", settings, "abc") == tmp_path / "run_2"
+    assert folders.find_finished(tmp_path, "run", {**settings, "log_steps": 50}, "abc") == tmp_path / "run_2"
+    assert folders.find_finished(tmp_path, "run", {**settings, "seed": 2}, "abc") is None
+    assert folders.find_finished(tmp_path, "run", settings, "other") is None
+
+
+def test_a_lone_checkpoint_does_not_make_its_folder_a_run(tmp_path):
+    """Resuming a file among others wrote config.json, a log and checkpoints beside them."""
+    settings = Config().flat()
+    lone = tmp_path / "models" / "x.pt"
+    lone.parent.mkdir()
+    assert not folders.is_run_of(lone, settings)
+    folders.write_json(lone.parent / folders.CONFIG_FILE, {"model_type": "llama"})
+    assert not folders.is_run_of(lone, settings)
+    folders.write_json(tmp_path / folders.CONFIG_FILE, {**settings, "train_epochs": 7})
+    assert folders.is_run_of(tmp_path / "checkpoint_step_4" / "checkpoint.pt", settings)
 
 
 def test_a_checkpoint_knows_its_run_folder(tmp_path, monkeypatch):
@@ -91,6 +107,8 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
 
 def test_a_run_is_described_by_its_resolved_settings(tmp_path):
     config = Config.from_flat({"d_model": 32})
-    folders.describe_run(tmp_path / "run", config, {"python": "3"})
+    (tmp_path / "run").mkdir()
+    folders.describe_run(tmp_path / "run", config, {"python": "3"}, resumed=False)
+    folders.describe_run(tmp_path / "run", Config(), {"python": "4"}, resumed=True)
     assert Config.from_flat(folders.read_json(tmp_path / "run" / "config.json")) == config
     assert folders.read_json(tmp_path / "run" / "environment.json") == {"python": "3"}
