@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from logging import getLogger
 from typing import NoReturn
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models import MODELS
 from utils.cli import parse_config
 from utils.config import Config
+from utils.reporting.report import spread_text
 from utils.training import experiment
 from utils.training.trainer import NonFiniteLossError
 
+log = getLogger(__name__)
 USER_ERRORS = (ValueError, OSError, NonFiniteLossError)
 
 
@@ -40,9 +43,18 @@ def main(argv: Sequence[str] | None = None, *, model: str = "TimeLLM") -> experi
         _refuse("--use_tapr, --use_gram: run_main.py is for baselines; use run_main_enhanced.py")
     model = config.run.model or model
     try:
-        return train(config, model=model)
+        results = [train(one, model=model) for one in repetitions(config)]
     except USER_ERRORS as error:
         _refuse(f"error: {error}")
+    if len(results) > 1:
+        log.info("%s", spread_text([r.results["best"]["test"] for r in results]))
+    return results[-1]
+
+
+def repetitions(config: Config) -> list[Config]:
+    """The runs that ``--itr`` asks for: the same settings with successive seeds."""
+    seed = config.training.seed
+    return [config.replace(seed=seed + i, itr=1) for i in range(config.run.itr)]
 
 
 def _refuse(message: str) -> NoReturn:

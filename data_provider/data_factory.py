@@ -16,7 +16,7 @@ from data_provider.series import Series, frequency_alias, irregular_steps, read_
 from data_provider.splits import Splits, split_rows
 from data_provider.synthetic import make_series
 from data_provider.time_features import season_rows, time_marks
-from utils.config import Config, DataConfig
+from utils.config import Config, ConfigError, DataConfig
 from utils.types import Batch, DataBundle
 
 SYNTHETIC = "synthetic"
@@ -42,7 +42,10 @@ def load_series(config: DataConfig) -> Series:
     """
     if config.data == SYNTHETIC:
         series = make_series(frequency=frequency_alias(config.freq or "h"))
-        return series.select(config.target) if config.features == "S" else series
+        if config.features == "M":
+            return series
+        others = [c for c in series.columns if c != config.target and config.features == "MS"]
+        return series.select([*others, config.target])
     return read_csv(data_file(config), features=config.features, target=config.target, freq=config.freq)
 
 
@@ -58,6 +61,8 @@ def build_data(config: Config) -> DataBundle:
     """
     data = config.data
     series = load_series(data)
+    n_targets = 1 if data.features == "MS" else len(series.columns)
+    _check_variables(data, read=len(series.columns), forecast=n_targets)
     splits = split_rows(
         data.data, len(series.values), seq_len=data.seq_len, pred_len=data.pred_len, percent=data.percent
     )
@@ -72,6 +77,7 @@ def build_data(config: Config) -> DataBundle:
         seq_len=data.seq_len,
         pred_len=data.pred_len,
         series_id=series.series_id,
+        n_targets=n_targets,
     )
     return DataBundle(
         name=series.name,
@@ -79,10 +85,15 @@ def build_data(config: Config) -> DataBundle:
         validation=windows(splits.validation, stride=data.eval_stride),
         test=windows(splits.test),
         source=TrainingWindows(
-            values, splits.train, seq_len=data.seq_len, pred_len=data.pred_len, series_id=series.series_id
+            values[:, -n_targets:],
+            splits.train,
+            seq_len=data.seq_len,
+            pred_len=data.pred_len,
+            series_id=series.series_id,
         ),
         standardisation=standardisation,
         columns=series.columns,
+        targets=series.columns[-n_targets:],
         frequency=series.frequency,
         season=min(data.season or season_rows(series.frequency), data.seq_len),
         content_hash=series.content_hash,
@@ -91,19 +102,23 @@ def build_data(config: Config) -> DataBundle:
 
 
 def training_loader(bundle: DataBundle, config: Config, *, num_processes: int = 1) -> DataLoader[Batch]:
-    """Batches of ``--batch_size`` training items in `EpochSampler` order; the last partial one is dropped.
+    """Batches of ``--batch_size`` training items in `EpochSampler` order.
 
+    An epoch takes as many items as fill whole optimizer steps (batch size x passes x processes), so
+    that it has the same steps however a step is split; the rest is dropped, others in each epoch.
     Call ``loader.sampler.set_epoch`` before each epoch. Iterating leaves the global random state
     as it was.
 
     Raises:
-        ValueError: if there are fewer items than one batch for each process.
+        ValueError: if there are fewer items than one optimizer step takes.
     """
     training = config.training
     items = len(bundle.train)  # type: ignore[arg-type]
-    needed = training.batch_size * num_processes
+    passes = training.gradient_accumulation_steps
+    needed = training.batch_size * num_processes * passes
     if items < needed:
         per = f" on each of {num_processes} processes" if num_processes > 1 else ""
+        per += f" for each of {passes} passes (--gradient_accumulation_steps)" if passes > 1 else ""
         raise ValueError(
             f"--batch_size {training.batch_size}: expected at least one full batch{per}, found {items} "
             f"training items in {bundle.name}; lower --batch_size or raise --percent"
@@ -111,7 +126,7 @@ def training_loader(bundle: DataBundle, config: Config, *, num_processes: int = 
     return DataLoader(
         bundle.train,
         batch_size=training.batch_size,
-        sampler=EpochSampler(items, training.seed),
+        sampler=EpochSampler(items, training.seed, taken=items // needed * needed),
         drop_last=True,
         num_workers=config.data.num_workers,
         persistent_workers=config.data.num_workers > 0,
@@ -130,6 +145,19 @@ def evaluation_loader(dataset: Dataset[Batch], batch_size: int, num_workers: int
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),
     )
+
+
+def _check_variables(data: DataConfig, *, read: int, forecast: int) -> None:
+    """The family's numbers of variables, where they are given, are those of the file."""
+    given = {"enc_in": read, "dec_in": read, "c_out": forecast}
+    wrong = [
+        f"--{name}: expected {found} (the variables of {data.file_name} with --features {data.features}) "
+        f"or no flag, found {getattr(data, name)}"
+        for name, found in given.items()
+        if getattr(data, name) not in (None, found)
+    ]
+    if wrong:
+        raise ConfigError(wrong)
 
 
 def _notes(data: DataConfig, series: Series, splits: Splits) -> dict[str, str]:

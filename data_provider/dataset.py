@@ -1,6 +1,7 @@
 """Windows of a standardised series, one by one for loaders and by the thousand for the memory.
 
-Shape legend: T rows, N variables, L lookback, H horizon, F time marks, W windows, R rows asked for.
+Shape legend: T rows, N variables, M of them forecast (the last ones), L lookback,
+H horizon, F time marks, W windows, R rows asked for.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class WindowDataset(Dataset[Batch]):
         series_id: int,
         channel_sampling: Literal["joint", "single"] = "joint",
         stride: int = 1,
+        n_targets: int | None = None,
     ) -> None:
         """Keep views of the whole series; nothing is copied.
 
@@ -46,6 +48,7 @@ class WindowDataset(Dataset[Batch]):
             series_id: content hash of the series.
             channel_sampling: all variables of a window per item, or one.
             stride: distance between the starts of successive windows; 1 takes them all.
+            n_targets: how many variables are forecast, the last ones; all by default.
         """
         if split.end > len(values) or len(values) != len(marks):
             raise ValueError(
@@ -58,7 +61,8 @@ class WindowDataset(Dataset[Batch]):
         self.num_variables = values.shape[1]
         self.num_windows = -(-split.num_windows(seq_len, pred_len) // stride)
         self._series_id = torch.tensor(series_id, dtype=torch.int64)
-        self._columns = torch.arange(self.num_variables)
+        self._n_targets = n_targets or self.num_variables
+        self._targets = torch.arange(self._n_targets)
 
     def __len__(self) -> int:
         """Items: W with joint sampling, W * N with single."""
@@ -69,17 +73,19 @@ class WindowDataset(Dataset[Batch]):
         if not 0 <= index < len(self):
             raise IndexError(f"window: expected 0 to {len(self) - 1}, found {index}")
         variable, window = divmod(index, self.num_windows)
-        chosen = slice(None) if self.channel_sampling == "joint" else slice(variable, variable + 1)
+        joint = self.channel_sampling == "joint"
+        chosen = slice(None) if joint else slice(variable, variable + 1)
+        wanted = slice(self.num_variables - self._n_targets, None) if joint else chosen
         start = self.split.begin + window * self.stride
         middle, end = start + self.seq_len, start + self.seq_len + self.pred_len
         return Batch(
             x=self.values[start:middle, chosen],  # [L, N] or [L, 1]
-            y=self.values[middle:end, chosen],  # [H, N] or [H, 1]
+            y=self.values[middle:end, wanted],  # [H, M] or [H, 1]
             x_mark=self.marks[start:middle],  # [L, F]
             y_mark=self.marks[middle:end],  # [H, F]
             start=torch.tensor(start),
             series_id=self._series_id,
-            variable=self._columns[chosen],  # [N] or [1]
+            variable=self._targets if joint else self._targets[chosen],  # [M] or [1]
         )
 
 

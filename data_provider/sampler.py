@@ -10,17 +10,24 @@ from torch.utils.data import Sampler
 
 
 class EpochSampler(Sampler[int]):
-    """A random permutation of ``range(length)``, another in each epoch.
+    """The first ``taken`` of a random permutation of ``range(length)``, another in each epoch.
 
     It depends on seed and epoch alone: not on the global random state, which it does not touch,
     nor on how many epochs this process has run. A resumed run therefore sees the order it would
     have seen. Iterating does not advance the epoch; the training loop calls `set_epoch`.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
-        """Start at epoch 0."""
+    def __init__(self, length: int, seed: int, *, taken: int | None = None) -> None:
+        """Start at epoch 0; ``taken`` None takes all.
+
+        Raises:
+            ValueError: for more than there are.
+        """
+        if taken is not None and not 0 <= taken <= length:
+            raise ValueError(f"taken: expected 0 to {length}, the number of items, found {taken}")
         self.length = length
         self.seed = seed
+        self.taken = length if taken is None else taken
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -29,11 +36,11 @@ class EpochSampler(Sampler[int]):
 
     def __len__(self) -> int:
         """Number of indices in an epoch."""
-        return self.length
+        return self.taken
 
     def __iter__(self) -> Iterator[int]:
         """The permutation of the current epoch."""
         # SeedSequence mixes the two, so (seed 1, epoch 0) and (seed 0, epoch 1) are unrelated
         mixed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
-        yield from torch.randperm(self.length, generator=generator).tolist()
+        yield from torch.randperm(self.length, generator=generator)[: self.taken].tolist()

@@ -73,32 +73,33 @@ class Series:
             content_hash=hashlib.sha256(little_endian + microseconds).hexdigest(),
         )
 
-    def select(self, target: str) -> Series:
-        """The series of one column alone.
+    def select(self, columns: Sequence[str]) -> Series:
+        """The series of these columns, in this order.
 
         Raises:
-            ValueError: if there is no such column.
+            ValueError: if one is not there.
         """
-        _check_target(target, self.columns, self.name)
-        position = self.columns.index(target)
+        for name in columns:
+            _check_target(name, self.columns, self.name)
+        positions = [self.columns.index(name) for name in columns]
         return Series.from_values(
             self.name,
-            values=self.values[:, position : position + 1],
+            values=self.values[:, positions],
             dates=self.dates,
-            columns=[target],
+            columns=columns,
             frequency=self.frequency,
         )
 
 
 def read_csv(
-    path: str | Path, *, features: Literal["M", "S"], target: str, freq: str | None = None
+    path: str | Path, *, features: Literal["M", "S", "MS"], target: str, freq: str | None = None
 ) -> Series:
     """Read a CSV file with a ``date`` column and numeric columns into a `Series`.
 
     Args:
         path: the file; UTF-8, with or without a byte order mark, any line ending.
-        features: M keeps every variable, S the target alone.
-        target: name of the target column (looked at for S only).
+        features: M keeps every variable, S the target alone, MS every variable, the target last.
+        target: name of the target column (looked at for S and MS).
         freq: pandas alias of the step between rows; inferred where None. Given, it also accepts
             gaps in the dates, with a warning, as long as most steps are of that length.
 
@@ -112,9 +113,9 @@ def read_csv(
     columns = [str(c) for c in frame.columns if c != "date"]
     if not columns:
         raise ValueError(f"{path}: expected numeric columns beside 'date', found none")
-    if features == "S":
+    if features != "M":
         _check_target(target, columns, path)
-        columns = [target]
+        columns = [c for c in columns if c != target and features == "MS"] + [target]
     values = np.stack([_numbers(frame[c], path) for c in columns], axis=1)  # [T, N]
     frequency = _check_frequency(dates, freq, path)
     return Series.from_values(path.stem, values=values, dates=dates, columns=columns, frequency=frequency)

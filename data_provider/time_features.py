@@ -14,6 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.tseries.frequencies import to_offset
 
+from utils.frequency import mark_names, unsupported_frequency
+
 _MARKS: dict[str, Callable[[pd.DatetimeIndex], NDArray[np.float64]]] = {
     "second": lambda t: np.asarray(t.second / 59 - 0.5),
     "minute": lambda t: np.asarray(t.minute / 59 - 0.5),
@@ -25,17 +27,6 @@ _MARKS: dict[str, Callable[[pd.DatetimeIndex], NDArray[np.float64]]] = {
     "month": lambda t: np.asarray((t.month - 1) / 11 - 0.5),
 }
 
-_DAILY = ("day_of_week", "day_of_month", "day_of_year")
-_BY_OFFSET: tuple[tuple[tuple[Any, ...], tuple[str, ...]], ...] = (
-    ((pd.offsets.YearEnd, pd.offsets.YearBegin), ()),
-    ((pd.offsets.QuarterEnd, pd.offsets.QuarterBegin), ("month",)),
-    ((pd.offsets.MonthEnd, pd.offsets.MonthBegin), ("month",)),
-    ((pd.offsets.Week,), ("day_of_month", "week_of_year")),
-    ((pd.offsets.Day, pd.offsets.BusinessDay), _DAILY),
-    ((pd.offsets.Hour,), ("hour", *_DAILY)),
-    ((pd.offsets.Minute,), ("minute", "hour", *_DAILY)),
-    ((pd.offsets.Second,), ("second", "minute", "hour", *_DAILY)),
-)
 _SEASONS: tuple[tuple[tuple[Any, ...], int], ...] = (
     ((pd.offsets.YearEnd, pd.offsets.YearBegin), 1),
     ((pd.offsets.QuarterEnd, pd.offsets.QuarterBegin), 4),
@@ -48,19 +39,6 @@ _SEASONS: tuple[tuple[tuple[Any, ...], int], ...] = (
     ((pd.offsets.Second,), 24 * 60 * 60),
 )
 """Steps of one season: a day for hours and finer, a week of days, a year of anything coarser."""
-
-
-def mark_names(frequency: str) -> tuple[str, ...]:
-    """Names of the time marks of a frequency, in the order of `time_marks`' columns.
-
-    Raises:
-        ValueError: for a frequency that has no marks, such as milliseconds.
-    """
-    offset: Any = to_offset(frequency)
-    for kinds, names in _BY_OFFSET:
-        if isinstance(offset, kinds):
-            return names
-    raise ValueError(_unsupported(frequency))
 
 
 def time_marks(dates: pd.DatetimeIndex, frequency: str) -> NDArray[np.float32]:
@@ -77,11 +55,4 @@ def season_rows(frequency: str) -> int:
     for kinds, steps in _SEASONS:
         if isinstance(offset, kinds):
             return max(1, round(steps / int(offset.n)))
-    raise ValueError(_unsupported(frequency))
-
-
-def _unsupported(frequency: str) -> str:
-    """The message for a frequency that is in no table."""
-    return (
-        f"--freq: expected years, quarters, months, weeks, days, hours, minutes or seconds, found {frequency}"
-    )
+    raise ValueError(unsupported_frequency(frequency))

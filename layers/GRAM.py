@@ -27,6 +27,12 @@ from utils.windows import floored_deviation
 
 BUILD_BLOCK = 1024
 """Training rows encoded at once while the memory is built or refreshed."""
+FARTHEST = 1e6
+"""Squared distances beyond this, in mean ones of the memory, weigh the same.
+
+There float32's spacing (0.06) nears the temperature: rounding would choose among such neighbours, and
+its gradient, times the distance, would be without bounds.
+"""
 GATE_HISTORY_DECAY = 0.9
 """Weight of the past in the running mean of the gate, per optimizer step."""
 
@@ -153,7 +159,8 @@ class PatternValueDualRetriever(nn.Module):
             order = distance.argsort(dim=1)
             index, safe, found = (t.gather(1, order) for t in (index, safe, found))
             distance = distance.gather(1, order)
-        closeness = -distance / self.config.temperature
+        closeness = -distance.clamp(max=FARTHEST) / self.config.temperature
+        closeness = closeness.masked_fill(~found, -torch.inf)
         if self.config.retrieval_control != "none":
             # A control's rows weigh the same: weighing them by distance would be half a retrieval.
             # Times 0 keeps the encoders in the graph, as every process expects.

@@ -5,6 +5,8 @@ Shape legend: S series, H horizon, C trend classes.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ def class_confidence(probabilities: Tensor) -> Tensor:
     # A probability that underflows to 0 has an infinite slope of entropy: 0 * inf would be NaN.
     positive = probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny)
     entropy = torch.special.entr(positive).sum(dim=-1, keepdim=True)
-    return 1 - entropy / torch.log(torch.tensor(float(probabilities.shape[-1])))
+    return 1 - entropy / math.log(probabilities.shape[-1])
 
 
 class TrendFusion(nn.Module):

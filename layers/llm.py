@@ -44,14 +44,17 @@ def load_llm(
 
     Raises:
         LLMUnavailableError: neither on this machine nor to be had from the hub.
-        ValueError: found, but of no use here (layers, width, encoder-decoder, own code, no tokenizer).
+        ValueError: found, but of no use here (layers, width, encoder-decoder, own code, no tokenizer),
+            or 4-bit weights where they can not be had.
     """
     source = find_source(config, base_models)
     with quiet_transformers():
         settings = _read_config(source, config)
         if source.repo is not None:
             source = source._replace(folder=download_weights(source.repo, weights=True), repo=None)
-        model = read_model(source, settings, dtype=dtype, trust=config.trust_remote_code)
+        model = read_model(
+            source, settings, dtype=dtype, trust=config.trust_remote_code, in_4bit=config.load_in_4bit
+        )
         tokenizer = read_tokenizer(source, trust=config.trust_remote_code)
     content_hash, note = fingerprint(source)
     words = cast(nn.Embedding, model.get_input_embeddings())

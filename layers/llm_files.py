@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,9 +91,39 @@ def sha256(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_model(source: Source, settings: Any, *, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
+def four_bit_options(source: Source) -> dict[str, Any]:
+    """What ``from_pretrained`` is given for weights in 4 bits (NF4, computed in bf16).
+
+    Raises:
+        ValueError: there is no GPU or no bitsandbytes, or the source is a GGUF file.
+    """
+    lacking = [
+        text
+        for text, there in (
+            ("a GPU", torch.cuda.is_available()),
+            ("the package bitsandbytes", find_spec("bitsandbytes") is not None),
+            ("weights that are not GGUF", source.gguf is None),
+        )
+        if not there
+    ]
+    if lacking:
+        raise ValueError(
+            f"--load_in_4bit: expected {' and '.join(lacking)}, found none; leave the flag out, or save "
+            "memory by --mixed_precision bf16 or fewer --llm_layers"
+        )
+    settings = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device()}}
+
+
+def read_model(
+    source: Source, settings: Any, *, dtype: torch.dtype, trust: bool, in_4bit: bool = False
+) -> PreTrainedModel:
     """The base model with the config's layers only: frozen, in eval mode, with SDPA attention."""
     options = dict(source.options)
+    if in_4bit:
+        options |= four_bit_options(source)
     if source.gguf is not None and hasattr(transformers, "GgufConfig"):
         # Plain weights: the packed ones would ask the hub for kernels.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)

@@ -18,7 +18,11 @@ class InstanceNorm(nn.Module):
     """
 
     def __init__(self, epsilon: float = 1e-5) -> None:
-        """``epsilon`` is added to the variance, so a constant window divides by sqrt(epsilon)."""
+        """``epsilon`` is added to the variance: the deviation's floor is its root, 0.0032.
+
+        A constant window becomes zeros; one whose own deviation is far below the floor stays close to
+        zero, so that rounding noise is not taken for a pattern.
+        """
         super().__init__()
         self.epsilon = epsilon
 
@@ -26,7 +30,10 @@ class InstanceNorm(nn.Module):
         """The normalised window [B, L, N] and what was taken out of it, without gradient."""
         detached = x.detach()
         mean = detached.mean(dim=1, keepdim=True)  # [B, 1, N]
-        variance = detached.var(dim=1, keepdim=True, unbiased=False)
+        # A mean of large values is off by some units in their last place, which would make a constant
+        # window look like one off its mean: taken again around itself, it is right to the last place.
+        mean = mean + (detached - mean).mean(dim=1, keepdim=True)
+        variance = (detached - mean).square().mean(dim=1, keepdim=True)
         std = (variance + self.epsilon).sqrt()
         return (x - mean) / std, InstanceStatistics(mean, std)
 

@@ -1,7 +1,8 @@
 """What the frozen LLM is told about a window: the data, the task, and the window's statistics.
 
 Source: Time-LLM (Jin et al., ICLR 2024, section 3, Prompt-as-Prefix), in our own words. Deviations:
-fixed precision, lags without 0, its flanks and mirrors, and padding on the left with a mask.
+fixed precision, lags without 0, its flanks and mirrors, and padding under a mask, before what
+differs between prompts.
 
 Shape legend: S series (windows times variables), L lookback, T tokens of the longest prompt.
 """
@@ -108,6 +109,11 @@ class PromptBuilder:
         """The beginning of every prompt: the data and the task."""
         self._constant_ids = self._constant_tokens()
 
+    @property
+    def n_constant(self) -> int:
+        """How many tokens at the start of `tokens` are the same in every prompt."""
+        return len(self._constant_ids)
+
     def statistics_text(
         self, minimum: float, maximum: float, median: float, trend: float, lags: Sequence[int]
     ) -> str:
@@ -130,7 +136,8 @@ class PromptBuilder:
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids and mask, both [S, T] int64 on x's device, of the prompts of windows [S, L].
 
-        Padding is on the left (mask 0), so each prompt's last token borders on what follows it.
+        The first `n_constant` columns are the same in every row. Padding (mask 0) comes right behind
+        them, so each prompt's last token borders on what follows it.
         Special tokens are those that the tokenizer adds by itself, but for a closing end-of-text.
         """
         if x.dim() != 2 or x.shape[1] != self.seq_len or not len(x):
@@ -138,10 +145,11 @@ class PromptBuilder:
         rows = self._encode(self.texts(window_statistics(x)))
         width = max(len(ids) for ids in rows)
         pad = self.tokenizer.pad_token_id or 0
+        start = self._constant_ids
         ids_and_mask = torch.tensor(
             [
-                [[pad] * (width - len(ids)) + ids for ids in rows],
-                [[0] * (width - len(ids)) + [1] * len(ids) for ids in rows],
+                [start + [pad] * (width - len(ids)) + ids for ids in rows],
+                [[1] * len(start) + [0] * (width - len(ids)) + [1] * len(ids) for ids in rows],
             ],
             dtype=torch.int64,
         ).to(x.device)
@@ -153,12 +161,11 @@ class PromptBuilder:
         return text.removeprefix("-") if float(text) == 0 else text
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of whole prompts, in one call; what they share is not tokenised again."""
-        if self._constant_ids is None:
+        """Token ids of prompts behind their common start, in one call."""
+        if not self._constant_ids:
             return self._encode_whole(texts)
         ends = [text.removeprefix(self.constant_text) for text in texts]
-        encoded = self.tokenizer(ends, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return [self._constant_ids + ids for ids in encoded]
+        return self.tokenizer(ends, add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
     def _encode_whole(self, texts: list[str]) -> list[list[int]]:
         """Token ids with the tokenizer's special tokens, but for a closing end-of-text token.
@@ -171,8 +178,8 @@ class PromptBuilder:
         end = self.tokenizer.eos_token_id
         return [ids[:-1] if ids and ids[-1] == end else ids for ids in encoded]
 
-    def _constant_tokens(self) -> list[int] | None:
-        """Tokens of the constant text, or None where this tokenizer joins it with what follows.
+    def _constant_tokens(self) -> list[int]:
+        """Tokens of the constant text; none where this tokenizer joins it with what follows.
 
         Tokenising both parts apart must give the tokens of the whole, which two unlike windows show.
         """
@@ -182,6 +189,6 @@ class PromptBuilder:
             whole = self._encode_whole([self.constant_text + end])[0]
             part = self.tokenizer(end, add_special_tokens=False)["input_ids"]
             if whole[-len(part) :] != part:
-                return None
+                return []
             starts.append(whole[: -len(part)])
-        return starts[0] if starts[0] == starts[1] else None
+        return starts[0] if starts[0] == starts[1] else []

@@ -130,4 +130,5 @@ class WindowKeys(nn.Module):
             shape = torch.sigmoid(self.shape_weight)
             shapes = [shape] if self.kind == "learned" else [shape / 2, shape / 2]
             mix = torch.stack([*shapes, 1 - shape])
-        return (mix / scale).repeat_interleave(torch.tensor(self.widths, device=scale.device))
+        weights = (mix / scale).unbind()
+        return torch.cat([w.expand(width) for w, width in zip(weights, self.widths, strict=True)])

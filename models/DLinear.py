@@ -14,20 +14,18 @@ from layers.decomposition import SeriesDecomposition
 from models.forecaster import Forecaster
 from utils.config import Config
 
-TREND_KERNEL = 25
-"""The published moving average, rows."""
-
 
 class Model(Forecaster):
     """Windows [B, L, N] to [B, H, N]."""
 
     name = "DLinear"
+    baseline_settings = frozenset(("moving_avg",))
 
     def __init__(self, args: Config | Any) -> None:
-        """Both maps start as the mean over the lookback, as published."""
+        """Both maps start as the mean over the lookback, as published; ``--moving_avg`` splits the window."""
         super().__init__(args)
         length, horizon = self.config.data.seq_len, self.config.data.pred_len
-        self.decomposition = SeriesDecomposition(TREND_KERNEL)
+        self.decomposition = SeriesDecomposition(self.config.baseline.moving_avg)
         self.seasonal = nn.Linear(length, horizon)
         self.trend = nn.Linear(length, horizon)
         for part in (self.seasonal, self.trend):

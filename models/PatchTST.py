@@ -17,15 +17,17 @@ from models.forecaster import Forecaster
 from utils.config import Config
 
 ENCODER_LAYERS = 3
+"""``--e_layers`` of the paper."""
 
 
 class Model(Forecaster):
     """Windows [B, L, N] to [B, H, N]."""
 
     name = "PatchTST"
+    baseline_settings = frozenset(("e_layers",))
 
     def __init__(self, args: Config | Any) -> None:
-        """Sizes from ``--d_model --d_ff --n_heads --patch_len --stride --padding_patch --dropout``."""
+        """Sizes from ``--e_layers`` and, as Time-LLM's, ``--d_model`` to ``--dropout``."""
         super().__init__(args)
         b = self.config.backbone
         patches = self.config.patch_count
@@ -36,7 +38,9 @@ class Model(Forecaster):
         layer = nn.TransformerEncoderLayer(
             b.d_model, b.n_heads, b.d_ff, b.dropout, activation="gelu", batch_first=True
         )
-        self.encoder = nn.TransformerEncoder(layer, ENCODER_LAYERS, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(
+            layer, self.config.baseline.e_layers or ENCODER_LAYERS, enable_nested_tensor=False
+        )
         self.dropout = nn.Dropout(b.dropout)
         self.head = FlattenHead(
             n_features=patches * b.d_model, horizon=self.config.data.pred_len, dropout=b.dropout

@@ -3,8 +3,10 @@
 Source: Jin et al., "Time-LLM: Time Series Forecasting by Reprogramming Large Language Models",
 ICLR 2024. Deviations are named where they occur.
 
-Shape legend: B windows, N variables, L lookback, H horizon, S = B * N series, P patches,
-T tokens given to the LLM, D model width, C source tokens.
+Shape legend: B windows, N variables, M of them forecast, L lookback, H horizon, S = B * M series,
+P patches, T tokens given to the LLM, D model width, C source tokens. M = N, and each variable is
+forecast from itself (channel independence), but with --features MS: there M = 1, the last variable,
+and its patches are embedded together with those of all the others.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ from torch import Tensor, nn
 
 from layers.heads import FlattenHead
 from layers.llm import FrozenLLM, load_llm
+from layers.llm_pass import LLMPass, Prefix
 from layers.normalization import InstanceNorm
 from layers.patching import PatchEmbedding
 from layers.prompt import PromptBuilder
 from layers.reprogramming import ReprogrammingLayer
 from models.forecaster import Forecaster
 from utils.config import Config
-from utils.prompt_bank import describe
+from utils.prompt_bank import GENERAL, describe
 from utils.types import InstanceStatistics
 from utils.windows import per_series
 
@@ -34,14 +37,16 @@ DEFAULT_SEASON = 24
 
 
 class Series(NamedTuple):
-    """A batch taken apart into single variables (channel independence)."""
+    """A batch taken apart into the single variables that are forecast."""
 
     lookback: Tensor
     """[S, L], standardised units."""
     normalised: Tensor
     """[S, L], mean 0 and deviation 1."""
+    channels: Tensor
+    """[S, 1 or N, L]: what is embedded, normalised; the variable alone, or with all the others."""
     statistics: InstanceStatistics
-    """Of the windows, each [B, 1, N]."""
+    """Of the forecast variables, each [B, 1, M]."""
 
 
 class Model(Forecaster):
@@ -67,6 +72,9 @@ class Model(Forecaster):
                 llm = load_llm(config.llm, dtype=DTYPES[config.training.mixed_precision])
         self.llm_identity = llm.identity
         self.llm_model: Any = llm.model
+        self._pass = LLMPass(llm.model)
+        self._prefix: Prefix | None = None
+        self._kept_source: tuple[Any, Tensor] | None = None
         d_llm = llm.identity.hidden_size
         if config.backbone.d_ff > d_llm:
             raise ValueError(
@@ -75,7 +83,7 @@ class Model(Forecaster):
         self._build(config, d_llm)
         self.prompt = PromptBuilder(
             llm.tokenizer,
-            description=describe(config.data.data),
+            description=describe(config.data.data if config.backbone.prompt_domain else GENERAL),
             seq_len=config.data.seq_len,
             pred_len=config.data.pred_len,
             digits=config.backbone.prompt_digits,
@@ -90,16 +98,23 @@ class Model(Forecaster):
         b = config.backbone
         self.normalize_layers = InstanceNorm()
         self.patch_embedding = PatchEmbedding(
+            channels=_channels(config),
             d_model=b.d_model,
             patch_len=b.patch_len,
             stride=b.stride,
             pad_end=b.padding_patch == "end",
             dropout=b.dropout,
         )
-        self.mapping_layer = nn.Linear(self._word_embeddings().shape[0], b.num_tokens)
+        mapping = nn.Linear(self._word_embeddings().shape[0], b.num_tokens)
+        if b.source_tokens == "mapping":
+            self.mapping_layer = mapping
+        else:
+            self.source_prototypes = nn.Parameter(self._map_words(mapping).detach())
         self.reprogramming_layer = ReprogrammingLayer(
             d_model=b.d_model, n_heads=b.n_heads, d_keys=b.d_ff, d_llm=d_llm, dropout=b.dropout
         )
+        with torch.no_grad():
+            self.reprogramming_layer.sharpen(self.source_tokens())
         self.output_projection = FlattenHead(
             n_features=b.d_ff * config.patch_count, horizon=config.data.pred_len, dropout=b.dropout
         )
@@ -108,10 +123,15 @@ class Model(Forecaster):
         """Training mode for the trained parts; the frozen LLM stays in eval mode (its dropout is off)."""
         super().train(mode)
         self.llm_model.eval()
+        self._kept_source = None
         return self
 
+    def use_plain_pass(self) -> None:
+        """From now on compute every state of the LLM by its own forward pass, for comparison."""
+        self._pass = LLMPass(self.llm_model, plain=True)
+
     def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
-        """Windows [B, L, N] to [B, H, N]; the time marks are not read."""
+        """Windows [B, L, N] to [B, H, M]; the time marks are not read."""
         series = self.normalise(x_enc)
         states = self.decode([], series, self.embed(series))
         return self.denormalise(self.output_projection(states), series.statistics)
@@ -119,46 +139,84 @@ class Model(Forecaster):
     # The steps of a forecast, shared with the enhanced model.
 
     def normalise(self, x_enc: Tensor) -> Series:
-        """Instance normalisation and channel independence."""
-        expected = self.config.data.seq_len
+        """Instance normalisation, and the variables taken apart."""
+        expected, joint = self.config.data.seq_len, self.config.data.features == "MS"
         if x_enc.dim() != 3 or x_enc.shape[1] != expected:
             raise ValueError(f"x_enc: expected [B, {expected}, N], found {list(x_enc.shape)}")
+        if joint and x_enc.shape[2] != self.config.data.enc_in:
+            raise ValueError(
+                f"x_enc: expected {self.config.data.enc_in} variables (--enc_in), found {x_enc.shape[2]}"
+            )
         normalised, statistics = self.normalize_layers(x_enc)
-        return Series(per_series(x_enc), per_series(normalised), statistics)
+        if not joint:
+            series = per_series(normalised)
+            return Series(per_series(x_enc), series, series.unsqueeze(1), statistics)
+        own = InstanceStatistics(*(value[..., -1:] for value in statistics))
+        return Series(x_enc[..., -1], normalised[..., -1], normalised.transpose(1, 2), own)
 
     def embed(self, series: Series) -> Tensor:
         """Patch embeddings [S, P, D]."""
-        dropped = F.dropout(series.normalised, self.config.backbone.input_dropout, self.training)
+        dropped = F.dropout(series.channels, self.config.backbone.input_dropout, self.training)
         return self.patch_embedding(dropped)
 
     def reprogram(self, patches: Tensor) -> Tensor:
         """Patches [S, P, D] in the LLM's word space, [S, P, d_llm]."""
-        words = self._word_embeddings().to(self.mapping_layer.weight.dtype)
-        source = self.mapping_layer(words.T).T  # [C, d_llm]
-        return self.reprogramming_layer(patches, source)
+        return self.reprogramming_layer(patches, self.source_tokens())
+
+    def source_tokens(self) -> Tensor:
+        """The source (text prototype) embeddings [C, d_llm]; computed once per evaluation."""
+        if self.config.backbone.source_tokens == "prototypes":
+            return self.source_prototypes
+        if self.training or torch.is_grad_enabled():
+            return self._map_words(self.mapping_layer)
+        weights = self.mapping_layer.weight, self.mapping_layer.bias
+        state = tuple((w.data_ptr(), w._version) for w in weights)  # moves with any change in place
+        if self._kept_source is None or self._kept_source[0] != state:
+            self._kept_source = state, self._map_words(self.mapping_layer)
+        return self._kept_source[1]
+
+    def _map_words(self, mapping: nn.Linear) -> Tensor:
+        """Each source token as a weighted sum of all word embeddings, [C, d_llm]."""
+        words = self._word_embeddings()
+        if not torch.is_autocast_enabled(words.device.type):
+            words = words.to(mapping.weight.dtype)
+        return mapping.weight @ words + mapping.bias[:, None]
 
     def decode(self, leading: list[Tensor], series: Series, patches: Tensor) -> Tensor:
         """Run ``[*leading, prompt, patches]`` through the LLM; its states at the patches [S, P, d_ff].
 
-        ``leading`` holds tokens [S, n, d_llm]. The prompt is padded on its left; padding is masked
-        and takes no position, so a window's forecast does not depend on its neighbours' prompts.
+        ``leading`` holds tokens [S, n, d_llm], which ``--token_order prompt_first`` puts behind the
+        prompt. Padding inside the prompt is masked and takes no position, so a window's forecast
+        does not depend on its neighbours' prompts.
         """
         reprogrammed = self.reprogram(patches)
-        token_ids, prompt_mask = self.prompt.tokens(series.normalised)
+        token_ids, mask = self.prompt.tokens(series.normalised)
         self._refuse_too_long(sum(t.shape[1] for t in (*leading, token_ids, reprogrammed)))
         words = self.llm_model.get_input_embeddings()(token_ids)  # [S, T_prompt, d_llm]
-        front = [t.to(words.dtype) for t in leading]
-        tokens = torch.cat([*front, words, reprogrammed.to(words.dtype)], dim=1)  # [S, T, d_llm]
-        n_front = sum(t.shape[1] for t in leading)
-        mask = F.pad(prompt_mask, (n_front, reprogrammed.shape[1]), value=1)
-        position = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-        hidden = self.llm_model(
-            inputs_embeds=tokens, attention_mask=mask, position_ids=position
-        ).last_hidden_state
-        return hidden[:, -reprogrammed.shape[1] :, : self.config.backbone.d_ff].to(patches.dtype)
+        lead = torch.cat([words[:, :0], *(t.to(words.dtype) for t in leading)], dim=1)
+        tail = reprogrammed.to(words.dtype)
+        prefix = None
+        if self.config.backbone.token_order == "prompt_first" or not leading:
+            mask = F.pad(mask, (0, lead.shape[1] + tail.shape[1]), value=1)
+            prefix = self._prompt_prefix(words)
+            front, tail = words[:, prefix.length if prefix else 0 :], torch.cat([lead, tail], dim=1)
+        else:
+            mask = F.pad(F.pad(mask, (lead.shape[1], 0), value=1), (0, tail.shape[1]), value=1)
+            front = torch.cat([lead, words], dim=1)
+        states = self._pass(front, tail, mask=mask, prefix=prefix)
+        return states[:, -patches.shape[1] :, : self.config.backbone.d_ff].to(patches.dtype)
+
+    def _prompt_prefix(self, words: Tensor) -> Prefix | None:
+        """Keys and values of what all prompts begin with, computed once; None where that can not be."""
+        if not (self.prompt.n_constant and self._pass.reuses_prefix):
+            return None
+        if self._prefix is None or self._prefix.keys[0].device != words.device:
+            with torch.inference_mode(False):
+                self._prefix = self._pass.prefix(words[:1, : self.prompt.n_constant].clone())
+        return self._prefix
 
     def denormalise(self, forecast: Tensor, statistics: InstanceStatistics) -> Tensor:
-        """Forecast [S, H] in normalised units to [B, H, N] in standardised ones."""
+        """Forecast [S, H] in normalised units to [B, H, M] in standardised ones."""
         n_variables = statistics.mean.shape[-1]
         windows = forecast.unflatten(0, (-1, n_variables)).transpose(1, 2)  # [B, H, N]
         return self.normalize_layers.denormalize(windows.float(), statistics)
@@ -176,6 +234,15 @@ class Model(Forecaster):
     def _word_embeddings(self) -> Tensor:
         """The LLM's input embedding matrix, [V, d_llm], without gradient."""
         return self.llm_model.get_input_embeddings().weight.detach()
+
+
+def _channels(config: Config) -> int:
+    """How many variables a patch embedding reads together."""
+    if config.data.features != "MS":
+        return 1
+    if config.data.enc_in is None:
+        raise ValueError("--features MS: expected --enc_in, the number of variables, found none")
+    return config.data.enc_in
 
 
 def _drop_llm(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:

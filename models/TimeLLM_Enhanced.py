@@ -3,7 +3,8 @@
 With both modules off this is `models.TimeLLM` bit for bit: modules that are off create nothing and
 draw nothing, and those that are on are created after the baseline's parts.
 
-Shape legend: B windows, N variables, L lookback, H horizon, S = B * N series, P patches, D width.
+Shape legend: B windows, N variables, M of them forecast, L lookback, H horizon, S = B * M series,
+P patches, D width.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Model(TimeLLM.Model):
         target: Tensor | None = None,
         return_state: bool = False,
     ) -> Tensor | ForecastState:
-        """Forecast [B, H, N] of windows ``x_enc`` [B, L, N], both in standardised units.
+        """Forecast [B, H, M] of windows ``x_enc`` [B, L, N], both in standardised units.
 
         Args:
             x_enc: lookback windows.
@@ -97,8 +98,8 @@ class Model(TimeLLM.Model):
                 retrieval from finding the window itself or one that overlaps it; without both,
                 the windows are taken to be new to the memory.
             series_id: content hash of each window's series, [B].
-            variable: column of each variable, [B, N]; by default 0 to N - 1.
-            target: the true future [B, H, N], read by the retrieval oracle alone.
+            variable: index of each variable that is forecast, [B, M]; by default 0 to M - 1.
+            target: the true future [B, H, M], read by the retrieval oracle alone.
             return_state: give a `ForecastState` instead of the prediction alone.
         """
         series = self.normalise(x_enc)
@@ -110,7 +111,8 @@ class Model(TimeLLM.Model):
             patches, token, trend = self.tapr(patches, lookback=series.lookback, statistics=series.statistics)
             leading.append(token)
         if self.config.gram.use_gram:
-            query = _query_rows(x_enc, start=start, series_id=series_id, variable=variable)
+            shape = series.statistics.mean[:, 0]  # [B, M]
+            query = _query_rows(shape, start=start, series_id=series_id, variable=variable)
             patches, tokens, retrieved, retrieval = self.gram(
                 patches,
                 lookback=series.lookback,
@@ -198,16 +200,16 @@ class Model(TimeLLM.Model):
 
 
 def _query_rows(
-    x_enc: Tensor, *, start: Tensor | None, series_id: Tensor | None, variable: Tensor | None
+    like: Tensor, *, start: Tensor | None, series_id: Tensor | None, variable: Tensor | None
 ) -> Rows:
-    """Where each series of the batch comes from, each [S] int64, on the batch's device."""
-    n_windows, _, n_variables = x_enc.shape
+    """Where each series of a batch [B, M] comes from, each [S] int64, on the device of ``like``."""
+    n_windows, n_variables = like.shape
     if (start is None) != (series_id is None):
         raise ValueError("start and series_id: give both (windows of a known series) or neither")
     if variable is None:
-        variable = torch.arange(n_variables, device=x_enc.device).expand(n_windows, -1)
+        variable = torch.arange(n_variables, device=like.device).expand(n_windows, -1)
     if start is None or series_id is None:  # a series that no memory knows: nothing to mask
-        start = torch.zeros(n_windows, dtype=torch.int64, device=x_enc.device)
+        start = torch.zeros(n_windows, dtype=torch.int64, device=like.device)
         series_id = torch.full_like(start, -1)
     columns: list[Any] = [
         series_id[:, None].expand(-1, n_variables).reshape(-1),

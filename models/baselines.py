@@ -135,16 +135,21 @@ def evaluate(forecaster: Forecaster, windows: Dataset[Batch]) -> Scores:
     return Scores(squared / values, absolute / values)
 
 
+def fit_ridge(training: WindowSource, validation: Dataset[Batch]) -> RidgeForecaster:
+    """Ridge on all training windows, its penalty chosen on the validation windows."""
+    return RidgeForecaster.fit(
+        _source_blocks(training),
+        ((_as_rows(x), _as_rows(y)) for x, y in _window_blocks(validation)),
+    )
+
+
 def evaluate_baselines(bundle: DataBundle) -> dict[str, Scores]:
     """Test errors of ``persistence``, ``seasonal_naive`` and ``ridge``, over every test window.
 
     Ridge is fitted on all training windows; its penalty is chosen on ``bundle.validation``.
     """
     horizon = bundle.test[0].y.shape[0]
-    ridge = RidgeForecaster.fit(
-        _source_blocks(bundle.source),
-        ((_as_rows(x), _as_rows(y)) for x, y in _window_blocks(bundle.validation)),
-    )
+    ridge = fit_ridge(bundle.source, bundle.validation)
     forecasters: dict[str, Forecaster] = {
         "persistence": lambda x: persistence(x, horizon),
         "seasonal_naive": lambda x: seasonal_naive(x, horizon, bundle.season),
@@ -173,14 +178,13 @@ def _as_rows(values: Array) -> Array:
 
 
 def _window_blocks(windows: Dataset[Batch]) -> Iterator[tuple[Array, Array]]:
-    """Lookbacks [n, L, N] and futures [n, H, N], every window once, in order."""
+    """Lookbacks [n, L, N] and futures [n, H, N] of the forecast variables, every window once, in order."""
     count = len(windows)  # type: ignore[arg-type]  # torch's Dataset does not declare __len__
     for begin in range(0, count, WINDOWS_PER_BLOCK):
         items = [windows[i] for i in range(begin, min(begin + WINDOWS_PER_BLOCK, count))]
-        yield (
-            torch.stack([item.x for item in items]).double().numpy(),
-            torch.stack([item.y for item in items]).double().numpy(),
-        )
+        y = torch.stack([item.y for item in items]).double().numpy()
+        x = torch.stack([item.x for item in items]).double().numpy()
+        yield x[..., -y.shape[-1] :], y
 
 
 def _source_blocks(source: WindowSource) -> Iterator[tuple[Array, Array]]:

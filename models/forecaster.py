@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from utils.config import Config
-from utils.types import ForecastState, LLMIdentity, WindowSource
+from utils.types import Batch, ForecastState, LLMIdentity, WindowSource
 
 
 class Forecaster(nn.Module):
@@ -22,6 +23,12 @@ class Forecaster(nn.Module):
     name = ""
     llm_identity: LLMIdentity | None = None
     """The frozen LLM's, where there is one."""
+    takes_steps = True
+    """Whether an optimizer trains it; otherwise `fit_closed_form` does, or there is nothing to fit."""
+    reads_time_marks = False
+    """Whether a forecast needs the time marks, and the decoder start of ``--label_len``."""
+    baseline_settings: frozenset[str] = frozenset()
+    """Which fields of `utils.config.BaselineConfig` it reads; a run names those that it does not."""
 
     def __init__(self, args: Config | Any) -> None:
         """Build from a `Config`, or from any object with attributes named like the flags."""
@@ -51,6 +58,9 @@ class Forecaster(nn.Module):
 
     def fit_statistics(self, source: WindowSource) -> None:
         """Learn from the training windows what is counted rather than trained."""
+
+    def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
+        """Solve for the weights, where they have a closed form; settings by validation alone."""
 
     def recalibrate(self, source: WindowSource) -> None:
         """Count anew, under weights that were loaded, what is not learned."""

@@ -24,6 +24,7 @@ from utils.log import setup_logging
 from utils.paths import BASE_MODELS
 from utils.reporting.plots import plot_forecasts
 from utils.reporting.report import phase_table, score_table
+from utils.training.experiment import resolve
 from utils.training.run_folder import LOG_FILE, RESULTS_FILE, find_finished, find_resumable, read_json
 from utils.types import DataBundle
 
@@ -105,7 +106,7 @@ def trained_run(config: Config, bundle: DataBundle, flags: Sequence[str]) -> tup
     """The run's folder and results: those of a finished run, or of one that is trained or resumed now."""
     checkpoints = Path(config.run.checkpoints)
     name = config.run_name(model=MODEL, llm_name=config.llm.llm_model_path or config.llm.llm_model)
-    settings = config.replace(season=bundle.season).flat()
+    settings = resolve(config, bundle).flat()
     finished = find_finished(checkpoints, name, settings, bundle.content_hash)
     if finished is not None:
         print(f"Reusing the finished run {finished} (delete the folder to train again)", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.config import GROUPS, Config, ConfigError, iter_settings, setting_type
+from utils.family_flags import REFUSED
 from utils.paths import PRESETS
 
 
@@ -36,6 +38,8 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"flags from scripts/presets/NAME.args, before all others: {', '.join(preset_names())}",
     )
+    for name in REFUSED:
+        parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     groups = {g: parser.add_argument_group(g, (part.__doc__ or "").strip()) for g, part in GROUPS.items()}
     for group, name, item in iter_settings():
         types, choices = setting_type(group, name)
@@ -57,7 +61,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def parse_config(argv: Sequence[str] | None = None, *, prog: str | None = None) -> Config:
-    """The configuration that a command line asks for; on a mistake, one message and exit status 2."""
+    """The configuration that a command line asks for; all mistakes in one message, and exit status 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(prog)
     preset = parser.parse_known_args(words)[0].preset
@@ -66,12 +70,31 @@ def parse_config(argv: Sequence[str] | None = None, *, prog: str | None = None) 
         if not path.is_file():
             parser.error(f"--preset: expected one of {', '.join(preset_names())}, found {preset}")
         words = [f"@{path}", *words]
-    values = vars(parser.parse_args(words))
+    namespace, strays = parser.parse_known_args(words)
+    values = vars(namespace)
     values.pop("preset")
+    problems = [
+        f"--{name}: not offered; {REFUSED[name]}" for name in REFUSED if values.pop(name, None) is not None
+    ]
+    problems += _unknown(strays)
     try:
-        return Config.from_flat(values)
+        config = Config.from_flat(values)
     except ConfigError as error:
-        parser.error(str(error))
+        problems += error.problems
+    if problems:
+        parser.error("\n".join(problems))
+    return config
+
+
+def _unknown(strays: list[str]) -> list[str]:
+    """What to say of words that are no flags; the values behind an unknown flag need no line."""
+    flags = [f"--{name}" for _, name, _ in iter_settings()]
+    problems = []
+    for before, word in zip([""] + strays, strays, strict=False):
+        if word.startswith("-") or not before.startswith("-"):
+            near = difflib.get_close_matches(word.split("=")[0], flags, n=1)
+            problems.append(f"{word}: no such flag" + (f"; did you mean {near[0]}?" if near else ""))
+    return problems
 
 
 def preset_names() -> list[str]:

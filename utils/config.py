@@ -16,10 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
 ETT_NAMES = ("ETTh1", "ETTh2", "ETTm1", "ETTm2")
+SPLIT_INTO_HEADS = ("Autoformer", "PatchTST")
+"""Models whose width is divided among their heads."""
 KEY_SEASONS = 7
 """Seasons in the raw retrieval key (cut to the lookback): 168 rows of hourly data."""
 ATTENTION_HEADS = 4
 """Heads of every attention inside TAPR and GRA-M; their widths are multiples of it."""
+CHANNEL_INDEPENDENT = ("DLinear", "Linear", "PatchTST", "Persistence", "Ridge", "SeasonalNaive")
+"""Models whose forecast of a variable reads that variable alone."""
 DEVIATION_FLOOR = 0.1
 """Smallest deviation, in standardised units, that anything is divided by."""
 
@@ -45,10 +49,16 @@ class DataConfig:
     data: str = setting("ETTh1", "data set: ETTh1, ETTh2, ETTm1, ETTm2, custom, synthetic")
     root_path: str = setting("./dataset/ETT-small", "folder of the data file")
     data_path: str | None = setting(None, "data file inside root_path (default <data>.csv)")
-    features: Literal["M", "S"] = setting("M", "M: all variables; S: the target alone")
-    target: str = setting("OT", "target column, used with --features S")
+    features: Literal["M", "S", "MS"] = setting(
+        "M", "M: all variables from all; S: the target from itself; MS: the target from all variables"
+    )
+    target: str = setting("OT", "target column, used with --features S and MS")
+    enc_in: int | None = setting(None, "expected number of variables read (default: the file's)")
+    dec_in: int | None = setting(None, "as --enc_in, for the decoder (checked only)")
+    c_out: int | None = setting(None, "expected number of variables forecast (checked only)")
     freq: str | None = setting(None, "frequency of the rows, a pandas alias (default: inferred)")
     seq_len: int = setting(512, "lookback window L, rows")
+    embed: Literal["timeF"] = setting("timeF", "time features: hour, weekday, ... as numbers")
     label_len: int = setting(48, "decoder start length, rows (read by encoder-decoder models only)")
     pred_len: int = setting(96, "horizon H, rows")
     percent: int = setting(100, "share of the training part that is used, percent")
@@ -73,6 +83,7 @@ class LLMConfig:
     llm_model_path: str | None = setting(None, "local folder, GGUF file or hub id of the LLM")
     llm_layers: int = setting(12, "transformer layers kept, from the input side")
     llm_dim: int | None = setting(None, "expected hidden size (default: read from the LLM)")
+    load_in_4bit: bool = setting(False, "LLM weights in 4 bits (needs a GPU and bitsandbytes)")
     trust_remote_code: bool = setting(False, "allow an LLM that ships its own code to run it")
 
 
@@ -87,13 +98,30 @@ class BackboneConfig:
     stride: int = setting(8, "distance between patches, rows")
     padding_patch: Literal["end", "none"] = setting("end", "pad one stride at the end, or not")
     num_tokens: int = setting(1000, "source tokens the vocabulary is mapped to")
+    source_tokens: Literal["mapping", "prototypes"] = setting(
+        "mapping", "source tokens: a learned map of the vocabulary, or learned vectors (faster)"
+    )
+    token_order: Literal["document", "prompt_first"] = setting(
+        "document", "trend and retrieval tokens before the prompt, or behind it (faster)"
+    )
     dropout: float = setting(0.15, "dropout rate of the trained parts")
     input_dropout: float = setting(0.0, "dropout rate on the normalised lookback")
+    prompt_domain: int = setting(1, "1: the prompt describes this data set; 0: it speaks of any series")
     prompt_digits: int = setting(3, "decimals of the statistics in the prompt")
 
     def patch_count(self, seq_len: int) -> int:
         """Number of patches P of a lookback of ``seq_len`` rows."""
         return (seq_len - self.patch_len) // self.stride + 1 + (self.padding_patch == "end")
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """Sizes of the baselines that `BackboneConfig` has no name for; the family's defaults."""
+
+    e_layers: int | None = setting(None, "encoder layers (default: Autoformer 2, PatchTST 3)")
+    d_layers: int = setting(1, "decoder layers of Autoformer")
+    moving_avg: int = setting(25, "moving average of Autoformer and DLinear, rows")
+    factor: float = setting(1.0, "Autoformer keeps factor * ln(length) delays per head")
 
 
 @dataclass(frozen=True)
@@ -165,6 +193,9 @@ class TrainingConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] = setting(
         "no", "frozen LLM and matrix products in this precision"
     )
+    matmul_precision: Literal["auto", "highest", "medium"] = setting(
+        "auto", "float32 products: torch's highest or medium; auto: medium where it is as exact"
+    )
     cpu: bool = setting(False, "do not use a GPU")
     deterministic: bool = setting(False, "deterministic kernels only (slower on a GPU)")
     seed: int = setting(2021, "seed of weights, data order and dropout")
@@ -175,9 +206,23 @@ class RunConfig:
     """Where a run writes, what it resumes."""
 
     task_name: Literal["long_term_forecast"] = setting("long_term_forecast", "task")
-    model: Literal["TimeLLM", "DLinear", "Linear", "PatchTST"] | None = setting(
-        None, "model of run_main.py: TimeLLM (default), DLinear, Linear, PatchTST"
+    model: (
+        Literal[
+            "TimeLLM",
+            "Autoformer",
+            "DLinear",
+            "Linear",
+            "PatchTST",
+            "Persistence",
+            "Ridge",
+            "SeasonalNaive",
+        ]
+        | None
+    ) = setting(
+        None,
+        "model: TimeLLM, Autoformer, DLinear, Linear, PatchTST, Persistence, Ridge, SeasonalNaive",
     )
+    itr: int = setting(1, "runs, with the seeds --seed, --seed + 1, ...; mean and spread at the end")
     is_training: int = setting(1, "1: train and test; 0: test a checkpoint")
     model_id: str = setting("", "free text in the run's name (default: data and lengths)")
     model_comment: str = setting("run", "last part of the run's folder name")
@@ -189,12 +234,14 @@ class RunConfig:
     resume_counter: int | None = setting(None, "early-stopping counter to resume with")
     init_from: str | None = setting(None, "checkpoint whose weights to start from (not a resume)")
     log_steps: int = setting(50, "optimizer steps between lines of the training log")
+    max_minutes: float | None = setting(None, "save and stop (status 75) before this many minutes")
 
 
 GROUPS: dict[str, type] = {
     "data": DataConfig,
     "llm": LLMConfig,
     "backbone": BackboneConfig,
+    "baseline": BaselineConfig,
     "tapr": TAPRConfig,
     "gram": GRAMConfig,
     "training": TrainingConfig,
@@ -204,10 +251,12 @@ GROUPS: dict[str, type] = {
 NOT_IDENTITY = frozenset(
     "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
-    "label_len build_memory model_id model_comment des eval_batch_size".split()
+    "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes".split()
 )
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
-MAY_CHANGE_ON_RESUME = NOT_IDENTITY | {"max_steps", "train_epochs", "init_from"}
+KNOWN_BY_CONTENT = frozenset({"llm_model", "llm_model_path", "llm_dim", "trust_remote_code"})
+"""Settings that say where the LLM lies: which one it is, its content hash tells."""
+MAY_CHANGE_ON_RESUME = NOT_IDENTITY | KNOWN_BY_CONTENT | {"max_steps", "train_epochs", "init_from"}
 """Settings in which a run and the checkpoint it goes on from may differ."""
 
 
@@ -218,6 +267,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     tapr: TAPRConfig = field(default_factory=TAPRConfig)
     gram: GRAMConfig = field(default_factory=GRAMConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -332,6 +382,22 @@ class Config:
             )
         if (self.tapr.use_tapr or g.use_gram) and b.d_model % ATTENTION_HEADS:
             found.append(f"--d_model: TAPR and GRA-M need a multiple of {ATTENTION_HEADS}, found {b.d_model}")
+        if d.features == "MS" and d.channel_sampling == "single":
+            found.append("--channel_sampling single: --features MS reads all variables at once; use joint")
+        if d.features == "MS" and self.run.model in CHANNEL_INDEPENDENT:
+            found.append(
+                f"--features MS: {self.run.model} forecasts each variable from itself alone; use "
+                "--features S, which is the same, or TimeLLM"
+            )
+        if self.run.model in SPLIT_INTO_HEADS and b.d_model % b.n_heads:
+            found.append(f"--d_model: {self.run.model} needs a multiple of --n_heads, found {b.d_model}")
+        if self.run.model == "Autoformer" and d.channel_sampling == "single":
+            found.append("--channel_sampling: Autoformer reads all variables of a window; use joint")
+        if self.run.itr > 1 and (self.run.resume_from_checkpoint or not self.run.is_training):
+            found.append(
+                f"--itr: expected 1 when resuming or testing one checkpoint, found {self.run.itr}; "
+                "name each run's own checkpoint"
+            )
         if t.mixed_precision == "fp16" and t.cpu:
             found.append("--mixed_precision: fp16 needs a GPU; use bf16 or no with --cpu")
         if self.run.resume_from_checkpoint and self.run.init_from:
@@ -344,19 +410,21 @@ _AT_LEAST: dict[str, float] = {
         "seq_len pred_len percent eval_stride llm_layers d_model d_ff n_heads patch_len stride "
         "num_tokens n_scales top_k d_repr memory_size max_memory_size train_epochs max_steps "
         "batch_size eval_batch_size gradient_accumulation_steps patience eval_steps log_steps "
-        "season llm_dim".split(),
+        "season llm_dim enc_in dec_in c_out itr e_layers d_layers moving_avg".split(),
         1,
     ),
     **dict.fromkeys(
         "label_len num_workers prompt_digits lambda_trend lambda_dir lambda_mag lambda_hcl lambda_ord "
         "lambda_retrieval aux_warmup_steps lr_warmup_steps weight_decay max_grad_norm save_steps "
-        "save_total_limit resume_counter seed is_training".split(),
+        "save_total_limit resume_counter seed is_training prompt_domain".split(),
         0,
     ),
     "learning_rate": 1e-12,
     "temperature": 1e-6,
+    "max_minutes": 0.0,
+    "factor": 1e-6,
 }
-_AT_MOST: dict[str, float] = {"percent": 100, "is_training": 1}
+_AT_MOST: dict[str, float] = {"percent": 100, "is_training": 1, "prompt_domain": 1}
 _FRACTIONS = ("dropout", "input_dropout", "label_smoothing")
 _FLAG = re.compile(r"--(\w+)")
 

@@ -60,15 +60,22 @@ class MetricsFile:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
 
-    def cut_back(self, step: int) -> None:
+    def flush_to_disk(self) -> None:
+        """Make what was written survive a power cut (a checkpoint of this step is about to be saved)."""
+        if self.path.exists():
+            with self.path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+    def cut_back(self, step: int, *, validated: bool = True) -> None:
         """Forget what was written after this optimizer step (a run resumes from there).
 
-        The tests at the end of the run go too, whatever step their weights are from.
+        The tests at the end of the run go too, whatever step their weights are from, and where the
+        step is still to be ``validated`` its validation does.
         """
         if not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
+        kept = [line for line in lines if _place_of(line) <= (step, validated)]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(temporary, self.path)
@@ -80,10 +87,14 @@ class MetricsFile:
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
 
-def _step_of(line: str) -> float:
-    """A record's step; a final test, or a line that was cut off in writing, is after every step."""
+def _place_of(line: str) -> tuple[float, bool]:
+    """A record's step, and whether it belongs to the validation after it.
+
+    A final test, or a line that was cut off in writing, is after every step.
+    """
     try:
         record = json.loads(line)
-        return float("inf") if record["event"] == "test" else float(record["step"])
+        last = record["event"] == "test"
+        return (float("inf") if last else float(record["step"]), record["event"] == "validation")
     except (json.JSONDecodeError, KeyError):
-        return float("inf")
+        return (float("inf"), True)

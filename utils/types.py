@@ -1,6 +1,7 @@
 """The records that cross the borders between data, models and training.
 
-Shape legend: B windows, N variables, L lookback, H horizon, K neighbours, S = B * N series.
+Shape legend: B windows, N variables, M variables that are forecast (the last ones; all but with
+--features MS), L lookback, H horizon, K neighbours, S = B * M series.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Batch(NamedTuple):
     x: Tensor
     """Lookback window, [B, L, N] float32."""
     y: Tensor
-    """Future to forecast, [B, H, N] float32."""
+    """Future to forecast, [B, H, M] float32."""
     x_mark: Tensor
     """Time features of the lookback, [B, L, F] float32 in [-0.5, 0.5]."""
     y_mark: Tensor
@@ -29,7 +30,7 @@ class Batch(NamedTuple):
     series_id: Tensor
     """Content hash of the series, [B] int64."""
     variable: Tensor
-    """Column index of each variable within the series, [B, N] int64."""
+    """Index of each forecast variable among those that are forecast, [B, M] int64."""
 
 
 class WindowRows(NamedTuple):
@@ -77,9 +78,9 @@ class InstanceStatistics(NamedTuple):
     """What instance normalisation took out of a window, to be handed back afterwards."""
 
     mean: Tensor
-    """[B, 1, N]."""
+    """[B, 1, M]."""
     std: Tensor
-    """[B, 1, N], sqrt(variance + epsilon)."""
+    """[B, 1, M], sqrt(variance + epsilon)."""
 
 
 class TrendRecord(NamedTuple):
@@ -132,7 +133,7 @@ class ForecastState(NamedTuple):
     """A forecast with what the parts of the model recorded on the way."""
 
     prediction: Tensor
-    """[B, H, N], standardised units."""
+    """[B, H, M], standardised units."""
     trend: TrendRecord | None
     retrieval: RetrievalRecord | None
 
@@ -178,6 +179,9 @@ class DataBundle:
     source: WindowSource
     standardisation: Standardisation
     columns: Sequence[str]
+    """The variables read, in order."""
+    targets: Sequence[str]
+    """The variables forecast: the last M of ``columns``."""
     frequency: str
     """pandas offset alias, e.g. h."""
     season: int

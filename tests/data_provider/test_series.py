@@ -39,7 +39,7 @@ def test_the_target_alone_is_kept_with_features_s(tmp_path):
     single = read(path, features="S", target="OT")
     assert single.columns == ("OT",)
     assert np.array_equal(single.values, read(path).values[:, 1:])
-    assert single.series_id == read(path).select("OT").series_id != read(path).series_id
+    assert single.series_id == read(path).select(["OT"]).series_id != read(path).series_id
 
 
 def test_byte_order_mark_and_windows_line_endings_change_nothing(tmp_path):
@@ -132,7 +132,7 @@ def test_an_unknown_target_lists_the_columns(tmp_path):
         read(path, features="S", target="load")
     assert read(path, features="M", target="load").columns == ("a", "OT")
     with pytest.raises(ValueError, match="--target"):
-        read(path).select("load")
+        read(path).select(["load"])
 
 
 @pytest.mark.parametrize("alias", ["h", "15min", "10min", "D", "7D", "W-FRI", "MS", "ME", "B"])

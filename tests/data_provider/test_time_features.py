@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_provider.time_features import mark_names, season_rows, time_marks
+from data_provider.time_features import season_rows, time_marks
+from utils.frequency import mark_names
 
 
 def test_hourly_marks_are_the_published_formulas():

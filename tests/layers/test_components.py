@@ -81,12 +81,12 @@ def plain_patches(series: Tensor, weight: Tensor, *, length: int, stride: int, p
 @pytest.mark.parametrize(("rows", "length", "stride"), [(20, 4, 4), (21, 6, 3), (23, 5, 2), (8, 8, 3)])
 def test_patch_embedding_is_its_formula(pad: bool, rows: int, length: int, stride: int) -> None:
     """Padding in front, a convolution that is not circular, or a lost last patch."""
-    layer = PatchEmbedding(d_model=5, patch_len=length, stride=stride, pad_end=pad, dropout=0.0)
+    layer = PatchEmbedding(channels=1, d_model=5, patch_len=length, stride=stride, pad_end=pad, dropout=0.0)
     series = draw(3, rows)
     reference = plain_patches(
         series, layer.value_embedding.weight.detach(), length=length, stride=stride, pad=pad
     )
-    found = layer(series)
+    found = layer(series[:, None])
     assert found.shape == reference.shape
     torch.testing.assert_close(found.double(), reference, rtol=0, atol=1e-5)
 
@@ -94,8 +94,8 @@ def test_patch_embedding_is_its_formula(pad: bool, rows: int, length: int, strid
 @pytest.mark.parametrize(("pad", "count"), [(True, 64), (False, 63)])
 def test_documented_patch_counts(pad: bool, count: int) -> None:
     """The user's table has 63 patches, published Time-LLM 64: both must be there to be had."""
-    layer = PatchEmbedding(d_model=8, patch_len=16, stride=8, pad_end=pad, dropout=0.0)
-    assert layer(draw(2, 512)).shape == (2, count, 8)
+    layer = PatchEmbedding(channels=1, d_model=8, patch_len=16, stride=8, pad_end=pad, dropout=0.0)
+    assert layer(draw(2, 1, 512)).shape == (2, count, 8)
 
 
 # Reprogramming.

@@ -130,14 +130,18 @@ def test_text_begins_with_data_and_task(builder: PromptBuilder) -> None:
         assert part in builder.constant_text
 
 
-def test_padding_is_on_the_left(builder: PromptBuilder) -> None:
-    """Padding stood, attended to, between prompt and patches."""
+def test_padding_is_masked_and_never_beside_the_patches(builder: PromptBuilder) -> None:
+    """Padding stood, attended to, between prompt and patches. It stands behind what all prompts share."""
     x = torch.cat([windows(), 1000 * windows()])
     ids, mask = builder.tokens(x)
     assert ids.shape == mask.shape
     assert ids.dtype == mask.dtype == torch.int64
     assert (mask[:, -1] == 1).all()
-    assert (mask.diff(dim=-1) >= 0).all()
+    # BERT's kind frames a text, so its prompts are tokenised whole
+    assert (builder.n_constant > 0) == (builder.tokenizer.cls_token_id is None)
+    assert mask[:, : builder.n_constant].all()
+    assert (ids[:, : builder.n_constant] == ids[:1, : builder.n_constant]).all()
+    assert (mask[:, builder.n_constant :].diff(dim=-1) >= 0).all()
     assert mask.min() == 0  # the lengths differ, so something is padded
     assert mask.sum(dim=-1).max() == mask.shape[1]
 

@@ -76,6 +76,7 @@ def bundle_of(series: Tensor) -> DataBundle:
         source=Source(train),
         standardisation=Standardisation(torch.zeros(VARIABLES), torch.ones(VARIABLES)),
         columns=["a", "b"],
+        targets=["a", "b"],
         frequency="h",
         season=SEASON,
         content_hash="",

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -57,33 +59,68 @@ def test_dlinear_starts_as_the_mean_of_the_window_and_equals_its_formula() -> No
     torch.testing.assert_close(without_bias, x.mean(1, keepdim=True).expand(-1, H, -1))
 
 
+# Known scores on ETTh1, 96 rows ahead. The rate is the one of .001, .002 and .005 with the least
+# validation error at the end (means over the seeds 2021, 1 and 2 for DLinear: .6507, .6510, .6524; seed
+# 2021 for Linear: .6688, .6657, .6680). There is one validation, at the last step: DLinear has no
+# instance norm, and of one validation an epoch, while the rate is high, the luckiest chose weights that
+# scored from .370 to .394. 5 to 18 s each on one thread.
+
+COMMAND = """--cpu --eval_batch_size 256 --save_steps 0 --log_steps 1000 --dropout 0 --lradj COS"""
+
+
+def trained_scores(words: str, root: str, folder: Path) -> tuple[float, float]:
+    """(mse, mae) on the test windows, by the ordinary command line."""
+    run = run_main.main([*COMMAND.split(), *words.split(), "--root_path", root, "--checkpoints", str(folder)])
+    scores = run.results["best"]["test"]
+    return scores["mse"], scores["mae"]
+
+
+def closed_form_scores(root: str, length: int, horizon: int) -> tuple[float, float]:
+    """(mse, mae) of the least-squares solution of what `Linear` is trained for, in float64.
+
+    With s the window's deviation, the forecast is mean + W (x - mean) + b s: linear in W and b. The ridge
+    penalty is chosen on the validation windows. Nothing of this project is used, its borders included.
+    """
+    values = pd.read_csv(Path(root) / "ETTh1.csv").iloc[:, 1:].to_numpy(float)
+    month = 30 * 24
+    train = values[: 12 * month]
+    values = (values - train.mean(axis=0)) / train.std(axis=0)
+    parts = {"train": (0, 12), "validation": (12, 16), "test": (16, 20)}
+    found = {}
+    for name, (begin, end) in parts.items():
+        rows = values[max(0, begin * month - length) : end * month]
+        windows = np.lib.stride_tricks.sliding_window_view(rows, length + horizon, axis=0)
+        x, y = np.split(windows.reshape(-1, length + horizon), [length], axis=1)
+        mean = x.mean(axis=1, keepdims=True)
+        deviation = np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+        found[name] = (np.hstack([x - mean, deviation]), y - mean)
+
+    x, y = found["train"]
+    gram, cross = x.T @ x, x.T @ y
+
+    def error(weights: Any, part: str) -> Any:
+        x, y = found[part]
+        return x @ weights - y
+
+    maps = [np.linalg.solve(gram + a * np.eye(length + 1), cross) for a in (1.0, 10.0, 100.0, 1000.0)]
+    best = min(maps, key=lambda weights: float(np.mean(error(weights, "validation") ** 2)))
+    left = error(best, "test")
+    return float(np.mean(left**2)), float(np.mean(np.abs(left)))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "settings", "mse", "mae"),
-    [
-        # Zeng et al., AAAI 2023, Table 2, lookback 336
-        ("DLinear", {"seq_len": 336, "learning_rate": 0.005, "lradj": "COS"}, 0.375, 0.399),
-        # closed-form ridge with mean removal on the same windows
-        ("Linear", {"seq_len": 512, "learning_rate": 0.001, "lradj": "COS"}, 0.367, 0.391),
-    ],
-)
-def test_scores_on_etth1_are_within_two_percent_of_the_known(
-    name: str, settings: dict[str, Any], mse: float, mae: float, etth1_root: Path, tmp_path: Path
-) -> None:
-    """A loop that trains nothing well would show here."""
-    config = Config.from_flat(
-        {
-            "root_path": str(etth1_root),
-            "model": name,
-            "checkpoints": str(tmp_path),
-            "train_epochs": 10,
-            "patience": 3,
-            "cpu": True,
-            "save_steps": 0,
-            "eval_batch_size": 256,
-            **settings,
-        }
-    )
-    scores = run_main.train(config, model=name).results["best"]["test"]
-    print(f"\n{name}: mse {scores['mse']:.4f} ({mse}), mae {scores['mae']:.4f} ({mae})")
-    assert scores["mse"] <= 1.02 * mse and scores["mae"] <= 1.02 * mae
+def test_dlinear_scores_within_two_percent_of_the_published(etth1_root: str, tmp_path: Path) -> None:
+    """Zeng et al., AAAI 2023, Table 2: .375 and .399 at lookback 336. Measured: .3699 and .3918."""
+    words = "--model DLinear --seq_len 336 --learning_rate 0.001 --max_steps 1280 --eval_steps 1280"
+    scores = trained_scores(words, etth1_root, tmp_path)
+    assert scores == pytest.approx((0.375, 0.399), rel=0.02)
+
+
+@pytest.mark.slow
+def test_linear_scores_within_two_percent_of_its_closed_form(etth1_root: str, tmp_path: Path) -> None:
+    """A loop that trains nothing well would show here. Measured: .3692 and .3935, against .3676 and .3918."""
+    words = "--model Linear --seq_len 512 --learning_rate 0.002 --max_steps 1255 --eval_steps 1255"
+    scores = trained_scores(words, etth1_root, tmp_path)
+    expected = closed_form_scores(etth1_root, 512, 96)
+    assert expected == pytest.approx((0.3676, 0.3918), abs=2e-4)
+    assert scores == pytest.approx(expected, rel=0.02)

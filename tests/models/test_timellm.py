@@ -132,6 +132,7 @@ def test_shapes_of_the_documents_table(tiny_gpt2: Path, padding: str, count: int
     """Table 3.1 of the document, at 512 rows, 96 ahead, 7 variables, width 64."""
     sizes = {"seq_len": 512, "pred_len": 96, "patch_len": 16, "stride": 8, "d_model": 64, "n_heads": 8}
     model = model_of(tiny_gpt2, padding_patch=padding, **sizes).eval()
+    model.use_plain_pass()
     seen: dict[str, Any] = {}
     for name in ("patch_embedding", "reprogramming_layer", "output_projection"):
         module: nn.Module = getattr(model, name)
@@ -307,7 +308,7 @@ def test_model_is_built_from_class_attributes(tiny_gpt2: Path) -> None:
 
 def test_models_are_found_by_name(tiny_gpt2: Path) -> None:
     """A run's folder is named after the model that was built."""
-    config = Config.from_flat({**SIZES, "llm_model_path": str(tiny_gpt2)})
+    config = Config.from_flat({**SIZES, "llm_model_path": str(tiny_gpt2), "enc_in": N})
     for name, build in MODELS.items():
         assert build(config).name == name
 

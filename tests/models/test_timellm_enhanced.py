@@ -152,6 +152,7 @@ def test_shapes_of_the_documents_table(tiny_gpt2: Path, padding: str, count: int
     ).eval()
     values = torch.randn(700, 7, generator=torch.Generator().manual_seed(0)).cumsum(dim=0)
     model.fit_statistics(TrainingWindows(values, Split(0, 640), seq_len=512, pred_len=96, series_id=1))
+    model.use_plain_pass()  # the whole sequence at once, as in the table
     seen: dict[str, Any] = {}
 
     def watch(name: str, module: nn.Module) -> None:

@@ -12,6 +12,7 @@ from data_provider.data_factory import build_data
 from utils.cli import parse_config
 from utils.paths import PROJECT_ROOT
 from utils.training import checkpoint
+from utils.training.experiment import resolve
 
 QUICK = ["--data", "synthetic", "--seq_len", "96", "--pred_len", "24"]
 
@@ -43,7 +44,7 @@ def finished_run(quickstart, folder, *, mse, mae):
         "phases": {"training": 1.0},
     }
     config, bundle = asked(flags)
-    settings = config.replace(season=bundle.season).flat()
+    settings = resolve(config, bundle).flat()
     (run_dir / "results.json").write_text(json.dumps(results))
     (run_dir / "config.json").write_text(json.dumps(settings))
     (run_dir / "environment.json").write_text(json.dumps({"data_hash": bundle.content_hash}))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,23 +8,28 @@ import pytest
 from utils import cli
 from utils.cli import build_parser, parse_config
 from utils.config import Config, iter_settings, setting_type
+from utils.family_flags import REFUSED
 from utils.paths import PRESETS
 
 FLAGS = """
---aux_warmup_steps --batch_size --build_memory --channel_sampling --checkpoints --cpu --d_ff --d_model
---d_repr --data --data_path --des --deterministic --dropout --eval_batch_size --eval_steps --eval_stride
---eval_test_each_epoch --features --freq --gradient_accumulation_steps --help --init_from
---input_dropout --is_training --label_len --label_smoothing --lambda_dir --lambda_hcl --lambda_mag
+--align_epochs --aux_warmup_steps --batch_size --build_memory --c_out --channel_sampling --checkpoints
+--cpu --d_ff --d_layers --d_model --d_repr --data --data_path --dec_in --decomposition --des
+--deterministic --devices --distil --dropout --e_layers --embed --enc_in --eval_batch_size --eval_steps
+--eval_stride --eval_test_each_epoch --factor --fc_dropout --features --freq --gpu --gpu_type
+--gradient_accumulation_steps --head_dropout --help --individual --init_from --input_dropout --inverse
+--is_training --itr --kernel_size --label_len --label_smoothing --lambda_dir --lambda_hcl --lambda_mag
 --lambda_ord --lambda_retrieval --lambda_trend --learning_rate --llm_dim --llm_layers --llm_model
---llm_model_path --log_steps --loss --loss_scale --lr_warmup_steps --lradj --max_grad_norm
---max_memory_size --max_steps --memory_size --mixed_precision --model --model_comment --model_id
---n_heads --n_scales --no-build_memory --no-cpu --no-deterministic --no-eval_test_each_epoch
---no-trust_remote_code --no-use_gram --no-use_tapr --num_tokens --num_workers --padding_patch
---patch_len --patience --percent --pred_len --preset --prompt_digits --resume_counter
---resume_from_checkpoint --retrieval_control --retrieval_fusion --retrieval_key --retrieval_scope
---root_path --save_steps --save_total_limit --season --seed --seq_len --stride --target --task_name
---temperature --top_k --train_epochs --trend_fusion --trend_label --trust_remote_code --use_gram
---use_tapr --weight_decay -h
+--llm_model_path --load_in_4bit --loader --log_steps --loss --loss_scale --lr_warmup_steps --lradj
+--matmul_precision --max_grad_norm --max_memory_size --max_minutes --max_steps --memory_size
+--mixed_precision --model --model_comment --model_id --moving_avg --n_heads --n_scales --no-build_memory
+--no-cpu --no-deterministic --no-eval_test_each_epoch --no-load_in_4bit --no-trust_remote_code
+--no-use_gram --no-use_tapr --num_tokens --num_workers --optimizer --output_attention --padding_patch
+--patch_len --patience --pct_start --percent --pred_len --preset --prompt_digits --prompt_domain
+--resume_counter --resume_from_checkpoint --retrieval_control --retrieval_fusion --retrieval_key
+--retrieval_scope --revin --root_path --save_steps --save_total_limit --season --seasonal_patterns --seed
+--seq_len --source_tokens --stride --target --task_name --temperature --token_order --top_k --top_p
+--train_epochs --trend_fusion --trend_label --trust_remote_code --use_amp --use_gpu --use_gram
+--use_multi_gpu --use_tapr --warmup_steps --weight_decay -h
 """.split()
 
 
@@ -130,3 +136,42 @@ def test_each_preset_is_a_valid_configuration_and_documents_its_command(path):
     config = parse_config(["--preset", path.stem])
     assert config != Config() and config.llm.llm_model != "auto"
     assert f"--preset {path.stem}" in path.read_text() and path.read_text().startswith("#")
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_flag_of_the_family_is_refused_with_what_to_do(capsys, name):
+    """Taken and ignored, a user would believe in it."""
+    for words in ([f"--{name}"], [f"--{name}", "1"]):
+        said = refused(capsys, *words, "--seed", "x")
+        assert f"--{name}: not offered; {REFUSED[name]}" in said and "--seed: " in said
+    assert name not in {setting for _, setting, _ in iter_settings()}
+
+
+def test_what_a_refusal_recommends_is_a_flag():
+    flags = {flag for action in build_parser()._actions for flag in action.option_strings}
+    for text in REFUSED.values():
+        assert set(re.findall(r"--\w+", text)) <= flags
+
+
+def test_a_misspelt_flag_is_told_its_neighbour_and_its_value_is_not_a_mistake(capsys):
+    said = refused(capsys, "--batch_siz", "3", "--use_grm")
+    assert "--batch_siz: no such flag; did you mean --batch_size?" in said
+    assert "did you mean --use_gram?" in said and "\n3:" not in said
+
+
+def test_the_command_line_of_the_family_is_understood():
+    """A script of the Time-LLM repository, but for what is refused."""
+    words = """--task_name long_term_forecast --is_training 1 --root_path ./dataset/ETT-small --data_path
+    ETTh1.csv --model_id ETTh1_512_96 --model TimeLLM --data ETTh1 --features M --seq_len 512 --label_len
+    48 --pred_len 96 --factor 3 --enc_in 7 --dec_in 7 --c_out 7 --des Exp --itr 1 --d_model 32 --d_ff 128
+    --batch_size 24 --learning_rate 0.01 --llm_layers 32 --train_epochs 100 --model_comment TimeLLM-ETTh1
+    --embed timeF --freq h --patch_len 16 --stride 8 --prompt_domain 1 --llm_model LLAMA --llm_dim 4096
+    --num_workers 10 --e_layers 2 --d_layers 1 --moving_avg 25 --dropout 0.1 --patience 10 --percent 100
+    --loss MSE --lradj type1"""
+    config = parse_config(words.split())
+    assert config.data.enc_in == 7 and config.llm.llm_dim == 4096
+
+
+def test_ms_needs_joint_samples_and_a_model_that_mixes_variables(capsys):
+    assert "joint" in refused(capsys, "--features", "MS", "--channel_sampling", "single")
+    assert "--features S" in refused(capsys, "--features", "MS", "--model", "DLinear")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.config import Config
+from utils.config import BaselineConfig, Config
 from utils.paths import PROJECT_ROOT
 from utils.types import DataBundle
 
@@ -38,7 +39,7 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 def opening_lines(
     config: Config,
     data: DataBundle,
-    model: nn.Module,
+    model: Any,
     *,
     llm: str,
     steps_per_epoch: int,
@@ -58,10 +59,27 @@ def opening_lines(
         f"parameters: {trained / 1e6:.1f} M trained, {frozen / 1e6:.1f} M frozen",
         f"steps: {steps_per_epoch} an epoch, {total_steps} at most in all "
         f"(batch {t.batch_size} x {processes} process(es) x {t.gradient_accumulation_steps} pass(es)), "
-        f"on {device}, precision {t.mixed_precision}",
-        f"not read by this model: --label_len ({d.label_len}), the time marks",
+        f"on {device}, precision {t.mixed_precision}"
+        if model.takes_steps
+        else "steps: none, this model has nothing to train step by step",
     ]
+    unread = _unread(config, model)
+    if unread:
+        lines.append(f"not read by this model: {', '.join(unread)}")
     return lines + [f"note: {text}" for text in data.notes.values() if not _is_hash(text)]
+
+
+def _unread(config: Config, model: Any) -> list[str]:
+    """What a user of encoder-decoders and baselines might take to have an effect here."""
+    ours, default = asdict(config.baseline), asdict(BaselineConfig())
+    unread = [
+        f"--{name} ({value})"
+        for name, value in ours.items()
+        if value != default[name] and name not in model.baseline_settings
+    ]
+    if not model.reads_time_marks:
+        unread += [f"--label_len ({config.data.label_len})", "the time marks"]
+    return unread
 
 
 def _is_hash(text: str) -> bool:

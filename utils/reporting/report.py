@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
 
 
 def score_table(rows: Sequence[tuple[str, float, float]]) -> str:
@@ -14,6 +15,15 @@ def phase_table(phases: Mapping[str, float]) -> str:
     """A table of seconds for each phase, with their sum below."""
     rows = [(name, f"{seconds:.1f}") for name, seconds in phases.items()]
     return _table(("phase", "seconds"), [*rows, ("total", f"{sum(phases.values()):.1f}")])
+
+
+def spread_text(tests: Sequence[Mapping[str, float]]) -> str:
+    """Mean and sample deviation of MSE and MAE over several runs' test scores (two at least), a line."""
+    parts = []
+    for name in ("mse", "mae"):
+        values = [test[name] for test in tests]
+        parts.append(f"{name} {mean(values):.4f} +- {stdev(values):.4f}")
+    return f"test over {len(tests)} seeds, best weights: {', '.join(parts)}"
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

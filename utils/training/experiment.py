@@ -8,14 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -27,20 +26,25 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import MAY_CHANGE_ON_RESUME, Config
+from utils.config import Config
 from utils.log import MetricsFile, RunLogFile, setup_logging
 from utils.reporting.preflight import environment, opening_lines
 from utils.training import checkpoint as checkpoints
+from utils.training import judging, resuming
+from utils.training import payload as payloads
 from utils.training import run_folder as folders
-from utils.training.checkpoint import CheckpointError
+from utils.training.batch_plan import BatchPlan, plan_batches
+from utils.training.checkpoint import CheckpointError, SaveError
+from utils.training.context import Loaders, RunContext
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
-from utils.training.trainer import Hooks, Progress, Trainer
+from utils.training.precision import matmul_precision
+from utils.training.progress import Hooks
+from utils.training.stopping import RunStopped, StopRequest, how_to_go_on
+from utils.training.trainer import Trainer
 from utils.types import Batch, DataBundle
 
 log = getLogger(__name__)
-SHOWN_WINDOWS = 6
-"""Test windows whose forecasts are kept for a plot."""
 
 
 @dataclass(frozen=True)
@@ -66,80 +70,111 @@ class RunResult:
     """What ``results.json`` holds."""
 
 
-@dataclass
-class _Run:
-    """What the phases of one run share."""
-
-    config: Config
-    accelerator: Accelerator
-    data: DataBundle
-    model: Any
-    """The wrapped model."""
-    plain: Any
-    """The model itself."""
-    folder: Path
-    metrics: MetricsFile
-    llm: dict[str, Any]
-    phases: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the seconds spent inside to the phase ``name``."""
-        began = time.perf_counter()
-        yield
-        self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - began
-
-
 def run(config: Config, builders: Builders) -> RunResult:
     """Train and test, or with ``--is_training 0`` test a checkpoint.
 
     Raises:
         ValueError: for settings, data or a checkpoint that do not fit; the message says which.
-        OSError: where a file or the LLM cannot be had.
+        OSError: where a file or the LLM cannot be had, or a checkpoint cannot be saved.
+        RunStopped: a signal or ``--max_minutes`` asked for it; the message says how to go on.
     """
-    accelerator = _accelerator(config)
-    setup_logging(main_process=accelerator.is_main_process)
+    with ExitStack() as closing, StopRequest(config.run.max_minutes) as stop:
+        try:
+            this, payload = _set_up(config, builders, stop, closing)
+            _prepare_model(this, payload)
+            trainer, loaders = _trainer(this, builders, payload)
+            stop.can_wait = True
+            if config.run.is_training:
+                with this.phase("training"):
+                    _train(this, trainer, loaders, payload)
+            return RunResult(this.folder, judging.judge(this, trainer, loaders))
+        except RunStopped as stopped:
+            log.info("%s", stopped.message)
+            raise
+
+
+def _set_up(
+    config: Config, builders: Builders, stop: StopRequest, closing: ExitStack
+) -> tuple[RunContext, dict[str, Any] | None]:
+    """Data, model and folder of a run, and the payload that it goes on from or tests."""
     began = time.perf_counter()
+    accelerator = _accelerator(config)
+    closing.callback(accelerator.free_memory)
+    setup_logging(main_process=accelerator.is_main_process)
+    closing.enter_context(matmul_precision(config.training.matmul_precision, accelerator.device))
     with accelerator.main_process_first():  # one process downloads and converts, the others find it done
         data = builders.data(config)
-    asked, config = config, config.replace(season=data.season)
+    asked, config = config, resolve(config, data)
     data_seconds = time.perf_counter() - began
+    model = _model(config, builders, accelerator)
+    llm = asdict(model.llm_identity) if model.llm_identity else {}
+    name = asked.run_name(model=builders.model_name, llm_name=llm.get("name", "none"))
+    resume = resuming.checkpoint_to_resume(
+        config, asked, name=name, model_name=builders.model_name, llm_hash=llm.get("content_hash")
+    )
+    payload, plan = None, plan_batches(config, accelerator.num_processes, None)
+    if resume is not None:
+        payload, plan = _payload_for(config, accelerator, llm=llm, data=data, path=resume)
+    folder = resuming.choose_folder(config, accelerator, name=name, resume=resume, payload=payload)
+    if accelerator.is_main_process:
+        facts = environment() | {"llm": llm, "data_hash": data.content_hash}
+        folders.describe_run(folder, config, facts, resumed=resume is not None)
+        closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
+    log.info("run folder: %s", folder)
+    accelerator.gradient_accumulation_steps = plan.passes
+    this = RunContext(
+        config=plan.apply(config),
+        accelerator=accelerator,
+        data=data,
+        model=model,
+        plain=model,
+        folder=folder,
+        metrics=MetricsFile(folder / folders.METRICS_FILE),
+        llm=llm,
+        plan=plan,
+        flags=_flags_as_begun(config, payload),
+        stop=stop,
+        newest=resume if config.run.is_training else None,
+    )
+    this.phases.update(data=data_seconds, model=time.perf_counter() - began - data_seconds)
+    return this, payload
+
+
+def resolve(config: Config, data: DataBundle) -> Config:
+    """The configuration with what the data decide: season, number of variables, frequency."""
+    return config.replace(season=data.season, enc_in=len(data.columns), freq=data.frequency)
+
+
+def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
+    """The model under the run's seed."""
     set_seed(config.training.seed)
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
     torch.use_deterministic_algorithms(config.training.deterministic)
     with accelerator.main_process_first():
-        model = builders.model(config)
-    identity = model.llm_identity
-    name = asked.run_name(model=builders.model_name, llm_name=identity.name if identity else "none")
-    resume = _checkpoint_to_resume(config, name)
-    payload = checkpoints.load(resume) if resume else None
-    llm = asdict(identity) if identity else {}
-    if payload is not None:
-        _refuse_other_run(payload, config, llm, data, resume, processes=accelerator.num_processes)
-    folder = _folder(config, name, resume, payload, accelerator)
-    if accelerator.is_main_process:
-        facts = environment() | {"llm": llm, "data_hash": data.content_hash}
-        folders.describe_run(folder, config, facts, resumed=resume is not None)
-    this = _Run(
-        config, accelerator, data, model, model, folder, MetricsFile(folder / folders.METRICS_FILE), llm
-    )
-    this.phases["data"] = data_seconds
-    log_file = RunLogFile(folder / folders.LOG_FILE) if accelerator.is_main_process else None
-    try:
-        log.info("run folder: %s", folder)
-        this.phases["model"] = time.perf_counter() - began - data_seconds
-        _prepare_model(this, payload)
-        trainer, loaders = _trainer(this, builders, payload)
-        if config.run.is_training:
-            with this.phase("training"):
-                _train(this, trainer, loaders, payload)
-        results = _test(this, trainer, loaders)
-        return RunResult(folder, results)
-    finally:
-        if log_file is not None:
-            log_file.close()
-        accelerator.free_memory()
+        return builders.model(config)
+
+
+def _payload_for(
+    config: Config, accelerator: Accelerator, *, llm: dict[str, Any], data: DataBundle, path: Path
+) -> tuple[dict[str, Any], BatchPlan]:
+    """The payload at ``path``, after making sure that it is this run's, and the split of its batch."""
+    training = bool(config.run.is_training)
+    payload = checkpoints.load(path) if training else checkpoints.load_weights(path)
+    if "config" in payload:
+        payloads.refuse_other_run(payload, config.flat(), llm=llm, data=data, path=path)
+    else:
+        log.warning(
+            "%s holds weights alone: that they belong to these settings and data is not checked", path
+        )
+    return payload, plan_batches(config, accelerator.num_processes, payload if training else None)
+
+
+def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str, Any]:
+    """Every setting, with the batch size and passes that the run was begun with."""
+    begun = payload["config"] if payload is not None and "config" in payload else {}
+    kept = {name: begun[name] for name in payloads.SPLIT_OTHERWISE if name in begun}
+    return {**config.flat(), **kept}
 
 
 def _accelerator(config: Config) -> Accelerator:
@@ -157,39 +192,42 @@ def _accelerator(config: Config) -> Accelerator:
     )
 
 
-def _prepare_model(this: _Run, payload: dict[str, Any] | None) -> None:
+def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
     """Fill in what is counted on the training windows, or restore it; then wrap."""
     run_settings = this.config.run
     with this.phase("memory"):
         if payload is not None:
-            this.plain.load_state_dict(payload["model"])
+            _take_weights(this, payload, source="--resume_from_checkpoint")
         else:
             this.plain.to(this.accelerator.device)
             if run_settings.init_from:
-                _start_from(this, checkpoints.locate(run_settings.init_from, flag="--init_from"))
+                path = checkpoints.locate(run_settings.init_from, flag="--init_from")
+                _take_weights(this, checkpoints.load_weights(path), source=f"--init_from {path}")
                 this.plain.recalibrate(this.data.source)
                 if this.config.gram.build_memory:
                     this.plain.rebuild_memory(this.data.source)
             else:
                 this.plain.fit_statistics(this.data.source)
+                this.plain.fit_closed_form(this.data.source, this.data.validation)
         if payload is None or not this.config.run.is_training:
             # A resumed run goes on with the keys it had; a test wants those of the weights tested.
             this.plain.refresh(this.data.source)
     _check_same_everywhere(this)
     if this.accelerator.process_index:  # equal weights so far; from here on each drops out its own units
         torch.manual_seed(this.config.training.seed + this.accelerator.process_index)
-    this.model = this.accelerator.prepare_model(this.plain)
+    if any(p.requires_grad for p in this.plain.parameters()):  # DDP refuses a model without
+        this.model = this.accelerator.prepare_model(this.plain)
 
 
-def _start_from(this: _Run, path: Path) -> None:
-    """Take over the weights, and nothing else, of a checkpoint of the same architecture."""
+def _take_weights(this: RunContext, payload: dict[str, Any], *, source: str) -> None:
+    """The weights of a checkpoint of the same architecture."""
     try:
-        this.plain.load_state_dict(checkpoints.load(path)["model"])
+        this.plain.load_state_dict(payload["model"])
     except RuntimeError as error:  # torch's, for missing keys and other shapes
-        raise CheckpointError(f"--init_from {path}: its weights do not fit this model: {error}") from error
+        raise CheckpointError(f"{source}: its weights do not fit this model: {error}") from error
 
 
-def _check_same_everywhere(this: _Run) -> None:
+def _check_same_everywhere(this: RunContext) -> None:
     """Every process must start from the same weights and the same memory."""
     if this.accelerator.num_processes == 1:
         return
@@ -202,14 +240,7 @@ def _check_same_everywhere(this: _Run) -> None:
         raise RuntimeError(f"processes start from different weights or memories: {found}")
 
 
-@dataclass(frozen=True)
-class _Loaders:
-    train: DataLoader[Batch] | None
-    validation: DataLoader[Batch]
-    test: DataLoader[Batch]
-
-
-def _trainer(this: _Run, builders: Builders, payload: dict[str, Any] | None) -> tuple[Trainer, _Loaders]:
+def _trainer(this: RunContext, builders: Builders, payload: dict[str, Any] | None) -> tuple[Trainer, Loaders]:
     """Loaders, optimizer, schedule and the loop over them, restored where the run resumes."""
     config, accelerator = this.config, this.accelerator
     t = config.training
@@ -225,8 +256,8 @@ def _trainer(this: _Run, builders: Builders, payload: dict[str, Any] | None) -> 
         train = accelerator.prepare_data_loader(
             builders.training_loader(this.data, config, num_processes=accelerator.num_processes)
         )
-        steps_per_epoch = -(-len(train) // t.gradient_accumulation_steps)
-    total = min(t.max_steps or 10**12, t.train_epochs * steps_per_epoch)
+        steps_per_epoch = len(train) // t.gradient_accumulation_steps
+    total = min(t.max_steps or 10**12, t.train_epochs * steps_per_epoch) if this.plain.takes_steps else 0
     optimizer = build_optimizer(this.plain, t)
     scheduler = build_schedule(optimizer, t, total_steps=total, steps_per_epoch=steps_per_epoch)
     prepared = accelerator.prepare_optimizer(optimizer)
@@ -242,13 +273,12 @@ def _trainer(this: _Run, builders: Builders, payload: dict[str, Any] | None) -> 
         log_steps=config.run.log_steps,
         save_steps=steps_per_epoch if config.run.save_steps is None else config.run.save_steps,
         total_steps=total,
+        stop=this.stop.asked,
     )
-    if payload is not None:
-        prepared.load_state_dict(payload["optimizer"])
-        scheduler.load_state_dict(payload["scheduler"])
-        if accelerator.scaler is not None and payload["scaler"] is not None:
-            accelerator.scaler.load_state_dict(payload["scaler"])
-        trainer.progress = _progress_from(payload, config)
+    if payload is not None and config.run.is_training:
+        payloads.restore(this, trainer, payload)
+    elif payload is not None:
+        trainer.progress.global_step = payload.get("global_step", 0)
     for line in opening_lines(
         config,
         this.data,
@@ -260,250 +290,85 @@ def _trainer(this: _Run, builders: Builders, payload: dict[str, Any] | None) -> 
         device=str(accelerator.device),
     ):
         log.info("%s", line)
-    return trainer, _Loaders(train, evaluation(this.data.validation), evaluation(this.data.test))
+    return trainer, Loaders(train, evaluation(this.data.validation), evaluation(this.data.test))
 
 
-def _train(this: _Run, trainer: Trainer, loaders: _Loaders, payload: dict[str, Any] | None) -> None:
+def _train(this: RunContext, trainer: Trainer, loaders: Loaders, payload: dict[str, Any] | None) -> None:
     """Fit; the best weights by validation and the step checkpoints land in the run's folder."""
     assert loaders.train is not None
-    run_settings = this.config.run
-    if payload is None and run_settings.resume_from_checkpoint == "auto":
+    if payload is not None:
+        _go_on(this, trainer, payload)
+    elif this.config.run.resume_from_checkpoint == "auto":
         log.info(
             "nothing to resume: no whole checkpoint of this run with this length; starting afresh "
             "(to go on with a run of another length, name its checkpoint)"
         )
-    if payload is not None:
-        states = payload["rng_state"]
-        checkpoints.restore_random_state(states[this.accelerator.process_index])
-        if this.accelerator.is_main_process:
-            this.metrics.cut_back(trainer.progress.global_step)
-        log.info("resumed at optimizer step %d", trainer.progress.global_step)
-        if trainer.progress.best_step != -1 and not (this.folder / checkpoints.BEST).is_file():
-            log.warning("the best weights so far are not beside this checkpoint: starting that search anew")
-            trainer.progress.best_step, trainer.progress.val_loss_min = -1, float("inf")
 
-    def save_best() -> None:
-        content = _payload(this, trainer)
-        if this.accelerator.is_main_process:
-            checkpoints.save(content, this.folder / checkpoints.BEST)
-
-    def save_step() -> None:
-        content = _payload(this, trainer)
-        if this.accelerator.is_main_process:
-            step, keep = trainer.progress.global_step, run_settings.save_total_limit
-            path = checkpoints.save_step(content, this.folder, step=step, keep=keep)
-            log.info("saved %s", path)
+    def stopped() -> NoReturn:
+        _save_step(this, trainer)
+        asked = this.stop.reason or "another process"
+        step = trainer.progress.global_step
+        raise RunStopped(f"stopped by {asked} after optimizer step {step}; {how_to_go_on(this.newest)}")
 
     trainer.fit(
         loaders.train,
         loaders.validation,
         Hooks(
             refresh=lambda: this.plain.refresh(this.data.source),
-            save_best=save_best,
-            save_step=save_step,
+            save_best=lambda: _save_best(this, trainer),
+            save_step=lambda: _save_step(this, trainer),
             test=lambda: trainer.evaluate(loaders.test, name="test"),
+            stopped=stopped,
         ),
     )
 
 
-def _test(this: _Run, trainer: Trainer, loaders: _Loaders) -> dict[str, Any]:
-    """Score the last and the best weights on every test window, and write the results."""
+def _go_on(this: RunContext, trainer: Trainer, payload: dict[str, Any]) -> None:
+    """Put back what a resumed run needs beside the weights, and say what is not as it was."""
     progress = trainer.progress
-    tested: dict[str, dict[str, Any]] = {}
-    with this.phase("test"):
-        if this.config.run.is_training:
-            scores = trainer.evaluate(loaders.test, name="test")
-            tested["last"] = {"step": progress.global_step, "test": scores}
-            best = {"global_step": progress.global_step, "val_loss_min": progress.val_loss_min}
-            if progress.best_step not in (progress.global_step, -1):
-                best = checkpoints.load(this.folder / checkpoints.BEST)
-                this.plain.load_state_dict(best["model"])
-                scores = trainer.evaluate(loaders.test, name="test")
-            tested["best"] = {
-                "step": best["global_step"],
-                "test": scores,
-                "validation_mse": best["val_loss_min"] if np.isfinite(best["val_loss_min"]) else None,
-            }
-        else:
-            tested["checkpoint"] = {
-                "step": progress.global_step,
-                "test": trainer.evaluate(loaders.test, name="test"),
-            }
-        training = bool(this.config.run.is_training)
-        kept = _keep_forecasts(this, folders.FORECASTS_FILE if training else folders.TEST_ONLY_FORECASTS_FILE)
-    for name, entry in tested.items():
-        log.info(
-            "test, %s weights (step %d): mse %.4f mae %.4f over %d windows",
-            name,
-            entry["step"],
-            entry["test"]["mse"],
-            entry["test"]["mae"],
-            entry["test"]["windows"],
-        )
-    results = {
-        "run_dir": str(this.folder),
-        "data": this.data.name,
-        "notes": dict(this.data.notes),
-        "llm": this.llm,
-        **tested,
-        "phases": this.phases,
-        "forecasts": kept,
-    }
+    payloads.restore_random_state(this, payload)
     if this.accelerator.is_main_process:
-        if training:
-            for name, entry in tested.items():
-                this.metrics.append(event="test", weights=name, **entry)
-        results_file = folders.RESULTS_FILE if training else folders.TEST_ONLY_RESULTS_FILE
-        folders.write_json(this.folder / results_file, results)
-    this.accelerator.wait_for_everyone()
-    return results
+        this.metrics.cut_back(progress.global_step, validated=not progress.validation_due)
+    log.info("resumed at optimizer step %d", progress.global_step)
+    # Killed between the two, a run goes on from its best weights and still owes the step's checkpoint.
+    trainer.step_is_saved = checkpoints.is_whole(checkpoints.step_path(this.folder, progress.global_step))
+    payloads.announce_changes(this, payload)
+    if progress.best_step != -1 and not checkpoints.is_whole(this.folder / checkpoints.BEST):
+        log.warning("the best weights so far are not beside this checkpoint: starting that search anew")
+        progress.best_step, progress.val_loss_min = -1, float("inf")
 
 
-@torch.no_grad()
-def _keep_forecasts(this: _Run, name: str) -> str:
-    """Forecasts of a few spread test windows, for a plot; the file's name inside the run's folder."""
-    test: Any = this.data.test
-    positions = np.linspace(0, len(test) - 1, min(SHOWN_WINDOWS, len(test))).astype(int)
-    items = [test[int(i)] for i in positions]
-    batch = Batch(*(torch.stack(column).to(this.accelerator.device) for column in zip(*items, strict=True)))
-    this.plain.eval()
-    prediction = this.plain(
-        batch.x, start=batch.start, series_id=batch.series_id, variable=batch.variable, target=batch.y
-    )
+def _save_best(this: RunContext, trainer: Trainer) -> None:
+    """Save the best weights so far, as a checkpoint that can be gone on from."""
+    path = this.folder / checkpoints.BEST
+    _save(this, trainer, lambda content: checkpoints.save(content, path))
+    this.newest = path
+
+
+def _save_step(this: RunContext, trainer: Trainer) -> None:
+    """Save a checkpoint of this optimizer step, and prune older ones."""
+    step, keep = trainer.progress.global_step, this.config.run.save_total_limit
+    path = checkpoints.step_path(this.folder, step)
+    _save(this, trainer, lambda content: checkpoints.save_step(content, this.folder, step=step, keep=keep))
+    this.newest = path
+    log.info("saved %s", path)
+
+
+def _save(this: RunContext, trainer: Trainer, write: Callable[[dict[str, Any]], object]) -> None:
+    """Gather from all processes and write on the main one; what goes wrong there is raised in all."""
+    began = time.perf_counter()
+    content = payloads.gather(this, trainer)
+    problem: list[str | None] = [None]
     if this.accelerator.is_main_process:
-        np.savez_compressed(
-            this.folder / name,
-            x=batch.x.cpu().numpy(),
-            y=batch.y.cpu().numpy(),
-            prediction=prediction.float().cpu().numpy(),
-            start=batch.start.cpu().numpy(),
-            columns=np.array(list(this.data.columns)),
-        )
-    return name
-
-
-def _payload(this: _Run, trainer: Trainer) -> dict[str, Any]:
-    """All that a run needs to go on, or to forecast, as tensors and plain values.
-
-    Every process must call it: the random state of each is inside.
-    """
-    progress = trainer.progress
-    scaler = this.accelerator.scaler
-    return {
-        "format_version": checkpoints.FORMAT_VERSION,
-        "model": {name: tensor.detach().cpu() for name, tensor in this.plain.state_dict().items()},
-        "optimizer": trainer.optimizer.state_dict(),
-        "scheduler": _plain_schedule(trainer.scheduler.state_dict()),
-        "epoch": progress.epoch,
-        "global_step": progress.global_step,
-        "best_score": -progress.val_loss_min,
-        "val_loss_min": progress.val_loss_min,
-        "counter": progress.counter,
-        "progress": progress.state(),
-        "rng_state": gather_object([checkpoints.random_state()]),
-        "sampler_state": {
-            "epoch": progress.epoch,
-            "batches": progress.batches,
-            "seed": this.config.training.seed,
-        },
-        "scaler": scaler.state_dict() if scaler is not None else None,
-        "num_processes": this.accelerator.num_processes,
-        "config": this.config.flat(),
-        "llm": this.llm,
-        "data": {
-            "name": this.data.name,
-            "columns": list(this.data.columns),
-            "frequency": this.data.frequency,
-            "content_hash": this.data.content_hash,
-            "mean": this.data.standardisation.mean,
-            "std": this.data.standardisation.std,
-        },
-    }
-
-
-def _plain_schedule(state: dict[str, Any]) -> dict[str, Any]:
-    """A scheduler's state without the functions, which are built from the configuration."""
-    return {
-        k: v for k, v in state.items() if isinstance(v, int | float | bool | list) and k != "lr_lambdas"
-    } | {"lr_lambdas": [None]}
-
-
-def _progress_from(payload: dict[str, Any], config: Config) -> Progress:
-    """Where the checkpoint stood; ``--resume_counter`` overrides the early-stopping counter."""
-    names = {f.name for f in fields(Progress)}
-    progress = Progress(**{k: v for k, v in payload["progress"].items() if k in names})
-    if config.run.resume_counter is not None:
-        progress.counter = config.run.resume_counter
-    return progress
-
-
-def _checkpoint_to_resume(config: Config, name: str) -> Path | None:
-    """The checkpoint that ``--resume_from_checkpoint`` means, or None for a fresh start."""
-    where = config.run.resume_from_checkpoint
-    if where is None and not config.run.is_training:
-        where = "auto"
-    if where is None:
-        return None
-    best = Path(where) / checkpoints.BEST
-    if not config.run.is_training and best.is_file():
-        return best  # a run's folder: what it is judged by
-    if where != "auto":
-        return checkpoints.locate(where)
-    if config.run.is_training:
-        return folders.find_resumable(Path(config.run.checkpoints), name)
-    for folder in reversed(folders.numbered_folders(Path(config.run.checkpoints), name)):
-        if (folder / checkpoints.BEST).is_file():
-            return folder / checkpoints.BEST
-    raise CheckpointError(
-        f"--is_training 0: expected a trained run in {config.run.checkpoints}/{name}, found none; "
-        "name a checkpoint with --resume_from_checkpoint"
-    )
-
-
-def _folder(
-    config: Config,
-    name: str,
-    resume: Path | None,
-    payload: dict[str, Any] | None,
-    accelerator: Accelerator,
-) -> Path:
-    """The run's folder: the checkpoint's own where that is its run's, otherwise one that holds no run."""
-    chosen: list[str | None] = [None]
-    if accelerator.is_main_process:
-        if resume is not None and payload is not None and folders.is_run_of(resume, payload["config"]):
-            chosen = [str(folders.run_folder_of(resume))]
-        else:
-            chosen = [str(folders.claim_folder(Path(config.run.checkpoints), name))]
-    folder = broadcast_object_list(chosen)[0]
-    assert folder is not None
-    return Path(folder)
-
-
-def _refuse_other_run(
-    payload: dict[str, Any],
-    config: Config,
-    llm: dict[str, Any],
-    data: DataBundle,
-    path: Path | None,
-    *,
-    processes: int,
-) -> None:
-    """Resuming with other settings, another LLM or other data is an error that lists each difference."""
-    found = checkpoints.differences(payload["config"], config.flat(), free=MAY_CHANGE_ON_RESUME)
-    found += [
-        f"LLM {name}: the checkpoint has {payload['llm'].get(name)!r}, this run {llm.get(name)!r}"
-        for name in ("architecture", "layers", "hidden_size", "content_hash")
-        if payload["llm"].get(name) != llm.get(name)
-    ]
-    if payload["data"]["content_hash"] != data.content_hash:
-        found.append(f"data: the checkpoint saw {payload['data']['name']} with another content hash")
-    if config.run.is_training and payload["num_processes"] != processes:
-        found.append(
-            f"processes: the checkpoint had {payload['num_processes']}, this run {processes}; each "
-            "takes a part of every global batch"
-        )
-    if found:
-        raise CheckpointError(f"{path} belongs to another run:\n" + "\n".join(found))
+        this.metrics.flush_to_disk()
+        try:
+            write(content)
+        except SaveError as error:
+            problem = [str(error)]
+    found = broadcast_object_list(problem)[0]
+    this.saves.append(time.perf_counter() - began)
+    if found is not None:
+        raise SaveError(found)
 
 
 def _llm_text(llm: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ class ScoreSums:
 
     def add(self, state: ForecastState, batch: Batch) -> None:
         """Count one batch."""
-        error = (state.prediction.float() - batch.y).double()
+        error = state.prediction.double() - batch.y.double()
         self._count(
             squared=error.square().sum(), absolute=error.abs().sum(), values=error.numel(), windows=len(error)
         )

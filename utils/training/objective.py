@@ -73,10 +73,11 @@ def warmup_factor(step: int, warmup_steps: int) -> float:
 
 
 def forecast_loss(prediction: Tensor, batch: Batch, config: TrainingConfig) -> Tensor:
-    """MSE, MAE or Huber of predictions [B, H, N], in standardised units or window deviations."""
+    """MSE, MAE or Huber of predictions [B, H, M], in standardised units or window deviations."""
     error = prediction.float() - batch.y
     if config.loss_scale == "std":
-        error = error / batch.x.std(dim=1, unbiased=False, keepdim=True).clamp(min=DEVIATION_FLOOR)
+        own = batch.x[..., -error.shape[-1] :]
+        error = error / own.std(dim=1, unbiased=False, keepdim=True).clamp(min=DEVIATION_FLOOR)
     if config.loss == "MSE":
         return error.square().mean()
     if config.loss == "MAE":

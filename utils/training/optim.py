@@ -18,10 +18,9 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Fused AdamW over the trained parameters; without weight decay it is Adam."""
-    return torch.optim.AdamW(
-        trained_parameters(model), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    """Fused AdamW over the trained parameters, if any; without weight decay it is Adam."""
+    group = {"params": trained_parameters(model)}  # an empty list alone would be refused
+    return torch.optim.AdamW([group], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
 TYPE2_RATES = {2: 5e-5, 4: 1e-5, 6: 5e-6, 8: 1e-6, 10: 5e-7, 15: 1e-7, 20: 5e-8}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
-from utils.config import MAY_CHANGE_ON_RESUME, NOT_IDENTITY, Config
+from utils.config import KNOWN_BY_CONTENT, MAY_CHANGE_ON_RESUME, NOT_IDENTITY, Config
 from utils.training.checkpoint import newest_in
+from utils.training.whole_files import whole_file
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -19,6 +19,8 @@ RESULTS_FILE = "results.json"
 FORECASTS_FILE = "forecasts.npz"
 TEST_ONLY_RESULTS_FILE = "results_test_only.json"
 TEST_ONLY_FORECASTS_FILE = "forecasts_test_only.npz"
+NAMING = frozenset({"model_id", "model_comment", "des"})
+"""Settings that name a run and change nothing else of it."""
 
 
 def numbered_folders(checkpoints: Path, name: str) -> list[Path]:
@@ -77,6 +79,27 @@ def find_resumable(checkpoints: Path, name: str) -> Path | None:
     return None
 
 
+def find_moved(
+    parent: Path, settings: dict[str, Any], *, name_begins: str, llm_hash: str | None
+) -> Path | None:
+    """The newest whole checkpoint of this very run, begun when its LLM lay elsewhere, or None.
+
+    Where the LLM lies is part of a run's name, so `find_resumable` does not see such a run.
+    """
+    free = (NOT_IDENTITY - NAMING) | KNOWN_BY_CONTENT
+    folders = [f for f in parent.glob("*") if f.name.startswith(name_begins) and f.is_dir()]
+    for folder in sorted(folders, key=lambda f: f.stat().st_mtime_ns, reverse=True):
+        if not ((folder / CONFIG_FILE).is_file() and (folder / ENVIRONMENT_FILE).is_file()):
+            continue
+        found, facts = read_json(folder / CONFIG_FILE), read_json(folder / ENVIRONMENT_FILE)
+        same = all(found.get(n) == v for n, v in settings.items() if n not in free)
+        if same and facts["llm"].get("content_hash") == llm_hash:
+            newest = newest_in(folder)
+            if newest is not None:
+                return newest
+    return None
+
+
 def run_folder_of(checkpoint: Path) -> Path:
     """The run folder that a checkpoint file lies in."""
     parent = checkpoint.resolve().parent
@@ -96,9 +119,9 @@ def is_run_of(checkpoint: Path, settings: dict[str, Any]) -> bool:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    text = json.dumps(content, indent=2) + "\n"
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def read_json(path: Path) -> Any:

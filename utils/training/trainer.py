@@ -6,13 +6,12 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from logging import getLogger
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
@@ -22,6 +21,7 @@ from utils.config import TrainingConfig
 from utils.log import MetricsFile
 from utils.training.metrics import ScoreSums, module_text
 from utils.training.objective import Loss, Objective
+from utils.training.progress import Clock, Hooks, Progress, clock_text
 from utils.trend import TrendLabel
 from utils.types import Batch, ForecastState
 
@@ -32,6 +32,8 @@ TIMED_STEPS = 3
 
 SILENCE = 30
 """Seconds of evaluation after which a line says how far it is, where no bar does."""
+ROUNDS_BETWEEN_LOOKS = 8
+"""Batches of an evaluation on several processes between two agreements on stopping."""
 LONG_RUN = 1800
 """Seconds from which on a run is told how to be shorter."""
 
@@ -40,37 +42,8 @@ class NonFiniteLossError(RuntimeError):
     """The loss is inf or NaN; nothing was updated."""
 
 
-@dataclass
-class Progress:
-    """How far a run has come; all of it is in every checkpoint."""
-
-    epoch: int = 0
-    """Epochs finished."""
-    batches: int = 0
-    """Batches taken from the current epoch, per process."""
-    global_step: int = 0
-    """Optimizer steps taken."""
-    val_loss_min: float = math.inf
-    counter: int = 0
-    """Validations without improvement."""
-    best_step: int = -1
-    loss_sums: dict[str, Tensor | float] = field(default_factory=dict)
-    """Sums of the losses since the last validation, for its line in the log."""
-
-    def state(self) -> dict[str, Any]:
-        """As plain values."""
-        return {**vars(self), "loss_sums": {name: float(v) for name, v in self.loss_sums.items()}}
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What the trainer asks its owner to do."""
-
-    refresh: Callable[[], None]
-    """Recompute what validation needs to be up to date."""
-    save_best: Callable[[], None]
-    save_step: Callable[[], None]
-    test: Callable[[], dict[str, float]]
+class EvaluationStopped(Exception):
+    """A stop was asked for between the batches of an evaluation; its sums are lost, nothing else."""
 
 
 class Trainer:
@@ -90,8 +63,12 @@ class Trainer:
         log_steps: int,
         save_steps: int,
         total_steps: int,
+        stop: Callable[[], bool],
     ) -> None:
-        """``model`` is the wrapped one; ``save_steps`` 0 writes no step checkpoints."""
+        """``model`` is the wrapped one; ``save_steps`` 0 writes no step checkpoints.
+
+        ``stop`` tells whether this process has been asked to stop.
+        """
         self.accelerator = accelerator
         self.model = model
         self.plain_model: Any = accelerator.unwrap_model(model)
@@ -107,6 +84,12 @@ class Trainer:
         self.progress = Progress()
         self.rate = math.nan
         """Learning rate of the last optimizer step."""
+        self.stop = stop
+        self.step_is_saved = True
+        """Whether there is nothing to save at the step that `fit` begins at."""
+        self._stop_agreed = False
+        self._passes: list[tuple[Tensor, Tensor]] = []
+        """Loss and starts of the windows, of each forward pass of the optimizer step under way."""
 
     def fit(
         self, train_loader: DataLoader[Batch], validation_loader: DataLoader[Batch], hooks: Hooks
@@ -119,43 +102,63 @@ class Trainer:
             unit="step",
             disable=None if self.accelerator.is_main_process else True,
         )
-        clock = _Clock(self.progress.global_step)
+        clock = Clock(self.progress.global_step)
+        unfinished = self.progress.validation_due or not self.step_is_saved
+        saved = -1 if unfinished else self.progress.global_step
         with bar:
+            if unfinished or not self.total_steps:  # a closed form is judged as well
+                saved = self._close_step(validation_loader, hooks) or saved
             for loss in self._steps(train_loader):
                 bar.update()
                 self._report(loss, clock)
+                self.progress.validation_due = self._is_validation_step()
+                if self._stop_agreed:
+                    hooks.stopped()
                 with clock.paused():
-                    if self._validation_due():
-                        self._validate(validation_loader, hooks)
-                    if self.save_steps and self.progress.global_step % self.save_steps == 0:
-                        hooks.save_step()
+                    saved = self._close_step(validation_loader, hooks) or saved
                 if self._out_of_patience():
                     log.info("Early stopping: no improvement in %d validations", self.config.patience)
                     break
+        if self.save_steps and saved != self.progress.global_step:
+            hooks.save_step()  # the tests that follow may take long
+
+    def _close_step(self, validation_loader: DataLoader[Batch], hooks: Hooks) -> int | None:
+        """Validate, then save, where they are due after this step; the step, if it was saved.
+
+        In this order: the checkpoint of a step holds what its validation found.
+        """
+        if self.progress.validation_due or not self.total_steps:
+            self._validate(validation_loader, hooks)
+        if not self.save_steps or not self.total_steps or self.progress.global_step % self.save_steps:
+            return None
+        hooks.save_step()
+        return self.progress.global_step
 
     def _steps(self, loader: DataLoader[Batch]) -> Iterator[Loss]:
         """One item per optimizer step: the loss of its last pass; epoch after epoch."""
         progress = self.progress
+        passes = self.config.gradient_accumulation_steps
+        steps, rest_of_epoch = divmod(len(loader), passes)
+        assert not rest_of_epoch, f"an epoch of {len(loader)} passes is no whole number of {passes}"
         while progress.global_step < self.total_steps and not self._out_of_patience():
             # reaches the sampler that decides the order; through the rest of a sharded loader it would not
             loader.set_epoch(progress.epoch)  # type: ignore[attr-defined]
-            rest = skip_first_batches(loader, progress.batches) if progress.batches else loader
+            done = progress.epoch_steps * passes
             gathered: list[Tensor] = []
-            for batch in rest:
+            for batch in skip_first_batches(loader, done) if done else loader:
                 loss, statistics = self.train_step(batch)
-                progress.batches += 1
                 if statistics is not None:
                     gathered.append(statistics)
                 if not self.accelerator.sync_gradients:
                     continue
                 progress.global_step += 1
+                progress.epoch_steps += 1
                 if gathered:
                     mean = torch.stack(gathered).mean()
                     self.plain_model.absorb_statistics(self.accelerator.reduce(mean, "mean"))
                     gathered = []
-                at_end = progress.batches == len(loader)
-                if at_end:
-                    progress.epoch, progress.batches = progress.epoch + 1, 0
+                if progress.epoch_steps == steps:
+                    progress.epoch, progress.epoch_steps = progress.epoch + 1, 0
                 yield loss
                 if progress.global_step >= self.total_steps:
                     return
@@ -166,10 +169,12 @@ class Trainer:
         with self.accelerator.accumulate(self.model):
             state = self._forward(self.model, batch)
             loss = self.objective(state, batch, step=self.progress.global_step)
-            self._refuse_non_finite(loss.total, batch)
+            self._passes.append((loss.total.detach(), batch.start))
             self.accelerator.backward(loss.total)
-            if self.accelerator.sync_gradients and self.config.max_grad_norm:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+            if self.accelerator.sync_gradients:
+                self._agree()
+                if self.config.max_grad_norm:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
             self.optimizer.step()
             if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
                 self.rate = float(self.scheduler.get_last_lr()[0])
@@ -177,6 +182,32 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
         self._count(loss)
         return loss, self.plain_model.batch_statistics(state)
+
+    def _agree(self) -> None:
+        """Refuse a loss that is not finite, and note a stop, in any process.
+
+        One reduction and one look at a tensor per optimizer step, before the optimizer sees an inf or
+        a NaN.
+        """
+        losses = torch.stack([loss for loss, _ in self._passes])
+        wrong = (~torch.isfinite(losses)).sum()
+        flags = torch.stack([wrong, torch.as_tensor(int(self.stop()), device=wrong.device)])
+        found, stops = self.accelerator.reduce(flags, "sum").tolist()
+        passes, self._passes = self._passes, []
+        self._stop_agreed = bool(stops)
+        if found:
+            self._refuse_non_finite(passes)
+
+    def _refuse_non_finite(self, passes: list[tuple[Tensor, Tensor]]) -> NoReturn:
+        """Name the windows behind each loss of this step that is inf or NaN, in all processes."""
+        own = [(loss.item(), start.tolist()) for loss, start in passes if not torch.isfinite(loss)]
+        every = gather_object(own)
+        windows = "; ".join(f"rows {starts}" for _, starts in every)
+        raise NonFiniteLossError(
+            f"the loss is {every[0][0]} at optimizer step {self.progress.global_step + 1}, nothing was "
+            f"updated and the checkpoints saved before are good; windows that start at {windows}. Lower "
+            "--learning_rate, set --max_grad_norm, or look for extreme values in these windows"
+        )
 
     @torch.no_grad()
     def evaluate(self, loader: DataLoader[Batch], *, name: str) -> dict[str, float]:
@@ -187,7 +218,8 @@ class Trainer:
         hidden = None if self.accelerator.is_main_process else True
         log.info("%s: %d windows in %d batches", name, len(loader.dataset), len(loader))  # type: ignore[arg-type]
         began = told = time.perf_counter()
-        bar = tqdm(loader, desc=name, unit="batch", leave=False, disable=hidden)
+        batches = self._until_stop(loader)
+        bar = tqdm(batches, desc=name, unit="batch", leave=False, disable=hidden, total=len(loader))
         for done, batch in enumerate(bar, start=1):
             sums.add(self._forward(self.plain_model, batch), batch)
             now = time.perf_counter()
@@ -198,10 +230,34 @@ class Trainer:
         self.model.train(was_training)
         return sums.reduce(lambda tensor: self.accelerator.reduce(tensor, "sum"))
 
+    def _until_stop(self, loader: DataLoader[Batch]) -> Iterator[Batch]:
+        """The batches, with a look now and then at whether any process was asked to stop.
+
+        Processes may have one batch more or less; all of them look equally often.
+
+        Raises:
+            EvaluationStopped: in all processes alike.
+        """
+        alone = self.accelerator.num_processes == 1
+        every = 1 if alone else ROUNDS_BETWEEN_LOOKS
+        rounds = len(loader) if alone else max(gather_object([len(loader)]))
+        batches = iter(loader)
+        for turn in range(rounds):
+            if turn % every == 0:
+                asked = self.stop()
+                if asked if alone else any(gather_object([asked])):
+                    raise EvaluationStopped
+            batch = next(batches, None)
+            if batch is not None:
+                yield batch
+        assert next(batches, None) is None  # lets the loader see its end
+
     @staticmethod
     def _forward(model: nn.Module, batch: Batch) -> ForecastState:
         return model(
             batch.x,
+            x_mark_enc=batch.x_mark,
+            x_mark_dec=batch.y_mark,
             start=batch.start,
             series_id=batch.series_id,
             variable=batch.variable,
@@ -213,21 +269,26 @@ class Trainer:
         """Score on the validation windows; keep the weights if they are the best so far."""
         progress = self.progress
         began = time.perf_counter()
-        self._average_losses()
         hooks.refresh()
-        scores = self.evaluate(loader, name="validation")
+        try:
+            scores = self.evaluate(loader, name="validation")
+            test = hooks.test() if self.config.eval_test_each_epoch else None
+        except EvaluationStopped:
+            hooks.stopped()
+        losses = self._mean_losses()
         loss = scores["mse"]
         improved = loss < progress.val_loss_min
         if improved:
             progress.val_loss_min, progress.counter, progress.best_step = loss, 0, progress.global_step
         else:
             progress.counter += 1
-        test = hooks.test() if self.config.eval_test_each_epoch else None
-        self._log_validation(scores, test)
-        record = {"train_loss": self._mean("main"), "aux_loss": self._mean("auxiliary"), "validation": scores}
+        self._log_validation(losses, scores, test)
+        record: dict[str, Any] = {"validation": scores}
+        if losses:
+            record |= {"train_loss": losses["main"], "aux_loss": losses["auxiliary"]}
         if test:
             record["test"] = test
-        progress.loss_sums = {}
+        progress.loss_sums, progress.validation_due = {}, False
         if self.accelerator.is_main_process:
             self.metrics.append(
                 event="validation",
@@ -240,18 +301,22 @@ class Trainer:
         if improved:
             hooks.save_best()
 
-    def _log_validation(self, scores: dict[str, float], test: dict[str, float] | None) -> None:
+    def _log_validation(
+        self, losses: dict[str, float], scores: dict[str, float], test: dict[str, float] | None
+    ) -> None:
         """The line that closes an epoch, or a part of one."""
         progress = self.progress
         place = f"Epoch: {progress.epoch}"
-        if progress.batches:
+        if progress.epoch_steps:
             place = f"Epoch: {progress.epoch + 1} (step {progress.global_step})"
+        trained = ""
+        if losses:
+            trained = f" | Train Loss: {losses['main']:.4f} | Aux Loss: {losses['auxiliary']:.4f}"
         tested = f" | Test Loss: {test['mse']:.4f}" if test else ""
         log.info(
-            "%s | Train Loss: %.4f | Aux Loss: %.4f | Vali Loss: %.4f%s%s",
+            "%s%s | Vali Loss: %.4f%s%s",
             place,
-            self._mean("main"),
-            self._mean("auxiliary"),
+            trained,
             scores["mse"],
             tested,
             module_text(scores),
@@ -259,26 +324,17 @@ class Trainer:
         if progress.counter:
             log.info("EarlyStopping counter: %d out of %d", progress.counter, self.config.patience)
 
-    def _validation_due(self) -> bool:
+    def _is_validation_step(self) -> bool:
         """At the given steps, or at the epoch's end; always at the last step."""
         step = self.progress.global_step
         if step >= self.total_steps:
             return True
         if self.config.eval_steps:
             return step % self.config.eval_steps == 0
-        return self.progress.batches == 0
+        return self.progress.epoch_steps == 0
 
     def _out_of_patience(self) -> bool:
         return self.progress.counter >= self.config.patience
-
-    def _refuse_non_finite(self, loss: Tensor, batch: Batch) -> None:
-        """Stop before the optimizer sees an inf or a NaN."""
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} at optimizer step {self.progress.global_step + 1}, nothing was "
-                f"updated; windows that start at rows {batch.start.tolist()}. Lower --learning_rate, set "
-                "--max_grad_norm, or look for extreme values in these windows"
-            )
 
     def _count(self, loss: Loss) -> None:
         """Add to the sums behind the next validation's line."""
@@ -287,17 +343,15 @@ class Trainer:
             sums[name] = sums.get(name, 0.0) + value.double()  # read on the host only where logged
         sums["passes"] = sums.get("passes", 0.0) + 1
 
-    def _average_losses(self) -> None:
-        """Make the sums since the last validation those of the mean process."""
+    def _mean_losses(self) -> dict[str, float]:
+        """The mean losses per pass since the last validation, over all processes; none without a pass."""
         sums = self.progress.loss_sums
-        if self.accelerator.num_processes > 1 and sums:
-            values = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in sums.values()])
-            mean = self.accelerator.reduce(values.to(self.accelerator.device), "mean")
-            self.progress.loss_sums = dict(zip(sums, mean.tolist(), strict=True))
-
-    def _mean(self, name: str) -> float:
-        sums = self.progress.loss_sums
-        return float(sums.get(name, 0.0)) / max(1.0, float(sums.get("passes", 0.0)))
+        if not sums:
+            return {}
+        values = torch.stack([torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in sums.values()])
+        total = self.accelerator.reduce(values.to(self.accelerator.device), "sum").tolist()
+        means = dict(zip(sums, total, strict=True))
+        return {name: value / means["passes"] for name, value in means.items()}
 
     def _announce(self, left: float, seconds_per_step: float) -> None:
         """How long this will take, from the first timed steps, and what would take less."""
@@ -312,7 +366,7 @@ class Trainer:
                 shorter += ", or the preset for two CPU cores, --preset cpu"
             log.info("this is long: shorter runs by %s", shorter)
 
-    def _report(self, loss: Loss, clock: _Clock) -> None:
+    def _report(self, loss: Loss, clock: Clock) -> None:
         """The first estimate of the time, then a line and a record every ``log_steps``."""
         step = self.progress.global_step
         seconds = clock.seconds_per_step(step)
@@ -342,34 +396,3 @@ class Trainer:
             seconds_per_step=None if math.isnan(seconds) else seconds,
             **terms,
         )
-
-
-class _Clock:
-    """Seconds per optimizer step, the first one (which also warms up) and all pauses left out."""
-
-    def __init__(self, first_step: int) -> None:
-        self.first_step = first_step
-        self._began = math.nan
-
-    def seconds_per_step(self, step: int) -> float:
-        """Mean since the end of the first step; NaN before there is one to count."""
-        now = time.perf_counter()
-        if step <= self.first_step + 1:
-            self._began = now
-            return math.nan
-        return (now - self._began) / (step - self.first_step - 1)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What happens inside is not counted."""
-        paused_at = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - paused_at
-
-
-def clock_text(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    if math.isnan(seconds):
-        return "?"
-    whole = max(0, round(seconds))
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import random
+import resource
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,8 @@ import torch
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
 from utils.training import checkpoint as checkpoints
-from utils.training.checkpoint import CheckpointError
+from utils.training.checkpoint import CheckpointError, SaveError
+from utils.training.whole_files import remove_leftovers
 
 
 def payload(step: int = 1, **changes: Any) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def test_a_write_that_fails_leaves_the_old_checkpoint_and_nothing_else(tmp_path)
     """Writing in place would destroy the best weights when the disk is full."""
     path = tmp_path / "checkpoint"
     checkpoints.save(payload(1), path)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(SaveError, match="No space left.*saved before are whole.*--resume_from_checkpoint"):
         checkpoints.save(payload(2, rest=[torch.zeros(10), Unwritable()]), path)
     assert files(tmp_path) == ["checkpoint"]
     assert checkpoints.load(path)["global_step"] == 1
@@ -112,20 +117,18 @@ def test_an_altered_file_is_named_wherever_it_was_altered(tmp_path):
     path = tmp_path / "checkpoint"
     checkpoints.save(payload(), path)
     content = path.read_bytes()
-    whole = payload()["model"]["weight"]
     silent = []
-    for position in np.random.default_rng(0).integers(0, len(content), 150):
+    anywhere = np.random.default_rng(0).integers(0, len(content), 150)
+    for position in [*anywhere, *range(len(content) - 100, len(content))]:  # and all of the checksum
         altered = bytearray(content)
         altered[position] ^= 0xFF
         path.write_bytes(bytes(altered))
         try:
-            back = checkpoints.load(path)
+            checkpoints.load(path)
         except CheckpointError as error:
             assert str(path) in str(error)
         else:
-            # padding and zip fields that no reader looks at may differ; the content may not
-            same = torch.equal(back["model"]["weight"], whole) and back["global_step"] == 1
-            silent += [] if same else [int(position)]
+            silent.append(int(position))
     assert not silent
 
 
@@ -150,6 +153,68 @@ def test_a_file_without_a_runs_keys_is_told_from_a_broken_one(tmp_path, content)
     torch.save(content, tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match="optimizer, scheduler"):
         checkpoints.load(tmp_path / "checkpoint")
+
+
+def test_torch_load_reads_a_checkpoint_as_any_other_file(tmp_path):
+    """The document's section 7.3 calls torch.load with weights_only=False; ours loads with True as well."""
+    path = tmp_path / "checkpoint"
+    checkpoints.save(payload(3), path)
+    for options in ({"weights_only": True}, {"weights_only": False}, {"weights_only": True, "mmap": True}):
+        back = torch.load(path, map_location="cpu", **options)
+        assert torch.equal(back["model"]["weight"], payload(3)["model"]["weight"])
+
+
+def test_the_checksum_is_that_of_the_archive_which_torch_wrote(tmp_path):
+    """An independent count: the file without its comment, the comment's length set back to none."""
+    path = tmp_path / "checkpoint"
+    checkpoints.save(payload(), path)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        comment = archive.comment
+    archive_alone = content[: -len(comment) - 2] + b"\0\0"
+    assert comment.decode() == "sha256:" + hashlib.sha256(archive_alone).hexdigest()
+    (tmp_path / "alone").write_bytes(archive_alone)
+    assert torch.equal(
+        torch.load(tmp_path / "alone", weights_only=True)["model"]["weight"], payload()["model"]["weight"]
+    )
+
+
+def test_a_checkpoint_whose_checksum_is_gone_is_refused(tmp_path):
+    """Cut off at the right byte the archive is whole; saved again by another tool it may hold anything."""
+    path = tmp_path / "checkpoint"
+    torch.save(payload(format_version=checkpoints.FORMAT_VERSION), path)
+    with pytest.raises(CheckpointError, match="expected a checksum at the end"):
+        checkpoints.load(path)
+
+
+@pytest.mark.parametrize("version", [1, checkpoints.FORMAT_VERSION + 1])
+def test_another_format_is_refused_for_going_on_and_good_for_its_weights(tmp_path, version):
+    """A payload of another version may lack what exactness needs, and nobody would see it."""
+    path = tmp_path / "checkpoint"
+    checkpoints.save(payload(format_version=version), path)
+    with pytest.raises(CheckpointError, match=f"found format {version}.*--init_from"):
+        checkpoints.load(path)
+    assert torch.equal(checkpoints.load_weights(path)["model"]["weight"], payload()["model"]["weight"])
+
+
+def test_weights_come_from_old_layouts_too(tmp_path):
+    """A bare state dict, and a payload of the time before checksums, with the LLM inside."""
+    weight = torch.ones(2)
+    for name, content in {
+        "bare": {"w": weight},
+        "old": {"model": {"w": weight, "llm_model.x": weight}},
+    }.items():
+        torch.save(content, tmp_path / name)
+        assert torch.equal(checkpoints.load_weights(tmp_path / name)["model"]["w"], weight)
+        with pytest.raises(CheckpointError, match="optimizer, scheduler"):
+            checkpoints.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [{}, {"a": 1}, [torch.zeros(1)], {"model": {"w": 3}}, torch.zeros(3)])
+def test_a_file_without_weights_says_what_it_holds(tmp_path, content):
+    torch.save(content, tmp_path / "file")
+    with pytest.raises(CheckpointError, match="state dict of a model, found"):
+        checkpoints.load_weights(tmp_path / "file")
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -191,6 +256,72 @@ def test_pruning_removes_nothing_that_it_did_not_write(tmp_path):
         "notes",
     ]
     assert files(tmp_path / "checkpoint_step_10") == ["notes.txt"]
+
+
+def test_pruning_counts_and_removes_files_with_a_checksum_alone(tmp_path):
+    """A file put there by hand, or cut off by a disk fault, is not ours to remove, and no checkpoint to
+    count as one of those that are kept."""
+    for step in (1, 2):
+        checkpoints.save_step(payload(step), tmp_path, step=step, keep=2)
+    torch.save(payload(3), checkpoints.step_path(tmp_path, 3).parent.parent / "x")
+    foreign = checkpoints.step_path(tmp_path, 3)
+    foreign.parent.mkdir()
+    (tmp_path / "x").rename(foreign)
+    cut = checkpoints.step_path(tmp_path, 2)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    for step in (4, 5):
+        checkpoints.save_step(payload(step), tmp_path, step=step, keep=2)
+    assert [int(p.parent.name.split("_")[-1]) for p in checkpoints.step_checkpoints(tmp_path)] == [2, 3, 4, 5]
+
+
+def test_nothing_is_pruned_when_the_new_one_could_not_be_written(tmp_path):
+    """Made room for first, the disk would hold no checkpoint at all."""
+    old = checkpoints.save_step(payload(1), tmp_path, step=1, keep=1)
+    with pytest.raises(SaveError):
+        checkpoints.save_step(payload(2, rest=Unwritable()), tmp_path, step=2, keep=1)
+    assert checkpoints.load(old)["global_step"] == 1
+    assert checkpoints.newest_in(tmp_path) == old
+
+
+@pytest.mark.parametrize("limit", [0, 100, 4000])
+def test_a_disk_that_fills_up_is_named_at_whatever_byte(tmp_path, limit):
+    """torch hides the system's error behind one of its own ("PytorchStreamWriter failed writing file"). A
+    limit on file sizes stands for the full disk: the system refuses the write in the same place."""
+    checkpoints.save(payload(1), tmp_path / "checkpoint")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(
+            SaveError, match=r"checkpoint: expected to save a checkpoint, found: File too large"
+        ):
+            checkpoints.save(payload(2), tmp_path / "checkpoint")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert files(tmp_path) == ["checkpoint"]
+    assert checkpoints.load(tmp_path / "checkpoint")["global_step"] == 1
+
+
+def test_only_unfinished_files_of_writers_that_are_gone_are_removed(tmp_path):
+    """A killed writer leaves hundreds of megabytes; another run's writer, or a user's file, must stay."""
+    host, own = socket.gethostname(), os.getpid()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / "checkpoint_step_3").mkdir()
+    stale = [
+        tmp_path / f".writing-checkpoint-{host}-{gone.pid}",
+        tmp_path / "checkpoint_step_3" / f".writing-checkpoint.pt-{host}-{gone.pid}",
+        tmp_path / f".writing-results.json-{host}-{own}",
+    ]
+    kept = [
+        tmp_path / f".writing-checkpoint-{host}-1",
+        tmp_path / f".writing-checkpoint-another-{gone.pid}",
+        tmp_path / ".writing-notes",
+        tmp_path / f"checkpoint-{host}-{gone.pid}",
+    ]
+    for path in (*stale, *kept):
+        path.write_text("half")
+    assert sorted(remove_leftovers(tmp_path)) == sorted(stale)
+    assert all(p.exists() for p in kept) and not any(p.exists() for p in stale)
 
 
 def test_a_path_may_be_a_file_a_step_folder_or_a_run_folder(tmp_path):
@@ -265,7 +396,7 @@ def test_a_run_writes_the_documented_payload(start_run):
             "model optimizer scheduler epoch global_step best_score val_loss_min counter "
             "rng_state sampler_state scaler".split()
         )
-        ours = "format_version progress num_processes config llm data".split()
+        ours = "format_version progress loss_sums num_processes batch numerics config llm data".split()
         assert set(content) == {*documented, *ours}
         assert content["best_score"] == -content["val_loss_min"]
         assert not [name for name in content["model"] if "llm_model" in name]

@@ -16,6 +16,7 @@ import torch
 import run_main
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models import MODELS
+from tests.utils.training.comparing import load, records, unequal
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
 from utils.training import experiment
@@ -23,37 +24,9 @@ from utils.training.checkpoint import CheckpointError
 from utils.training.experiment import Builders, RunResult
 from utils.training.trainer import NonFiniteLossError
 
-TIMES = ("seconds", "seconds_per_step")
-
-
-def load(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
 
 def step_file(run_dir: Path, step: int) -> Path:
     return run_dir / f"checkpoint_step_{step}" / "checkpoint.pt"
-
-
-def records(run_dir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock measured."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
-
-
-def unequal(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two payloads differ, to the bit."""
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
-        return [] if same else [where]
-    if isinstance(a, dict) and isinstance(b, dict):
-        if a.keys() != b.keys():
-            return [f"{where}: {sorted(map(str, a.keys() ^ b.keys()))}"]
-        return [found for k in a for found in unequal(a[k], b[k], f"{where}/{k}")]
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        if len(a) != len(b):
-            return [f"{where}: lengths {len(a)}, {len(b)}"]
-        return [found for i in range(len(a)) for found in unequal(a[i], b[i], f"{where}/{i}")]
-    return [] if a == b and type(a) is type(b) else [f"{where}: {a!r}, {b!r}"]
 
 
 def spied(config: Config, seen: list[Any], *, name: str = "TimeLLM_Enhanced") -> RunResult:
@@ -111,7 +84,7 @@ def test_a_run_writes_its_folder(start_run, tmp_path):
     assert re.search(r"_s2021_tiny-gpt2_tapr\+gram_[0-9a-f]{8}-run$", folder.name)
     results = json.loads((folder / "results.json").read_text())
     assert results == json.loads(json.dumps(result.results))
-    assert set(results) == set("run_dir data notes llm last best phases forecasts".split())
+    assert set(results) == set("run_dir data notes llm last best phases saving forecasts".split())
     assert set(results["phases"]) == set("data model memory training test".split())
     for entry in (results["last"], results["best"]):
         assert entry["test"]["windows"] == 17 and entry["test"]["mae"] > 0 and entry["test"]["mse"] > 0
@@ -414,7 +387,7 @@ def test_a_resumed_run_ends_as_one_never_interrupted(start_run, settings, tmp_pa
     border = next(
         load(step_file(whole.run_dir, step))["global_step"]
         for step in range(1, last)
-        if load(step_file(whole.run_dir, step))["progress"]["batches"] == 0
+        if load(step_file(whole.run_dir, step))["progress"]["epoch_steps"] == 0
     )
     expected, scores = load(step_file(whole.run_dir, last)), records(whole.run_dir)
     for step in (border - 2, border, border + 3):
@@ -544,7 +517,7 @@ def test_resuming_another_run_is_refused_with_every_difference(start_run, write_
     assert "--learning_rate: the checkpoint has 0.0005, this run 0.1" in said
     assert "--use_tapr: the checkpoint has False, this run True" in said
     assert "LLM architecture: the checkpoint has 'GPT2Model', this run 'LlamaModel'" in said
-    assert "LLM content_hash" in said and "data: the checkpoint saw" in said
+    assert "LLM content_hash" in said and "data content_hash: the checkpoint saw" in said
 
 
 def test_what_may_differ_on_resume_may(start_run):

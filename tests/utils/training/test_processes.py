@@ -3,76 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from utils.paths import PROJECT_ROOT
-
 pytestmark = pytest.mark.slow
 
-WORKER = """
-import json, sys
-import torch
-import torch.distributed
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models import MODELS
-from utils.config import Config
-from utils.training.experiment import Builders, run
-
-torch.set_num_threads(1)
-out, runs, folders = sys.argv[1], json.loads(sys.argv[2]), {}
-for name, settings in runs.items():
-    if "resume_from_checkpoint" in settings:
-        settings["resume_from_checkpoint"] = settings["resume_from_checkpoint"].format(**folders)
-    built = []
-
-    def model(config):
-        built.append(MODELS["TimeLLM_Enhanced"](config))
-        return built[-1]
-
-    orders = []
-
-    def spied_loader(bundle, config, *, num_processes):
-        loader = training_loader(bundle, config, num_processes=num_processes)
-        item = type(bundle.train).__getitem__
-
-        class Spied(type(bundle.train)):
-            def __getitem__(self, index):
-                orders.append(index)
-                return item(self, index)
-
-        bundle.train.__class__ = Spied
-        return loader
-
-    result = run(
-        Config.from_flat(settings),
-        Builders("TimeLLM_Enhanced", model, build_data, spied_loader, evaluation_loader),
-    )
-    folders[name] = result.run_dir
-    state = PartialState()
-    torch.save(
-        {
-            "processes": state.num_processes,
-            "backend": torch.distributed.get_backend(),
-            "model": dict(built[0].state_dict()),
-            "results": json.dumps(result.results),
-            "folder": str(result.run_dir),
-            "order": orders,
-        },
-        f"{out}/{name}.{state.process_index}",
-    )
-    torch.distributed.barrier()
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-"""
 MODULES = {
     "baseline": {},
     "tapr": {"use_tapr": True},
@@ -81,66 +19,20 @@ MODULES = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def two_processes(folder: Path, runs: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """What each process found in each of these runs."""
-    script = folder / "worker.py"
-    script.write_text(WORKER)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
-            *("--master_addr", "127.0.0.1", "--master_port", str(free_port())),
-            *(str(script), str(folder), json.dumps(runs)),
-        ],
-        cwd=PROJECT_ROOT,
-        env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {name: [torch.load(folder / f"{name}.{rank}") for rank in range(2)] for name in runs}
-
-
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, write_series, tiny_gpt2) -> dict[str, list[dict[str, Any]]]:
+def found(tmp_path_factory, write_series, tiny_settings, two_processes) -> dict[str, list[dict[str, Any]]]:
     """All runs in one launch: starting two processes costs more than the runs.
 
     91 rows: 24 training windows, 3 for validation (one batch: the second process gets none) and 11
     for the test (three batches of 4, the last of 3).
     """
     folder = tmp_path_factory.mktemp("processes")
-    series = write_series(folder / "short.csv", 91)
     common = {
-        "data": "custom",
-        "root_path": str(series.parent),
-        "data_path": series.name,
-        "seq_len": 32,
-        "label_len": 0,
-        "pred_len": 8,
-        "llm_model_path": str(tiny_gpt2),
-        "llm_layers": 1,
-        "d_model": 16,
-        "d_ff": 16,
-        "n_heads": 2,
-        "num_tokens": 20,
-        "d_repr": 16,
+        **tiny_settings(write_series(folder / "short.csv", 91), folder / "checkpoints"),
         "memory_size": 20,
-        "batch_size": 4,
         "eval_batch_size": 4,
         "train_epochs": 2,
-        "aux_warmup_steps": 4,
-        "log_steps": 1,
-        "save_steps": 0,
         "dropout": 0.0,
-        "cpu": True,
-        "checkpoints": str(folder / "checkpoints"),
     }
     runs = {name: {**common, **switches} for name, switches in MODULES.items()}
     saved = {**common, "dropout": 0.2, "use_gram": True, "save_steps": 1, "save_total_limit": 0, "seed": 3}
@@ -148,7 +40,9 @@ def found(tmp_path_factory, write_series, tiny_gpt2) -> dict[str, list[dict[str,
     runs["tested"] = {**common, "is_training": 0}
     # in mid-epoch of the second epoch, in the same folder: steps 5 and 6 are taken again
     runs["resumed"] = {**saved, "resume_from_checkpoint": "{whole}/checkpoint_step_4/checkpoint.pt"}
-    return {**two_processes(folder, runs), "_": [common]}
+    found = two_processes(folder, runs)
+    assert not [process["error"] for processes in found.values() for process in processes if process["error"]]
+    return {**found, "_": [common]}
 
 
 @pytest.mark.parametrize("name", [*MODULES, "whole", "resumed"])

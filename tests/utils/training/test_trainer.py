@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -13,7 +13,9 @@ from utils.config import Config
 from utils.log import MetricsFile
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
-from utils.training.trainer import Hooks, NonFiniteLossError, Trainer, clock_text
+from utils.training.progress import Hooks, clock_text
+from utils.training.stopping import RunStopped
+from utils.training.trainer import NonFiniteLossError, Trainer
 from utils.types import Batch, ForecastState
 
 LOOKBACK, HORIZON = 4, 2
@@ -85,7 +87,9 @@ class Parts:
             log_steps=1,
             save_steps=save_steps,
             total_steps=total,
+            stop=lambda: self.stop_at is not None and self.trainer.progress.global_step + 1 >= self.stop_at,
         )
+        self.stop_at: int | None = None
         self.scores: list[float] | None = None
 
     def fit(self, *, scores: list[float] | None = None) -> Trainer:
@@ -100,9 +104,13 @@ class Parts:
         self.trainer.fit(
             self.loader,
             self.loader,
-            Hooks(note("refresh"), note("best"), note("step"), lambda: {"mse": 1.0}),
+            Hooks(note("refresh"), note("best"), note("step"), lambda: {"mse": 1.0}, self.stopped),
         )
         return self.trainer
+
+    def stopped(self) -> NoReturn:
+        self.calls.append(("stopped", self.trainer.progress.global_step))
+        raise RunStopped("asked to")
 
     def called(self, name: str) -> list[int]:
         return [step for called, step in self.calls if called == name]
@@ -155,12 +163,41 @@ def test_accumulated_passes_equal_one_large_batch(tmp_path):
     assert trainer.progress.global_step == 4 and parts.model.absorbed == [1.0] * 4
 
 
-def test_an_epoch_that_accumulation_does_not_divide_ends_with_a_smaller_step(tmp_path):
-    """Five passes, two a step: three steps an epoch; none is carried over the epoch's border."""
+def test_an_epoch_of_a_broken_number_of_steps_is_a_fault_of_ours(tmp_path):
+    """A last group of fewer passes, divided by the full number, would be a step too small; the loader
+    of a run takes whole steps only."""
     parts = Parts(tmp_path, data=windows(10), total=6, gradient_accumulation_steps=2)
-    trainer = parts.fit()
-    assert (trainer.progress.epoch, trainer.progress.batches, trainer.progress.global_step) == (2, 0, 6)
-    assert [r["step"] for r in parts.metrics.read() if r["event"] == "validation"] == [3, 6]
+    with pytest.raises(AssertionError, match="5 passes"):
+        parts.fit()
+
+
+def test_a_stop_waits_for_the_steps_end_and_comes_before_its_validation(tmp_path):
+    """A cluster that sends SIGTERM waits for seconds, not for a validation."""
+    parts = Parts(tmp_path, data=windows(10), total=20)
+    parts.stop_at = 5
+    with pytest.raises(RunStopped):
+        parts.fit()
+    assert parts.calls == [("stopped", 5)]
+    assert parts.trainer.progress.validation_due and parts.trainer.progress.state()["epoch"] == 1
+
+
+def test_a_validation_that_was_due_is_made_first_after_a_stop(tmp_path):
+    parts = Parts(tmp_path, data=windows(10), total=10, save_steps=5)
+    parts.stop_at = 5
+    with pytest.raises(RunStopped):
+        parts.fit()
+    parts.calls.clear()
+    parts.stop_at = None
+    trainer = parts.fit(scores=[1.0, 2.0])
+    assert parts.calls == [("refresh", 5), ("best", 5), ("step", 5), ("refresh", 10), ("step", 10)]
+    assert trainer.progress.counter == 1 and not trainer.progress.validation_due
+
+
+def test_the_last_state_is_saved_before_the_tests(tmp_path):
+    """A run killed in its test, hours after its last regular checkpoint, would train them again."""
+    parts = Parts(tmp_path, data=windows(), total=5, save_steps=2, eval_steps=10)
+    parts.fit()
+    assert parts.called("step") == [2, 4, 5]
 
 
 def test_validation_is_due_each_epoch_and_at_the_last_step(tmp_path):
@@ -210,7 +247,7 @@ def test_step_checkpoints_are_due_every_save_steps_after_the_validation(tmp_path
     """The other order would lose the validation of a run that is cut off between the two."""
     parts = Parts(tmp_path, data=windows(), total=5, save_steps=2, eval_steps=2)
     parts.fit()
-    assert parts.called("step") == [2, 4]
+    assert parts.called("step") == [2, 4, 5]
     order = [name for name, step in parts.calls if step == 2]
     assert order.index("refresh") < order.index("step")
 
@@ -252,7 +289,7 @@ def test_scores_are_exact_sums_over_batches_of_any_size(tmp_path):
     parts = Parts(tmp_path, data=data, total=1)
     scores = parts.trainer.evaluate(parts.loader, name="test")
     with torch.no_grad():
-        errors = torch.stack([(parts.model(w.x[None])[0] - w.y).double() for w in data])
+        errors = torch.stack([parts.model(w.x[None])[0].double() - w.y.double() for w in data])
     assert scores["mse"] == pytest.approx(errors.square().mean().item(), rel=1e-12)
     assert scores["mae"] == pytest.approx(errors.abs().mean().item(), rel=1e-12)
     assert scores["windows"] == 9

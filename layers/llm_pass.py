@@ -1,0 +1,229 @@
+"""A pass through a frozen LLM that computes what is read and no more: the last states at the tail.
+
+The tokens are ``[prefix, front, tail]``; only the tail's last states are read. So in the last layer
+the front needs keys and values, no queries; where nothing before the tail is trained, it needs no
+gradient; and what is the same in every pass (the prefix) needs its keys and values once.
+Attention is the model's own throughout: nothing of transformers is rewritten here.
+
+Shape legend: S series, T_p, T_f and T_t tokens of prefix, front and tail, d_llm hidden size.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from logging import getLogger
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+log = getLogger(__name__)
+
+CHECK_TOKENS = (3, 5, 4)
+"""Prefix, front and tail of the self-check at start-up."""
+CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
+"""Largest difference between two ways of rounding, in deviations of the states."""
+
+
+class Prefix(NamedTuple):
+    """Keys and values of tokens that begin every sequence, layer by layer, each [1, heads, T_p, width]."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @property
+    def length(self) -> int:
+        """T_p."""
+        return self.keys[0].shape[-2]
+
+
+class _HasKeys(Exception):  # noqa: N818  it ends a pass; nothing went wrong
+    """The last layer has handed over its keys and values."""
+
+
+class _Cache(DynamicCache):
+    """Keys and values by layer; ends the pass at ``last_layer``, once that has handed over its own."""
+
+    def __init__(self, last_layer: int) -> None:
+        super().__init__()
+        self.last_layer = last_layer
+        self.stops = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As the base class's; raises `_HasKeys` at the last layer while ``stops`` is set."""
+        both = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if self.stops and layer_idx == self.last_layer:
+            raise _HasKeys
+        return both
+
+
+class LLMPass:
+    """Last states of a frozen LLM at the tail of a sequence.
+
+    Which way is taken (``kind``) is decided once: ``causal`` and ``bidirectional`` skip what is not
+    read, ``plain`` is the model's own forward pass. A way that does not reproduce the plain one on
+    random tokens is not taken, and that is said.
+    """
+
+    def __init__(self, llm: PreTrainedModel, *, plain: bool = False) -> None:
+        """``plain`` asks for the model's own forward pass, for comparison."""
+        self.llm: Any = llm
+        self.n_layers = int(llm.config.num_hidden_layers)
+        self.kind = "plain"
+        if not plain:
+            self.kind = self._choose()
+
+    @property
+    def reuses_prefix(self) -> bool:
+        """Whether `prefix` can be computed once and used in every pass."""
+        return self.kind == "causal"
+
+    @torch.no_grad()
+    def prefix(self, tokens: Tensor) -> Prefix:
+        """Keys and values of the first tokens of every sequence, [1, T_p, d_llm].
+
+        Raises:
+            ValueError: where later tokens change those of earlier ones; see `reuses_prefix`.
+        """
+        if not self.reuses_prefix:
+            raise ValueError(f"prefix: a {self.kind} pass has none")
+        cache = self._front_cache(tokens, torch.ones(tokens.shape[:2], dtype=torch.int64), None)
+        stored: list[Any] = cache.layers
+        return Prefix(tuple(layer.keys for layer in stored), tuple(layer.values for layer in stored))
+
+    def __call__(self, front: Tensor, tail: Tensor, *, mask: Tensor, prefix: Prefix | None = None) -> Tensor:
+        """Last states [S, T_t, d_llm] at the tail.
+
+        Args:
+            front: tokens before the tail, [S, T_f, d_llm]; T_f may be 0.
+            tail: tokens whose states are read, [S, T_t, d_llm].
+            mask: 1 where a token counts, [S, T_p + T_f + T_t]; masked ones take no position.
+            prefix: what begins every sequence, where it was computed before.
+        """
+        if self.kind == "causal" and (front.shape[1] or prefix is not None):
+            return self._causal(front, tail, mask, prefix)
+        if self.kind == "bidirectional" and front.shape[1]:
+            return self._bidirectional(front, tail, mask)
+        return self._forward(torch.cat([front, tail], dim=1), mask)[:, front.shape[1] :]
+
+    # The ways.
+
+    def _forward(self, tokens: Tensor, mask: Tensor, **more: Any) -> Tensor:
+        """The model's own pass over the last tokens of ``mask``."""
+        position = _positions(mask)[:, -tokens.shape[1] :]
+        return self.llm(
+            inputs_embeds=tokens, attention_mask=mask, position_ids=position, **more
+        ).last_hidden_state
+
+    def _causal(self, front: Tensor, tail: Tensor, mask: Tensor, prefix: Prefix | None) -> Tensor:
+        """Keys and values before the tail first, then the tail's states."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and front.requires_grad):
+            cache = self._front_cache(front, mask[:, : -tail.shape[1]], prefix)
+        cache.stops = False
+        return self._forward(tail, mask, past_key_values=cache, use_cache=True)
+
+    def _front_cache(self, front: Tensor, mask: Tensor, prefix: Prefix | None) -> _Cache:
+        """Keys and values of prefix and front in every layer."""
+        cache = _Cache(self.n_layers - 1)
+        if prefix is not None:
+            cache.stops = False
+            for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+                rows = (len(front), -1, -1, -1)
+                cache.update(keys.expand(rows), values.expand(rows), layer)
+            cache.stops = True
+        if front.shape[1]:
+            try:
+                self._forward(front, mask.to(front.device), past_key_values=cache, use_cache=True)
+            except _HasKeys:
+                return cache
+            raise RuntimeError(f"{type(self.llm).__name__}: its last layer asked no cache for keys")
+        return cache
+
+    def _bidirectional(self, front: Tensor, tail: Tensor, mask: Tensor) -> Tensor:
+        """All layers but the last in full; in the last, the tail's queries on everybody's keys."""
+        last = _layers(self.llm, self.n_layers)[-1]
+        (hidden, attention_mask, *rest), kwargs = self._input_of(last, torch.cat([front, tail], dim=1), mask)
+        if any(value is not None for value in rest):
+            raise RuntimeError(f"{type(last).__name__}: arguments that are not known here")
+        cut = front.shape[1]
+        cache = _Cache(self.n_layers - 1)
+        kwargs["past_key_values"] = cache
+        with suppress(_HasKeys):
+            last(hidden[:, :cut], _rows(attention_mask, slice(0, cut)), **kwargs)
+        cache.stops = False
+        states = last(hidden[:, cut:], _rows(attention_mask, slice(cut, None)), **kwargs)
+        return states[0] if isinstance(states, tuple) else states
+
+    def _input_of(
+        self, layer: nn.Module, tokens: Tensor, mask: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What ``layer`` is given in the model's own pass, which ends there."""
+        seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append((args, kwargs))
+            raise _HasKeys
+
+        hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            with suppress(_HasKeys):
+                self._forward(tokens, mask)
+        finally:
+            hook.remove()
+        return seen[0]
+
+    # Which way.
+
+    def _choose(self) -> str:
+        """The first way that gives the plain one's states on random tokens."""
+        for kind in ("causal", "bidirectional"):
+            self.kind = kind
+            try:
+                if self._agrees():
+                    return kind
+            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+                log.debug("%s pass of %s: %s", kind, type(self.llm).__name__, error)
+        log.warning(
+            "%s: no shortened pass reproduces its own forward pass; that is used, at full cost",
+            type(self.llm).__name__,
+        )
+        return "plain"
+
+    @torch.no_grad()
+    def _agrees(self) -> bool:
+        """Whether this way gives the plain one's states, also behind a prefix and padding."""
+        words = self.llm.get_input_embeddings().weight
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(len(words), (2, sum(CHECK_TOKENS)), generator=generator).to(words.device)
+        tokens = words[ids]
+        before, front, tail = tokens.split(CHECK_TOKENS, dim=1)
+        before = before[:1].expand(2, -1, -1)
+        mask = torch.ones_like(ids)
+        mask[0, CHECK_TOKENS[0]] = 0  # padding between prefix and front, as prompts have it
+        wanted = LLMPass(self.llm, plain=True)(torch.cat([before, front], 1), tail, mask=mask)
+        found = [self(torch.cat([before, front], 1), tail, mask=mask)]
+        if self.reuses_prefix:
+            found.append(self(front, tail, mask=mask, prefix=self.prefix(before[:1])))
+        tolerance = CHECK_TOLERANCE[wanted.dtype] * float(wanted.float().std())
+        return all(bool((f - wanted).abs().max() <= tolerance) for f in found)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Position of each token among those that count, [S, T]."""
+    return (mask.cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def _layers(llm: nn.Module, count: int) -> nn.ModuleList:
+    """The stack of ``count`` layers."""
+    stacks = [m for m in llm.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not stacks:
+        raise ValueError(f"{type(llm).__name__}: no stack of {count} layers")
+    return stacks[0]
+
+
+def _rows(mask: Tensor | None, rows: slice) -> Tensor | None:
+    """The queries' part of an attention mask [S, 1, 1 or T, T], or of none."""
+    return mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]

@@ -1,0 +1,18 @@
+"""Persistence: the last row, repeated. Source: Hyndman and Athanasopoulos, Forecasting, section 5.2."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.forecaster import Forecaster
+
+
+class Model(Forecaster):
+    """Windows [B, L, N] to [B, H, N]; there is nothing to fit."""
+
+    name = "Persistence"
+    takes_steps = False
+
+    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
+        """[B, L, N] to [B, H, N]."""
+        return x_enc[:, -1:].expand(-1, self.config.data.pred_len, -1)

@@ -1,0 +1,30 @@
+"""Seasonal naive: the last season, repeated. Source: Hyndman and Athanasopoulos, Forecasting, section 5.2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.forecaster import Forecaster
+from models.TimeLLM import DEFAULT_SEASON
+from utils.config import Config
+
+
+class Model(Forecaster):
+    """Windows [B, L, N] to [B, H, N]; there is nothing to fit."""
+
+    name = "SeasonalNaive"
+    takes_steps = False
+
+    def __init__(self, args: Config | Any) -> None:
+        """The season is ``--season``, at most the lookback; a run takes it from its data."""
+        super().__init__(args)
+        d = self.config.data
+        self.season = min(d.season or DEFAULT_SEASON, d.seq_len)
+
+    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
+        """[B, L, N] to [B, H, N]."""
+        phase = torch.arange(self.config.data.pred_len, device=x_enc.device) % self.season
+        return x_enc[:, -self.season :][:, phase]

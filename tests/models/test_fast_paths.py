@@ -1,0 +1,122 @@
+"""What saves time gives the same forecasts and the same gradients as the plain order of operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.models.test_timellm_enhanced import BATCH, BOTH, batch_of, model_of, state_of
+from utils.training.objective import Objective
+
+TINY = ["tiny_gpt2", "tiny_llama", "tiny_bert"]
+ORDERS = ["document", "prompt_first"]
+
+
+@pytest.fixture(params=TINY)
+def folder(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def plainly(model: Any) -> Any:
+    """The model with every state of the LLM computed, and nothing kept."""
+    model.use_plain_pass()
+    return model
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    model.train()
+    model.zero_grad(set_to_none=True)
+    objective = Objective(model.config)  # type: ignore[arg-type]
+    objective(state_of(model), BATCH, step=10).total.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("switches", [{}, BOTH | {"retrieval_fusion": "both"}], ids=["baseline", "enhanced"])
+@pytest.mark.parametrize("source", ["mapping", "prototypes"])
+def test_forecast_and_every_gradient_are_the_plain_ones(folder, order, switches, source):
+    settings = {**switches, "token_order": order, "source_tokens": source}
+    fast, plain = model_of(folder, **settings), plainly(model_of(folder, **settings))
+    for _ in range(2):  # the second pass meets what the first has kept
+        torch.testing.assert_close(
+            state_of(fast).prediction, state_of(plain).prediction, rtol=1e-4, atol=1e-5
+        )
+    found, wanted = gradients(fast), gradients(plain)
+    assert found.keys() == wanted.keys() == {n for n, p in fast.named_parameters() if p.requires_grad}
+    for name, gradient in wanted.items():
+        if name.endswith("key_projection.bias"):
+            continue  # mathematically zero: only rounding is left
+        size = float(gradient.abs().max())
+        torch.testing.assert_close(found[name], gradient, rtol=2e-3, atol=2e-4 * size + 1e-9, msg=name)
+
+
+def test_the_orders_are_different_models_where_modules_are_on(tiny_llama):
+    """A causal LLM reads its prompt with or without the trend token; without modules there is one order."""
+    both, none = (
+        [state_of(model_of(tiny_llama, token_order=order, **switches)).prediction for order in ORDERS]
+        for switches in (BOTH, {})
+    )
+    assert not torch.allclose(both[0], both[1], atol=1e-4)
+    torch.testing.assert_close(none[0], none[1], rtol=1e-5, atol=1e-6)
+
+
+def test_prototypes_start_where_the_mapping_starts(tiny_gpt2):
+    """The same function at first, and no mapping to train or to save."""
+    mapping, prototypes = (model_of(tiny_gpt2, source_tokens=s) for s in ("mapping", "prototypes"))
+    torch.testing.assert_close(mapping.source_tokens(), prototypes.source_tokens())
+    torch.testing.assert_close(state_of(mapping).prediction, state_of(prototypes).prediction)
+    assert not any("mapping_layer" in name for name in prototypes.state_dict())
+
+
+def test_the_source_is_mapped_once_an_evaluation_and_again_after_every_change(tiny_gpt2, monkeypatch):
+    model = model_of(tiny_gpt2)
+    calls = []
+    mapped = model._map_words
+
+    def counted(mapping: nn.Linear) -> Tensor:
+        calls.append(1)
+        return mapped(mapping)
+
+    monkeypatch.setattr(model, "_map_words", counted)
+    model.eval()
+    with torch.no_grad():
+        first = [state_of(model, batch_of(s)).prediction for s in (0, 10, 20)]
+    assert len(calls) == 1 and first
+    other = {n: t + 0.01 if n.startswith("mapping_layer") else t for n, t in model.state_dict().items()}
+    model.load_state_dict(other)  # in eval mode, as the best weights are loaded for the test
+    with torch.no_grad():
+        changed = state_of(model).prediction
+    assert len(calls) == 2
+    model.train()
+    gradients(model)
+    gradients(model)
+    assert len(calls) == 4
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(state_of(model).prediction, changed)
+    assert len(calls) == 5
+
+
+def test_an_evaluation_before_training_leaves_no_inference_tensor_behind(tiny_llama):
+    """The kept prefix is used by training too; made in inference mode it could not be."""
+    model = model_of(tiny_llama).eval()
+    with torch.inference_mode():
+        state_of(model)
+    assert gradients(model)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 20])
+def test_the_attention_starts_sharp(tiny_llama, n_tokens):
+    """Logits of deviation 1 at the start; one source token has nothing to be sharp about."""
+    model = model_of(tiny_llama, num_tokens=n_tokens)
+    layer, source = model.reprogramming_layer, model.source_tokens().detach()
+    queries = layer.query_projection(torch.randn(500, 8, generator=torch.Generator().manual_seed(9)))
+    keys = layer.key_projection(source)
+    q, k = (t.detach().unflatten(-1, (layer.n_heads, -1)).transpose(0, 1) for t in (queries, keys))
+    logits = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
+    assert torch.isfinite(logits).all()
+    if n_tokens > 1:
+        assert logits.std(dim=-1).mean().item() == pytest.approx(1.0, rel=0.15)

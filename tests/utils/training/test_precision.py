@@ -1,0 +1,48 @@
+"""The choice of the kernel for float32 products."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from utils.training import precision
+from utils.training.precision import FP32_GRADE, matmul_precision, medium_error
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_medium_only_where_it_is_as_exact(monkeypatch):
+    """On a CPU whose medium is bfloat16 the results would change without a word."""
+    for error, expected in ((FP32_GRADE / 2, "medium"), (4e-3, "highest"), (float("nan"), "highest")):
+        monkeypatch.setattr(precision, "medium_error", lambda device, error=error: error)
+        with matmul_precision("auto", CPU) as chosen:
+            assert chosen == torch.get_float32_matmul_precision() == expected
+
+
+def test_the_check_tells_the_precisions_apart():
+    """What it measures here, and what bfloat16 and float32 themselves would give."""
+    left, right = torch.randn(256, 512), torch.randn(512, 256)
+    exact = left.double() @ right.double()
+    grade = {
+        dtype: float(((left.to(dtype) @ right.to(dtype)).double() - exact).abs().max() / exact.abs().max())
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert grade[torch.float32] < FP32_GRADE < grade[torch.bfloat16]
+    assert 0 < medium_error(CPU) < 0.05
+
+
+@pytest.mark.parametrize("wanted", ["highest", "medium", "auto"])
+def test_the_setting_before_is_restored_even_after_an_error(wanted):
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(KeyError), matmul_precision(wanted, CPU):
+        raise KeyError
+    medium_error(CPU)
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_run_uses_it_and_leaves_no_trace(start_run):
+    before = torch.get_float32_matmul_precision()
+    result = start_run(matmul_precision="medium", max_steps=1)
+    saved = torch.load(result.run_dir / "checkpoint", weights_only=True)
+    assert saved["config"]["matmul_precision"] == "medium"
+    assert torch.get_float32_matmul_precision() == before

@@ -1,0 +1,109 @@
+"""What each of several processes does: every run of FOLDER/runs.json, in turn, and what it found to FOLDER.
+
+The fixture `two_processes` starts it, once for many runs: a start costs more than a run.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data_provider.data_factory import build_data, evaluation_loader, training_loader
+from models import MODELS
+from models.forecaster import Forecaster
+from utils.config import Config
+from utils.training.experiment import Builders, run
+from utils.types import Batch, DataBundle, WindowSource
+
+
+class Watched:
+    """One run, its model and its training windows watched."""
+
+    def __init__(self, settings: dict[str, Any], *, nudged: str | None) -> None:
+        """``nudged`` names a tensor of the model that the second process shall have otherwise."""
+        self.settings = settings
+        self.nudged = nudged
+        self.kind = settings.get("model", "TimeLLM_Enhanced")
+        self.order: list[int] = []
+        self.start: dict[str, Tensor] = {}
+
+    def find(self) -> dict[str, Any]:
+        """What came out of the run, or how it failed."""
+        began = time.perf_counter()
+        builders = Builders(self.kind, self.model, build_data, self.loader, evaluation_loader)
+        try:
+            result = run(Config.from_flat(self.settings), builders)
+        except Exception as error:  # any: the test that asked for this run says what it expected
+            return self.facts(began) | {"error": f"{type(error).__name__}: {error}"}
+        return self.facts(began) | {
+            "error": None,
+            "model": dict(self.built.state_dict()),
+            "trainable": [name for name, p in self.built.named_parameters() if p.requires_grad],
+            "results": json.dumps(result.results),
+            "folder": str(result.run_dir),
+        }
+
+    def facts(self, began: float) -> dict[str, Any]:
+        return {
+            "processes": PartialState().num_processes,
+            "backend": torch.distributed.get_backend(),
+            "start": self.start,
+            "order": self.order,
+            "seconds": time.perf_counter() - began,
+        }
+
+    def model(self, config: Config) -> Forecaster:
+        self.built = MODELS[self.kind](config)
+        nudged = self.nudged
+        if nudged is not None and PartialState().process_index == 1:
+            fit = self.built.fit_statistics
+
+            def fit_and_nudge(source: WindowSource) -> None:
+                fit(source)
+                self.built.state_dict()[nudged].view(-1)[-1:].add_(1)
+
+            self.built.fit_statistics = fit_and_nudge  # type: ignore[method-assign]
+        return self.built
+
+    def loader(self, bundle: DataBundle, config: Config, *, num_processes: int) -> DataLoader[Batch]:
+        """The training loader, on a data set that notes what is taken; the weights are noted first."""
+        self.start.update({name: tensor.clone() for name, tensor in self.built.state_dict().items()})
+        order, item = self.order, type(bundle.train).__getitem__
+
+        class Spied(type(bundle.train)):  # type: ignore[misc]
+            def __getitem__(self, index: int) -> Batch:
+                order.append(index)
+                return item(self, index)
+
+        bundle.train.__class__ = Spied
+        return training_loader(bundle, config, num_processes=num_processes)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    asked = json.loads((folder / "runs.json").read_text())
+    folders: dict[str, str] = {}
+    for name, settings in asked["runs"].items():
+        gc.freeze()  # a run collects garbage at its end: among all imported modules, half of its time
+        if "resume_from_checkpoint" in settings:
+            settings["resume_from_checkpoint"] = settings["resume_from_checkpoint"].format(**folders)
+        found = Watched(settings, nudged=asked["nudged"].get(name)).find()
+        folders[name] = found.get("folder", "")
+        torch.save(found, folder / f"{name}.{PartialState().process_index}")
+        torch.distributed.barrier()
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

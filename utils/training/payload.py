@@ -1,0 +1,170 @@
+"""A checkpoint's content: gathered from a run, compared with another, given back to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from utils.config import MAY_CHANGE_ON_RESUME
+from utils.training import checkpoint as checkpoints
+from utils.training.batch_plan import BatchPlan
+from utils.training.checkpoint import CheckpointError
+from utils.training.context import RunContext
+from utils.training.progress import Progress
+from utils.training.trainer import Trainer
+from utils.types import DataBundle
+
+log = getLogger(__name__)
+SPLIT_OTHERWISE = frozenset({"batch_size", "gradient_accumulation_steps"})
+"""Settings that `utils.training.batch_plan` compares, as a global batch."""
+
+
+def gather(this: RunContext, trainer: Trainer) -> dict[str, Any]:
+    """All that a run needs to go on, or to forecast, as tensors and plain values.
+
+    Every process must call it: what differs from process to process is inside for each.
+    """
+    progress = trainer.progress
+    scaler = this.accelerator.scaler
+    return {
+        "format_version": checkpoints.FORMAT_VERSION,
+        "model": {name: tensor.detach().cpu() for name, tensor in this.plain.state_dict().items()},
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": _plain_schedule(trainer.scheduler.state_dict()),
+        "epoch": progress.epoch,
+        "global_step": progress.global_step,
+        "best_score": -progress.val_loss_min,
+        "val_loss_min": progress.val_loss_min,
+        "counter": progress.counter,
+        "progress": progress.state(),
+        "loss_sums": gather_object([progress.own_sums()]),
+        "rng_state": gather_object([checkpoints.random_state()]),
+        "sampler_state": {
+            "epoch": progress.epoch,
+            "batches": progress.epoch_steps * this.plan.passes,
+            "seed": this.config.training.seed,
+        },
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "num_processes": this.accelerator.num_processes,
+        "batch": this.plan.state(),
+        "numerics": numerics(this.accelerator.device),
+        "config": this.flags,
+        "llm": this.llm,
+        "data": {
+            **data_identity(this.data),
+            "columns": list(this.data.columns),
+            "frequency": this.data.frequency,
+            "mean": this.data.standardisation.mean,
+            "std": this.data.standardisation.std,
+        },
+    }
+
+
+def _plain_schedule(state: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's state without the functions, which are built from the configuration."""
+    return {
+        k: v for k, v in state.items() if isinstance(v, int | float | bool | list) and k != "lr_lambdas"
+    } | {"lr_lambdas": [None]}
+
+
+def numerics(device: torch.device) -> dict[str, Any]:
+    """What the last bits of a result depend on, beside the settings."""
+    return {
+        "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "device": device.type,
+        "torch": str(torch.__version__),
+    }
+
+
+def data_identity(data: DataBundle) -> dict[str, Any]:
+    """What tells data, and their division into parts, from others."""
+    parts = (data.train, data.validation, data.test)
+    return {
+        "name": data.name,
+        "content_hash": data.content_hash,
+        "windows": [len(part) for part in parts],  # type: ignore[arg-type]
+    }
+
+
+def refuse_other_run(
+    payload: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    *,
+    llm: Mapping[str, Any],
+    data: DataBundle,
+    path: Path,
+) -> None:
+    """Compare a checkpoint with a run that would go on from it, or test it.
+
+    Raises:
+        CheckpointError: settings, LLM, data or their split differ; one line for each difference.
+    """
+    found = checkpoints.differences(payload["config"], flags, free=MAY_CHANGE_ON_RESUME | SPLIT_OTHERWISE)
+    found += [
+        f"LLM {name}: the checkpoint has {payload['llm'].get(name)!r}, this run {llm.get(name)!r}"
+        for name in ("architecture", "layers", "hidden_size", "content_hash")
+        if payload["llm"].get(name) != llm.get(name)
+    ]
+    found += [
+        f"data {name}: the checkpoint saw {payload['data'][name]!r}, this run {value!r}"
+        for name, value in data_identity(data).items()
+        if name != "name" and payload["data"].get(name, value) != value
+    ]
+    if found:
+        raise CheckpointError(f"{path} belongs to another run:\n" + "\n".join(found))
+
+
+def restore(this: RunContext, trainer: Trainer, payload: Mapping[str, Any]) -> None:
+    """Optimizer, schedule, scaler and progress as they were; ``--resume_counter`` overrides the counter."""
+    trainer.optimizer.load_state_dict(payload["optimizer"])
+    trainer.scheduler.load_state_dict(payload["scheduler"])
+    scaler = this.accelerator.scaler
+    if scaler is not None and payload["scaler"] is not None:
+        scaler.load_state_dict(payload["scaler"])
+    names = {f.name for f in fields(Progress)}
+    trainer.progress = Progress(**{k: v for k, v in payload["progress"].items() if k in names})
+    trainer.progress.loss_sums = {**_own_share(payload["loss_sums"], this)}
+    if this.config.run.resume_counter is not None:
+        trainer.progress.counter = this.config.run.resume_counter
+
+
+def _own_share(saved: list[dict[str, float]], this: RunContext) -> dict[str, float]:
+    """The sums of this process: those it had, or on another number of processes an equal part of all."""
+    processes = this.accelerator.num_processes
+    if len(saved) == processes:
+        return saved[this.accelerator.process_index]
+    return {name: sum(sums[name] for sums in saved) / processes for name in saved[0]}
+
+
+def restore_random_state(this: RunContext, payload: Mapping[str, Any]) -> None:
+    """The random generators of this process as they were; a process that was not there keeps its seed."""
+    states = payload["rng_state"]
+    if this.accelerator.process_index < len(states):
+        checkpoints.restore_random_state(states[this.accelerator.process_index])
+
+
+def announce_changes(this: RunContext, payload: Mapping[str, Any]) -> None:
+    """Say what is not as it was, and makes the end of a resumed run differ in the last bits."""
+    had, has = payload["numerics"], numerics(this.accelerator.device)
+    for name in (name for name in has if had.get(name) != has[name]):
+        log.warning(
+            "resume: the checkpoint was made with %s %s, this run has %s: results will differ slightly",
+            name,
+            had.get(name),
+            has[name],
+        )
+    plan = BatchPlan(**{name: payload["batch"][name] for name in ("size", "passes", "processes")})
+    if plan != this.plan:
+        log.warning(
+            "resume: the checkpoint took %s, this run takes %s: the same windows in each step, other "
+            "dropout, and results that differ slightly",
+            plan,
+            this.plan,
+        )
