@@ -20,8 +20,7 @@ def delay_correlation(queries: Tensor, keys: Tensor) -> Tensor:
     """Circular correlation [G, T] of queries and keys, both [G, T, E], at each delay, mean over E.
 
     Entry d is the mean over channels of sum_t queries[t + d] * keys[t]. Computed by FFT (the
-    Wiener-Khinchin theorem) in O(T log T), the paper's equation (5) without its factor 1 / T, as in
-    the published code.
+    Wiener-Khinchin theorem) in O(T log T), without the paper's factor 1 / T, as in the published code.
     """
     length = queries.shape[1]
     spectrum = torch.fft.rfft(queries, dim=1) * torch.fft.rfft(keys, dim=1).conj()
@@ -36,7 +35,8 @@ def delay_count(length: int, factor: float) -> int:
 def aggregate_delays(values: Tensor, correlation: Tensor, *, count: int) -> Tensor:
     """Values [G, T, E] rolled by the ``count`` best delays and mixed by softmax, [G, T, E].
 
-    A delay d brings step t + d to step t (equation 6). Of equal correlations the shorter delay wins.
+    A delay d brings step t + d to step t (the paper's time delay aggregation). Of equal correlations
+    the shorter delay wins.
     """
     length = values.shape[1]
     ranked = correlation.sort(dim=1, descending=True, stable=True)
@@ -57,7 +57,8 @@ class AutoCorrelation(nn.Module):
     A context of another length is cut to its first T steps or filled up with zeros, as published.
     Deviations from the published code, for which it has only reasons of speed: each window keeps its
     own delays in training too (there a training batch shares them, so a forecast would depend on its
-    neighbours), and each head its own (there all heads share them; the paper's equation 7 has heads).
+    neighbours), and each head its own (there all heads share them; the paper's multi-head version lets
+    each choose).
     """
 
     def __init__(self, *, d_model: int, n_heads: int, factor: float) -> None:

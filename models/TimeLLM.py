@@ -113,8 +113,6 @@ class Model(Forecaster):
         self.reprogramming_layer = ReprogrammingLayer(
             d_model=b.d_model, n_heads=b.n_heads, d_keys=b.d_ff, d_llm=d_llm, dropout=b.dropout
         )
-        with torch.no_grad():
-            self.reprogramming_layer.sharpen(self.source_tokens())
         self.output_projection = FlattenHead(
             n_features=b.d_ff * config.patch_count, horizon=config.data.pred_len, dropout=b.dropout
         )
