@@ -13,10 +13,11 @@ from utils.cli import parse_config
 from utils.config import Config
 from utils.reporting.report import spread_text
 from utils.training import experiment
+from utils.training.auto_batch import MemoryShortError
 from utils.training.trainer import NonFiniteLossError
 
 log = getLogger(__name__)
-USER_ERRORS = (ValueError, OSError, NonFiniteLossError)
+USER_ERRORS = (ValueError, OSError, NonFiniteLossError, MemoryShortError)
 
 
 def train(config: Config, *, model: str) -> experiment.RunResult:

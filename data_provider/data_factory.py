@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_provider import scaling
@@ -20,6 +23,10 @@ from utils.config import Config, ConfigError, DataConfig
 from utils.types import Batch, DataBundle
 
 SYNTHETIC = "synthetic"
+LARGEST = 1e9
+"""Deviations from the mean beyond which sums of squares come near the end of float32's range."""
+HIDDEN = 1e-6
+"""Share of a column's deviation below which its middle half is lost in float32 (of 7 digits)."""
 
 
 def data_file(config: DataConfig) -> Path:
@@ -46,7 +53,13 @@ def load_series(config: DataConfig) -> Series:
             return series
         others = [c for c in series.columns if c != config.target and config.features == "MS"]
         return series.select([*others, config.target])
-    return read_csv(data_file(config), features=config.features, target=config.target, freq=config.freq)
+    return read_csv(
+        data_file(config),
+        features=config.features,
+        target=config.target,
+        freq=config.freq,
+        fill_missing=config.fill_missing,
+    )
 
 
 def build_data(config: Config) -> DataBundle:
@@ -69,6 +82,7 @@ def build_data(config: Config) -> DataBundle:
     original = torch.from_numpy(series.values)  # [T, N]
     standardisation = scaling.fit(original[splits.train.begin : splits.train.end])
     values = scaling.transform(original, standardisation).float()
+    _check_scaled(series, values, splits)
     marks = torch.from_numpy(time_marks(series.dates, series.frequency))  # [T, F]
     windows = partial(
         WindowDataset,
@@ -160,6 +174,29 @@ def _check_variables(data: DataConfig, *, read: int, forecast: int) -> None:
         raise ConfigError(wrong)
 
 
+def _check_scaled(series: Series, values: Tensor, splits: Splits) -> None:
+    """Raise ValueError where extreme values leave nothing of a column, or cannot be computed with.
+
+    In the training part: a deviation that one value makes, beside which the middle half of all rows
+    is nothing in float32. Anywhere: numbers whose squares float32 cannot add up.
+    """
+    part = series.values[splits.train.begin : splits.train.end]
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = np.quantile(part, [0.25, 0.75], axis=0)
+        hidden = (high > low) & ((high - low) < HIDDEN * part.std(axis=0))
+    for column, name in enumerate(series.columns):
+        wrong = values[:, column].abs().nan_to_num(nan=math.inf) > LARGEST
+        if not (hidden[column] or bool(wrong.any())):
+            continue
+        centre = np.median(part[:, column])
+        row = int(np.abs(series.values[:, column] - centre).argmax())
+        raise ValueError(
+            f"{series.name}: column {name!r}, data row {row + 1}: expected a number like the column's "
+            f"others (half of the training rows lie from {low[column]:g} to {high[column]:g}), found "
+            f"{series.values[row, column]:g}; correct it, or remove the column"
+        )
+
+
 def _notes(data: DataConfig, series: Series, splits: Splits) -> dict[str, str]:
     """Facts about the data that belong beside every result."""
     notes: dict[str, str] = {}
@@ -167,6 +204,8 @@ def _notes(data: DataConfig, series: Series, splits: Splits) -> dict[str, str]:
         notes["data"] = "built-in synthetic series, no real data"
     else:
         notes["file_sha256"] = file_sha256(data_file(data))
+    if data.fill_missing:
+        notes["fill_missing"] = f"missing numbers are filled (--fill_missing {data.fill_missing})"
     gaps = len(irregular_steps(series.dates, series.frequency))
     if gaps:
         notes["gaps"] = f"{gaps} steps between rows are not {series.frequency}; rows taken as evenly spaced"

@@ -5,6 +5,7 @@ Shape legend: T rows, N variables.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import logging
 import warnings
@@ -21,6 +22,7 @@ from pandas.tseries.frequencies import to_offset
 logger = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
+FillMissing = Literal["interpolate", "ffill"]
 
 _SHORT_ALIASES = {"s": "s", "t": "min", "min": "min", "h": "h", "d": "D", "b": "B", "w": "W", "m": "ME"}
 """The one-letter frequencies of the Informer family, in either case, as pandas writes them now."""
@@ -92,7 +94,12 @@ class Series:
 
 
 def read_csv(
-    path: str | Path, *, features: Literal["M", "S", "MS"], target: str, freq: str | None = None
+    path: str | Path,
+    *,
+    features: Literal["M", "S", "MS"],
+    target: str,
+    freq: str | None = None,
+    fill_missing: FillMissing | None = None,
 ) -> Series:
     """Read a CSV file with a ``date`` column and numeric columns into a `Series`.
 
@@ -102,6 +109,9 @@ def read_csv(
         target: name of the target column (looked at for S and MS).
         freq: pandas alias of the step between rows; inferred where None. Given, it also accepts
             gaps in the dates, with a warning, as long as most steps are of that length.
+        fill_missing: what to do with missing and infinite numbers. None: an error. interpolate:
+            linear between the rows before and after, the nearest at the ends. ffill: the number
+            before. Interpolation looks at rows that come later. A warning counts what was filled.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -116,7 +126,7 @@ def read_csv(
     if features != "M":
         _check_target(target, columns, path)
         columns = [c for c in columns if c != target and features == "MS"] + [target]
-    values = np.stack([_numbers(frame[c], path) for c in columns], axis=1)  # [T, N]
+    values = np.stack([_numbers(frame[c], path, fill_missing) for c in columns], axis=1)  # [T, N]
     frequency = _check_frequency(dates, freq, path)
     return Series.from_values(path.stem, values=values, dates=dates, columns=columns, frequency=frequency)
 
@@ -181,28 +191,50 @@ def _read_frame(path: Path) -> pd.DataFrame:
             "or name another with --root_path and --data_path"
         )
     try:
-        frame = pd.read_csv(
-            path,
-            dtype={"date": str},
-            encoding="utf-8-sig",
-            low_memory=False,
-        )
+        _check_header(path)
+        frame = pd.read_csv(path, dtype={"date": str}, encoding="utf-8-sig", low_memory=False)
     except pd.errors.EmptyDataError:
         raise ValueError(f"{path}: expected a header line and rows, found an empty file") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8 text, found {error}; save the file as UTF-8") from None
-    except pd.errors.ParserError as error:
+    except (pd.errors.ParserError, csv.Error) as error:
         raise ValueError(f"{path}: expected comma-separated rows of equal length, found: {error}") from None
-    if "date" not in frame.columns:
-        raise ValueError(
-            f"{path}: expected a column named 'date', found {_listed(list(frame.columns))}; "
-            "rename the column that holds the times"
-        )
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(f"{path}: expected as many fields per row as in the header, found more")
     if frame.empty:
         raise ValueError(f"{path}: expected rows below the header, found none")
     return frame
+
+
+def _check_header(path: Path) -> None:
+    """Raise ValueError unless the first line that is not blank names each column once, one of them date."""
+    with path.open(encoding="utf-8-sig", newline=None) as file:
+        line = next((line for line in file if line.strip()), "")
+    names = next(csv.reader([line]), [])
+    if not names:
+        raise pd.errors.EmptyDataError
+    other = next((mark for mark in ";\t|" if "date" in line.strip().split(mark)), None)
+    if "date" not in names and other is not None:
+        raise ValueError(
+            f"{path}: expected columns separated by commas, found {other!r} between them; save the file "
+            "with commas (and points in the numbers)"
+        )
+    if "date" not in names:
+        raise ValueError(
+            f"{path}: expected a column named 'date', found {_listed(names)}; "
+            "rename the column that holds the times"
+        )
+    for position, name in enumerate(names):
+        if not name.strip():
+            raise ValueError(
+                f"{path}: expected a name for each column, found none for column {position + 1} "
+                f"(of {_listed(names)}); name it, or remove it where it only numbers the rows"
+            )
+        if name in names[:position]:
+            raise ValueError(
+                f"{path}: expected each column once, found {name!r} in columns {names.index(name) + 1} "
+                f"and {position + 1}; rename or remove one"
+            )
 
 
 def _parse_dates(text: pd.Series, path: Path) -> pd.DatetimeIndex:
@@ -248,8 +280,8 @@ def _check_increasing(dates: pd.DatetimeIndex, path: Path) -> None:
     )
 
 
-def _numbers(column: pd.Series, path: Path) -> FloatArray:
-    """A column as finite float64 [T]."""
+def _numbers(column: pd.Series, path: Path, fill_missing: FillMissing | None) -> FloatArray:
+    """A column as finite float64 [T], missing numbers filled where that is asked for."""
     where = f"{path}: column {column.name!r}"
     if pd.api.types.is_bool_dtype(column):
         raise ValueError(f"{where}, {_row(0)}: expected a number, found {column.iloc[0]}; write 0 and 1")
@@ -263,14 +295,28 @@ def _numbers(column: pd.Series, path: Path) -> FloatArray:
         )
     values: FloatArray = numbers.to_numpy(dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        first = int(bad[0])
-        found = "nothing (or nan)" if np.isnan(values[first]) else str(values[first])
-        raise ValueError(
-            f"{where}, {_row(first)}: expected a finite number, found {found} ({bad.size} such rows); "
-            "fill it (for example by interpolation), or remove the column"
-        )
-    return values
+    if not bad.size:
+        return values
+    first = int(bad[0])
+    found = "nothing (or nan)" if np.isnan(values[first]) else str(values[first])
+    problem = f"{where}, {_row(first)}: expected a finite number, found {found} ({bad.size} such rows)"
+    if bad.size == len(values):
+        raise ValueError(f"{problem}; the column has none: remove it")
+    if fill_missing is None:
+        raise ValueError(f"{problem}; fill it with --fill_missing interpolate, or remove the column")
+    if fill_missing == "ffill" and first == 0:
+        raise ValueError(f"{problem}, and no row before it for --fill_missing ffill; use interpolate")
+    logger.warning("%s; filled with --fill_missing %s", problem, fill_missing)
+    return _filled(values, fill_missing)
+
+
+def _filled(values: FloatArray, how: FillMissing) -> FloatArray:
+    """Numbers [T], those that are not finite replaced; for ``ffill`` the first is finite."""
+    rows, known = np.arange(len(values)), np.flatnonzero(np.isfinite(values))
+    if how == "interpolate":
+        return np.interp(rows, known, values[known])
+    before = np.searchsorted(known, rows, side="right") - 1
+    return values[known[before]]
 
 
 def _check_frequency(dates: pd.DatetimeIndex, freq: str | None, path: Path) -> str:

@@ -19,5 +19,6 @@ done
 
 ensure_venv
 export HF_HUB_OFFLINE=1
-exec "$PYTHON" -m pytest -q --durations=20 --cov --cov-report=term:skip-covered \
+# Two at a time: each test uses one thread. A file stays on one worker, whose fixtures it shares.
+exec "$PYTHON" -m pytest -q --numprocesses 2 --dist loadfile --durations=20 --cov --cov-report=term:skip-covered \
     "${selection[@]}" ${words[@]+"${words[@]}"}

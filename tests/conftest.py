@@ -139,8 +139,13 @@ def etth1_root() -> str:
     return root
 
 
+LONGEST = ("test_not_a_toy.py", "test_crash.py", "test_processes_switches.py", "test_linear_models.py")
+"""Files that begin first, so that none of them is left to one worker at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none, and say so."""
+    """Long files first; skip what needs a GPU where there is none, and say so."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -57,6 +57,9 @@ class DataConfig:
     dec_in: int | None = setting(None, "as --enc_in, for the decoder (checked only)")
     c_out: int | None = setting(None, "expected number of variables forecast (checked only)")
     freq: str | None = setting(None, "frequency of the rows, a pandas alias (default: inferred)")
+    fill_missing: Literal["interpolate", "ffill"] | None = setting(
+        None, "missing and infinite numbers: interpolate between rows, or ffill (default: an error)"
+    )
     seq_len: int = setting(512, "lookback window L, rows")
     embed: Literal["timeF"] = setting("timeF", "time features: hour, weekday, ... as numbers")
     label_len: int = setting(48, "decoder start length, rows (read by encoder-decoder models only)")
@@ -178,6 +181,9 @@ class TrainingConfig:
     train_epochs: int = setting(50, "most epochs")
     max_steps: int | None = setting(None, "stop after N optimizer steps (default: by epochs)")
     batch_size: int = setting(32, "windows per process and forward pass")
+    auto_batch_size: bool = setting(
+        False, "lower batch_size until it fits into memory, with more passes: the same effective batch"
+    )
     eval_batch_size: int | None = setting(None, "windows per evaluation pass (default: batch_size)")
     gradient_accumulation_steps: int = setting(1, "forward passes per optimizer step")
     learning_rate: float = setting(0.0005, "peak learning rate")
@@ -251,7 +257,8 @@ GROUPS: dict[str, type] = {
 NOT_IDENTITY = frozenset(
     "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
-    "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes".split()
+    "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes "
+    "auto_batch_size".split()
 )
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
 KNOWN_BY_CONTENT = frozenset({"llm_model", "llm_model_path", "llm_dim", "trust_remote_code"})
@@ -397,6 +404,11 @@ class Config:
             found.append(
                 f"--itr: expected 1 when resuming or testing one checkpoint, found {self.run.itr}; "
                 "name each run's own checkpoint"
+            )
+        if t.lradj == "TST" and t.lr_warmup_steps:
+            found.append(
+                f"--lr_warmup_steps: expected 0 with --lradj TST, which rises by itself, found "
+                f"{t.lr_warmup_steps}"
             )
         if t.mixed_precision == "fp16" and t.cpu:
             found.append("--mixed_precision: fp16 needs a GPU; use bf16 or no with --cpu")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 import torch
 
 from data_provider.sampler import EpochSampler
@@ -46,3 +47,17 @@ def test_iterating_leaves_the_global_random_states_alone():
 def test_the_order_stays_that_of_earlier_versions():
     """A change here makes old checkpoints resume into another order."""
     assert order(2021, 3, length=8) == [3, 6, 5, 1, 4, 0, 2, 7]
+
+
+def test_an_epoch_may_take_fewer_than_all_and_others_each_time():
+    """What does not fill an optimizer step is dropped; always the same windows would never be seen."""
+    sampler = EpochSampler(50, 3, taken=40)
+    epochs = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+        assert epochs[-1] == order(3, epoch, length=50)[:40] and len(sampler) == 40
+    left_out = [set(range(50)) - set(e) for e in epochs]
+    assert len(set(map(frozenset, left_out))) == 3
+    with pytest.raises(ValueError, match="expected 0 to 50.*found 51"):
+        EpochSampler(50, 3, taken=51)

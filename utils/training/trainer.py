@@ -21,9 +21,11 @@ from utils.config import TrainingConfig
 from utils.log import MetricsFile
 from utils.training.metrics import ScoreSums, module_text
 from utils.training.objective import Loss, Objective
+from utils.training.outlook import announce, fitting_preset
+from utils.training.passes import forecast_state
 from utils.training.progress import Clock, Hooks, Progress, clock_text
 from utils.trend import TrendLabel
-from utils.types import Batch, ForecastState
+from utils.types import Batch
 
 log = getLogger(__name__)
 TIMED_STEPS = 3
@@ -34,8 +36,6 @@ SILENCE = 30
 """Seconds of evaluation after which a line says how far it is, where no bar does."""
 ROUNDS_BETWEEN_LOOKS = 8
 """Batches of an evaluation on several processes between two agreements on stopping."""
-LONG_RUN = 1800
-"""Seconds from which on a run is told how to be shorter."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -64,27 +64,26 @@ class Trainer:
         save_steps: int,
         total_steps: int,
         stop: Callable[[], bool],
+        evaluation_seconds: Callable[[], float] = lambda: math.nan,
     ) -> None:
         """``model`` is the wrapped one; ``save_steps`` 0 writes no step checkpoints.
 
-        ``stop`` tells whether this process has been asked to stop.
+        ``stop`` tells whether this process has been asked to stop; ``evaluation_seconds`` how long
+        the validations and tests to come will take.
         """
         self.accelerator = accelerator
         self.model = model
         self.plain_model: Any = accelerator.unwrap_model(model)
-        self.optimizer = optimizer
-        self.scheduler = scheduler
+        self.optimizer, self.scheduler = optimizer, scheduler
         self.config = config
         self.objective = objective
         self.trend_label = trend_label
         self.metrics = metrics
-        self.log_steps = log_steps
-        self.save_steps = save_steps
-        self.total_steps = total_steps
+        self.log_steps, self.save_steps, self.total_steps = log_steps, save_steps, total_steps
         self.progress = Progress()
         self.rate = math.nan
         """Learning rate of the last optimizer step."""
-        self.stop = stop
+        self.stop, self.evaluation_seconds = stop, evaluation_seconds
         self.step_is_saved = True
         """Whether there is nothing to save at the step that `fit` begins at."""
         self._stop_agreed = False
@@ -167,7 +166,7 @@ class Trainer:
         """Forward, backward, and where accumulation is complete the optimizer's step."""
         self.model.train()
         with self.accelerator.accumulate(self.model):
-            state = self._forward(self.model, batch)
+            state = forecast_state(self.model, batch)
             loss = self.objective(state, batch, step=self.progress.global_step)
             self._passes.append((loss.total.detach(), batch.start))
             self.accelerator.backward(loss.total)
@@ -221,7 +220,7 @@ class Trainer:
         batches = self._until_stop(loader)
         bar = tqdm(batches, desc=name, unit="batch", leave=False, disable=hidden, total=len(loader))
         for done, batch in enumerate(bar, start=1):
-            sums.add(self._forward(self.plain_model, batch), batch)
+            sums.add(forecast_state(self.plain_model, batch), batch)
             now = time.perf_counter()
             if now - told > SILENCE and not sys.stderr.isatty():
                 told = now
@@ -251,19 +250,6 @@ class Trainer:
             if batch is not None:
                 yield batch
         assert next(batches, None) is None  # lets the loader see its end
-
-    @staticmethod
-    def _forward(model: nn.Module, batch: Batch) -> ForecastState:
-        return model(
-            batch.x,
-            x_mark_enc=batch.x_mark,
-            x_mark_dec=batch.y_mark,
-            start=batch.start,
-            series_id=batch.series_id,
-            variable=batch.variable,
-            target=batch.y,
-            return_state=True,
-        )
 
     def _validate(self, loader: DataLoader[Batch], hooks: Hooks) -> None:
         """Score on the validation windows; keep the weights if they are the best so far."""
@@ -353,25 +339,18 @@ class Trainer:
         means = dict(zip(sums, total, strict=True))
         return {name: value / means["passes"] for name, value in means.items()}
 
-    def _announce(self, left: float, seconds_per_step: float) -> None:
-        """How long this will take, from the first timed steps, and what would take less."""
-        log.info(
-            "estimated time: %s at %.2f s a step, validation and test not counted",
-            clock_text(left),
-            seconds_per_step,
-        )
-        if left > LONG_RUN:
-            shorter = "--max_steps N"
-            if self.accelerator.device.type == "cpu":
-                shorter += ", or the preset for two CPU cores, --preset cpu"
-            log.info("this is long: shorter runs by %s", shorter)
-
     def _report(self, loss: Loss, clock: Clock) -> None:
         """The first estimate of the time, then a line and a record every ``log_steps``."""
         step = self.progress.global_step
         seconds = clock.seconds_per_step(step)
         if step - clock.first_step == TIMED_STEPS + 1:
-            self._announce((self.total_steps - step) * seconds, seconds)
+            with clock.paused():
+                announce(
+                    steps=self.total_steps - step,
+                    seconds_per_step=seconds,
+                    evaluation=self.evaluation_seconds(),
+                    preset=fitting_preset(self.accelerator.device),
+                )
         if step % self.log_steps or not self.accelerator.is_main_process:
             return
         terms = {name: value.item() for name, value in loss.terms.items()}

@@ -505,6 +505,7 @@ def test_resuming_another_run_is_refused_with_every_difference(start_run, write_
         start_run(
             max_steps=2,
             d_model=32,
+            batch_size=5,
             learning_rate=0.1,
             use_tapr=True,
             llm_model_path=str(tiny_llama),
@@ -514,6 +515,7 @@ def test_resuming_another_run_is_refused_with_every_difference(start_run, write_
     said = str(caught.value)
     assert str(first.run_dir / "checkpoint") in said.splitlines()[0]
     assert "--d_model: the checkpoint has 16, this run 32" in said
+    assert "expected the checkpoint's 4 windows a step (4 x 1 pass(es) x 1 process(es)), found 5" in said
     assert "--learning_rate: the checkpoint has 0.0005, this run 0.1" in said
     assert "--use_tapr: the checkpoint has False, this run True" in said
     assert "LLM architecture: the checkpoint has 'GPT2Model', this run 'LlamaModel'" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,7 @@ def runs(tmp_path_factory, write_series, tiny_settings, two_processes) -> dict[s
         {
             "two": common,
             "one to two": {**one, "resume_from_checkpoint": str(cut(one_dir, folder / "cut one"))},
+            "diverging": {**common, "learning_rate": 1e30, "lradj": "constant", "save_steps": 0},
             "dropping": dropping,
             "dropping, resumed": {
                 **dropping,
@@ -93,7 +95,7 @@ def runs(tmp_path_factory, write_series, tiny_settings, two_processes) -> dict[s
             },
         },
     )
-    assert not [p["error"] for pair in found.values() for p in pair if p["error"]]
+    assert not [p["error"] for name in {*found} - {"diverging"} for p in found[name] if p["error"]]
     two_dir = Path(found["two"][0]["folder"])
     order, two_to_one = watched({**common, "resume_from_checkpoint": str(cut(two_dir, folder / "cut two"))})
     return {
@@ -103,6 +105,14 @@ def runs(tmp_path_factory, write_series, tiny_settings, two_processes) -> dict[s
         "common": common,
         "folder": folder,
     }
+
+
+def test_a_loss_that_is_not_finite_is_the_same_error_in_all_processes(runs):
+    """With an error in one alone the other waits for it; with its windows alone half the batch is hidden."""
+    one, two = (process["error"] for process in runs["diverging"])
+    assert one == two and one.startswith("NonFiniteLossError: the loss is") and "optimizer step 2" in one
+    named = [int(row) for part in re.findall(r"rows \[([\d, ]+)\]", one) for row in part.split(",")]
+    assert len(named) == len(set(named)) == 8
 
 
 def all_processes(found: list[dict[str, Any]]) -> list[list[int]]:

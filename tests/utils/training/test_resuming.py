@@ -46,8 +46,13 @@ def baseline(tiny: dict[str, Any], **changes: Any) -> RunResult:
     return run_main.train(Config.from_flat({**tiny, "model": "DLinear", **changes}), model="DLinear")
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("warm", [0, 5])
+@pytest.mark.parametrize(
+    ("schedule", "warm"),
+    [
+        *((s, 0) for s in SCHEDULES),
+        *(pytest.param(s, 5, marks=pytest.mark.slow) for s in SCHEDULES if s != "TST"),
+    ],
+)
 def test_every_schedule_goes_on_where_it_was(tiny, tmp_path, schedule, warm):
     """A schedule that counts from 0 again, or epochs instead of steps, shows in the first rate."""
     common = dict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -60,7 +61,12 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+QUICK = ("step before a validation", "validation", "test of the last weights")
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param(m, marks=[] if m in QUICK else [pytest.mark.slow]) for m in MOMENTS]
+)
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(start_run, monkeypatch, tmp_path, moment):
     """Finish the step, save, say how to go on; then weights, moments, random state and metrics equal
     those of the run that was never stopped, to the bit."""
@@ -172,3 +178,27 @@ def test_what_a_second_signal_does(more, status):
     )
     assert done.returncode == status, done.stderr
     assert ("alive" in done.stdout) == (status == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_told_to_stop_exits_with_75_and_says_how_to_go_on(tiny, tmp_path, number):
+    """As typed, and killed as a cluster does; then the very words of its last line."""
+    flags = [word for name, value in tiny.items() if value is not True for word in (f"--{name}", str(value))]
+    command = [sys.executable, str(PROJECT_ROOT / "run_main_enhanced.py"), *flags, "--cpu"]
+    command += ["--train_epochs", "500", "--log_steps", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("step 5/"):
+                run.send_signal(number)
+                break
+        rest = run.stdout.read().splitlines()
+    assert run.returncode == stopping.STOPPED_STATUS
+    said, _, how = rest[-1].partition("; go on with the same command and ")
+    assert said.startswith(f"stopped by {signal.Signals(number).name} after optimizer step ")
+    step = int(said.split()[-1])
+    goes_on = [*command, *shlex.split(how), "--max_steps", str(step + 1)]
+    done = subprocess.run(goes_on, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert f"resumed at optimizer step {step}" in done.stdout

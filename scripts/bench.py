@@ -1,0 +1,149 @@
+"""How fast this is, beside the published order of operations on this machine.
+
+    python scripts/bench.py                      everything: about an hour on two cores
+    python scripts/bench.py --quick              two rows of the table, about two minutes
+    python scripts/bench.py --peer ../Time-LLM   another project's model beside it
+
+Exit status 1 where a floor is missed by more than 20%. Quiet machines give quiet numbers: every case
+is measured in each round, and ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a file: its own folder is on the path, the project's is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from scripts.benching import measure, tiny
+from scripts.benching.cases import DEFAULT, PLAIN, floors, scenarios
+from scripts.benching.client import WorkerError
+from scripts.benching.table import floor_rows, markdown, place
+from utils.log import setup_logging
+from utils.paths import PROJECT_ROOT
+
+log = getLogger(__name__)
+LAYERS = (6, 12)
+BASE = {"data": "synthetic", "llm_model": "SMOLLM2", "batch_size": 2, "seq_len": 512, "pred_len": 96}
+"""The built-in series has 7 variables: 14 series a batch."""
+KEYS = (10_000, 100_000, 1_000_000)
+QUICK_SECONDS = 30.0
+"""For the rounds of one row of ``--quick``."""
+GPU_SETTINGS = {"batch_size": 32, "mixed_precision": "bf16"}
+DOCUMENT = PROJECT_ROOT / "docs" / "performance.md"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="two rows of the table, in about two minutes")
+    parser.add_argument(
+        "--smoke", action="store_true", help="everything on a tiny LLM: it must only complete"
+    )
+    parser.add_argument("--rounds", type=int, help="rounds of each measurement [7; quick 5, smoke 1]")
+    parser.add_argument("--threads", type=int, nargs="+", help="numbers of threads [1 2; quick the larger]")
+    parser.add_argument(
+        "--peer",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder with the family's models.TimeLLM.Model(configs), measured beside ours",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all numbers as JSON")
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        nargs="?",
+        const=DOCUMENT,
+        metavar="FILE",
+        help=f"put the tables between the markers of this document [{DOCUMENT.name}]",
+    )
+    return parser  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the tables, judge; the exit status."""
+    args = build_parser().parse_args(argv)
+    setup_logging(main_process=True)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            results = run(args, Path(folder))
+    except (WorkerError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n" + markdown(results))
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=1), "utf-8")
+    if args.docs:
+        place(markdown(results), args.docs)
+    missed = [row for row in results["floors"] if row["missed"]]
+    for row in missed:
+        print(f"MISSED by more than 20%: {row['title']}, {row['threads']} thread(s)", file=sys.stderr)
+    return 1 if missed and not args.smoke else 0
+
+
+def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All measurements that the command line asks for.
+
+    Raises:
+        WorkerError: a case fails.
+        OSError: the LLM is not on this machine; the message says how to get it.
+    """
+    base, layers = dict(BASE), LAYERS
+    keys: tuple[int, ...] = KEYS
+    if args.smoke:
+        base |= tiny.SETTINGS | {"llm_model_path": str(tiny.write_llm(folder / "tiny"))}
+        layers, keys = tiny.LAYERS, KEYS[:1]
+    effort = effort_of(args)
+    wanted = scenarios(base=base, layers=layers, quick=args.quick)
+    results: dict[str, Any] = {
+        "when": datetime.date.today().isoformat(),
+        "machine": measure.machine(),
+        "scenarios": {s.name: measure.measure_scenario(s, effort) for s in wanted},
+    }
+    facts = results["scenarios"][wanted[0].name]["cases"][PLAIN]["facts"]
+    results["llm"] = " ".join(filter(None, (facts["llm"], facts["llm_note"] and f"({facts['llm_note']})")))
+    if not args.quick:
+        results["plain_path"] = measure.measure_plain_path(wanted[0], effort)
+        results["retrieval"] = measure.measure_retrieval(keys, effort, compared_at=keys[0])
+        results["start"] = measure.measure_start(effort.rounds)
+        results["gpu"] = measure.measure_gpu(gpu_scenarios(base, layers), effort)
+    results["floors"] = floor_rows(results, floors(layers=layers))
+    return results
+
+
+def gpu_scenarios(base: dict[str, Any], layers: tuple[int, int]) -> list[Any]:
+    """The baseline with the short and with the long LLM, as trained on a GPU."""
+    both = scenarios(base={**base, **GPU_SETTINGS}, layers=layers, quick=False)[:2]
+    return [s.only(DEFAULT, "prototypes", "compile", "gradient checkpointing") for s in both]
+
+
+def effort_of(args: argparse.Namespace) -> measure.Effort:
+    """Rounds, threads and peers that the command line asks for."""
+    cores = os.cpu_count() or 1
+    threads = args.threads or ([min(2, cores)] if args.quick else [1, 2] if cores > 1 else [1])
+    rounds = args.rounds or (1 if args.smoke else 5 if args.quick else 7)
+    return measure.Effort(
+        threads=tuple(threads),
+        rounds=rounds,
+        budget=QUICK_SECONDS if args.quick else None,
+        costs=not args.quick,
+        at_once=args.quick or args.smoke,
+        peers={path.resolve().name: path.resolve() for path in args.peer},
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Draw every learning-rate schedule into a picture: ``python scripts/plot_schedules.py docs/schedules.png``.
+
+The curves are those that training uses (`utils.training.optim.rate_factor`), for a run of ten epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # called as a file: only its folder is there
+
+from utils.config import TrainingConfig, setting_type  # noqa: E402
+from utils.reporting.plots import plot_curves  # noqa: E402
+from utils.training.optim import rate_factor  # noqa: E402
+
+STEPS_PER_EPOCH = 251
+"""ETTh1 at batch 32, all variables of a window at once."""
+EPOCHS = 10
+WARM_UP = 250
+
+
+def curves(lr_warmup_steps: int) -> dict[str, list[float]]:
+    """The learning rate at every optimizer step, by schedule, for the default peak rate."""
+    total = STEPS_PER_EPOCH * EPOCHS
+    drawn = {}
+    for name in setting_type("training", "lradj")[1]:
+        if name == "TST" and lr_warmup_steps:
+            continue  # it has a rise of its own
+        config = TrainingConfig(lradj=name, lr_warmup_steps=lr_warmup_steps)
+        factor = rate_factor(config, total_steps=total, steps_per_epoch=STEPS_PER_EPOCH)
+        drawn[name] = [config.learning_rate * factor(step) for step in range(total)]
+    return drawn
+
+
+def main() -> None:
+    """Draw the schedules without and with a warm-up, side by side."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, help="PNG file to write")
+    out = parser.parse_args().out
+    panels = {
+        "without warm-up": curves(0),
+        f"--lr_warmup_steps {WARM_UP}": curves(WARM_UP),
+    }
+    print(plot_curves(panels, out, x_label="optimizer step", y_label="learning rate"))
+
+
+if __name__ == "__main__":
+    main()

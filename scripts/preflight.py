@@ -1,0 +1,141 @@
+"""What a run would take, without training: ``python scripts/preflight.py <the run's flags>``.
+
+Prints the lines that every run begins with, and the time that the whole run would take by a few
+timed steps on this machine; ``--no_timing`` leaves those out. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a file: its own folder is on the path, the project's is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from data_provider.data_factory import build_data, training_loader
+from models import MODELS
+from run_main import USER_ERRORS
+from utils.cli import parse_config
+from utils.config import Config
+from utils.log import setup_logging
+from utils.reporting.memory import sizes_of
+from utils.reporting.preflight import llm_text, opening_lines
+from utils.reporting.process_memory import available_bytes, mib, peak_bytes
+from utils.training.auto_batch import largest_by_estimate, possible_sizes
+from utils.training.batch_plan import BatchPlan, plan_batches
+from utils.training.experiment import resolve
+from utils.training.objective import Objective
+from utils.training.optim import build_optimizer
+from utils.training.outlook import now, planned_steps, seconds_per_window, time_text, windows_to_judge
+from utils.training.passes import forecast_state
+from utils.training.precision import matmul_precision
+from utils.training.trainer import TIMED_STEPS
+from utils.types import DataBundle
+
+NO_TIMING = "--no_timing"
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the lines; exit status 2 where a user can mend what is wrong."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    config = parse_config([w for w in words if w != NO_TIMING], prog="preflight")
+    setup_logging(main_process=True)
+    try:
+        for line in lines(config, timing=NO_TIMING not in words):
+            print(line, flush=True)
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def model_name(config: Config) -> str:
+    """The model that the entry point for these flags would train."""
+    if config.tapr.use_tapr or config.gram.use_gram:
+        return "TimeLLM_Enhanced"
+    return config.run.model or "TimeLLM"
+
+
+def lines(config: Config, *, timing: bool) -> Iterator[str]:
+    """What a run says of itself before it begins, then what a few steps of it tell.
+
+    Raises:
+        ValueError, OSError: as the run would.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() and not config.training.cpu else "cpu")
+    data = build_data(config)
+    config = resolve(config, data)
+    with matmul_precision(config.training.matmul_precision, device):
+        torch.manual_seed(config.training.seed)
+        model: Any = MODELS[model_name(config)](config).to(device)
+        model.fit_statistics(data.source)
+        if config.training.auto_batch_size and model.takes_steps:
+            config = with_fitting_batch(config, data, model, on_gpu=device.type == "cuda")
+            yield f"--auto_batch_size: {plan_batches(config, 1, None)}"
+        passes = len(training_loader(data, config))
+        steps = passes // config.training.gradient_accumulation_steps
+        total = planned_steps(config, steps) if model.takes_steps else 0
+        yield from opening_lines(
+            config, data, model, llm=llm_text(asdict(model.llm_identity) if model.llm_identity else {}),
+            steps_per_epoch=steps, total_steps=total, processes=1, device=str(device),
+        )  # fmt: skip
+        if timing and total:
+            yield from timed_lines(config, data, model, device=device, steps_per_epoch=steps, total=total)
+
+
+def with_fitting_batch(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) -> Config:
+    """The configuration with the batch size that ``--auto_batch_size`` would take here.
+
+    By the estimate on a GPU too, where a run would try; there the memory that is free is the limit.
+    """
+    plan = plan_batches(config, 1, None)
+    found = sizes_of(model, config=config, forecast=len(data.targets), on_gpu=on_gpu)
+    free = torch.cuda.mem_get_info()[0] if on_gpu else available_bytes()
+    size = largest_by_estimate(found, possible_sizes(plan), passes=plan.passes, available=free)
+    return BatchPlan(size, plan.windows // size, 1).apply(config)
+
+
+def timed_lines(
+    config: Config, data: DataBundle, model: Any, *, device: torch.device, steps_per_epoch: int, total: int
+) -> Iterator[str]:
+    """The time of the whole run, and the memory that the timed steps took."""
+    precision = config.training.mixed_precision
+    with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+        seconds = seconds_per_step(config, data, model, device)
+        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes()
+        windows = windows_to_judge(config, data, step=0, total_steps=total, steps_per_epoch=steps_per_epoch)
+        evaluation = windows * seconds_per_window(model, data.test, device)
+    yield time_text(steps=total, seconds_per_step=seconds, evaluation=evaluation)
+    yield f"memory measured in these steps: {mib(peak)}"
+
+
+def seconds_per_step(config: Config, data: DataBundle, model: Any, device: torch.device) -> float:
+    """Mean over a few optimizer steps, after one that warms up."""
+    model.train()
+    optimizer = build_optimizer(model, config.training)
+    objective = Objective(config)
+    batches = iter(training_loader(data, config))
+    began = now(device)
+    for step in range(TIMED_STEPS + 1):
+        if step == 1:
+            began = now(device)
+        for _ in range(config.training.gradient_accumulation_steps):
+            batch = next(batches, None)
+            if batch is None:  # a short epoch
+                batches = iter(training_loader(data, config))
+                batch = next(batches)
+            batch = type(batch)(*(t.to(device) for t in batch))
+            objective(forecast_state(model, batch), batch, step=step).total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return (now(device) - began) / TIMED_STEPS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""Bad data: each fault is a clear error or a right result, never a NaN hours later."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_provider.data_factory import build_data
+from data_provider.series import Series, read_csv
+from utils.config import Config
+
+ROWS = 8
+HEADER = ["date", "a", "OT"]
+
+
+def table() -> list[list[str]]:
+    dates = pd.date_range("2020-01-01", periods=ROWS, freq="h").astype(str)
+    return [[date, str(i), repr(i * 0.5 - 1)] for i, date in enumerate(dates)]
+
+
+def write(path: Path, rows: list[list[str]], header: list[str] = HEADER) -> Path:
+    path.write_text("\n".join(",".join(row) for row in [header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def read(path: Path, **changes: object) -> Series:
+    return read_csv(path, **{"features": "M", "target": "OT", **changes})  # type: ignore[arg-type]
+
+
+def with_cell(row: int, column: int, text: str) -> list[list[str]]:
+    rows = table()
+    rows[row][column] = text
+    return rows
+
+
+# Missing numbers
+
+
+@pytest.mark.parametrize("text", ["", "nan", "NA", "inf", "-inf", "1e400"])
+def test_missing_and_infinite_numbers_are_errors_that_name_the_flag(tmp_path, text):
+    with pytest.raises(ValueError, match="'a', data row 4: expected a finite.*--fill_missing interpolate"):
+        read(write(tmp_path / "x.csv", with_cell(3, 1, text)))
+
+
+def test_filling_equals_pandas(tmp_path, caplog):
+    """An independent reference: pandas' interpolate and ffill."""
+    rows = table()
+    for row in (2, 3, 6):
+        rows[row][1] = ""
+    rows[7][2] = "inf"
+    path = write(tmp_path / "x.csv", rows)
+    frame = pd.read_csv(path).drop(columns="date").replace(np.inf, np.nan)
+    for how, expected in {"interpolate": frame.interpolate(), "ffill": frame.ffill()}.items():
+        with caplog.at_level(logging.WARNING):
+            found = read(path, fill_missing=how)
+        np.testing.assert_allclose(found.values, expected.to_numpy(), rtol=1e-15)
+        assert (
+            f"'a', data row 3: expected a finite number, found nothing (or nan) (3 such rows); filled "
+            f"with --fill_missing {how}" in caplog.text
+        )
+        assert found.content_hash != read(write(tmp_path / "y.csv", table())).content_hash
+
+
+def test_the_ends_are_filled_with_the_nearest_or_refused(tmp_path):
+    path = write(tmp_path / "x.csv", with_cell(0, 1, ""))
+    assert read(path, fill_missing="interpolate").values[0, 0] == 1
+    with pytest.raises(ValueError, match="'a', data row 1.*no row before it for --fill_missing ffill"):
+        read(path, fill_missing="ffill")
+
+
+def test_a_column_without_a_number_cannot_be_filled(tmp_path):
+    rows = [[date, "", value] for date, _, value in table()]
+    for how in (None, "interpolate", "ffill"):
+        with pytest.raises(ValueError, match="'a', data row 1.*the column has none: remove it"):
+            read(write(tmp_path / "x.csv", rows), fill_missing=how)
+
+
+def test_filling_touches_nothing_else(tmp_path):
+    path = write(tmp_path / "x.csv", table())
+    assert read(path, fill_missing="interpolate").content_hash == read(path).content_hash
+    text = write(tmp_path / "y.csv", with_cell(3, 1, "n.v."))
+    with pytest.raises(ValueError, match="expected a number, found 'n.v.'"):
+        read(text, fill_missing="interpolate")
+
+
+# Headers and separators
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("date;a;OT", "separated by commas, found ';'"),
+        ("date\ta\tOT", r"separated by commas, found '\\t'"),
+        ("date,a,a", "each column once, found 'a' in columns 2 and 3"),
+        ("date,date,OT", "each column once, found 'date'"),
+        (",date,OT", "found none for column 1 .*numbers the rows"),
+        ("Date,a,OT", "expected a column named 'date', found Date, a, OT"),
+    ],
+)
+def test_a_header_that_cannot_be_right_is_an_error(tmp_path, header, said):
+    """pandas renames the second a to a.1, and an unnamed index becomes a variable to forecast."""
+    path = tmp_path / "x.csv"
+    path.write_text(header + "\n" + "\n".join(",".join(row) for row in table()))
+    with pytest.raises(ValueError, match=said):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n \n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n"])
+def test_a_file_of_nothing_is_called_empty(tmp_path, content):
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(ValueError, match="x.csv: expected a header line and rows, found an empty file"):
+        read(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-32", "cp1252"])
+def test_other_encodings_are_named(tmp_path, encoding):
+    (tmp_path / "x.csv").write_bytes("date,Temperatur °C\n2020-01-01,1\n".encode(encoding))
+    with pytest.raises(ValueError, match="x.csv: expected UTF-8 text"):
+        read(tmp_path / "x.csv")
+
+
+# Values that are numbers and ruin a run
+
+
+def bundle(path: Path, **changes: object):
+    flags = {"data": "custom", "root_path": str(path.parent), "data_path": path.name}
+    sizes = {"seq_len": 24, "pred_len": 8, "label_len": 0}
+    return build_data(Config.from_flat({**flags, **sizes, **changes}))
+
+
+def long_series(path: Path, change: dict[int, float] | None = None, *, scale: float = 1.0) -> Path:
+    values = np.random.default_rng(0).normal(size=(300, 2)) * scale
+    for row, value in (change or {}).items():
+        values[row, 0] = value
+    frame = pd.DataFrame(values, columns=["a", "OT"])
+    frame.insert(0, "date", pd.date_range("2020-01-01", periods=300, freq="h"))
+    frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("value", [1e30, -1e30, 1e200, 1.7e308])
+@pytest.mark.parametrize("row", [50, 220, 290], ids=["training", "validation", "test"])
+def test_an_extreme_value_is_named_wherever_it_lies(tmp_path, value, row):
+    """In the training part it makes all other values equal; in another part every score is infinite."""
+    path = long_series(tmp_path / "x.csv", {row: value})
+    with pytest.raises(
+        ValueError, match=rf"x: column 'a', data row {row + 1}: .*found {value:g}".replace("+", r"\+")
+    ):
+        bundle(path)
+
+
+def test_large_and_small_units_are_no_extremes(tmp_path):
+    """A column of 1e30s, or of 1e-30s, is standardised like any other."""
+    plain = bundle(long_series(tmp_path / "x.csv")).train[7].x
+    for scale in (1e30, 1e-30):
+        scaled = bundle(long_series(tmp_path / "y.csv", scale=scale)).train[7].x
+        torch.testing.assert_close(scaled, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_outliers_that_real_data_have_are_kept(tmp_path):
+    """A sensor's spike of a thousand deviations is data, whatever one thinks of it."""
+    assert bundle(long_series(tmp_path / "x.csv", {50: 1e3, 290: -1e4})).train[7].x.isfinite().all()
+
+
+def test_a_constant_column_is_a_column_of_zeros(tmp_path):
+    rows = [[date, "5", value] for date, _, value in table() * 1]
+    assert read(write(tmp_path / "x.csv", rows)).values[:, 0].tolist() == [5.0] * ROWS
+    values = long_series(tmp_path / "y.csv")
+    frame = pd.read_csv(values).assign(a=3.25)
+    frame.to_csv(values, index=False)
+    assert torch.equal(bundle(values).train[0].x[:, 0], torch.zeros(24))
+
+
+def test_fewer_rows_than_one_window_is_an_error_in_numbers(tmp_path):
+    path = write(tmp_path / "x.csv", table())
+    with pytest.raises(ValueError, match="one window needs 32 rows, the train part of custom has"):
+        bundle(path)
+
+
+# Any fault at all
+
+CELLS = st.one_of(
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "nan",
+            "NaN",
+            "None",
+            "inf",
+            "-inf",
+            "1e30",
+            "1e400",
+            "0x1F",
+            "1,5",
+            "1.000,5",
+            "½",
+            "٣",
+            "1_000",
+        ]
+        + [
+            "true",
+            "2020-13-01",
+            "2020-01-01",
+            "01/02/2020",
+            "99999-01-01",
+            "1577836800",
+            '"',
+            "'",
+            "\0",
+            "#",
+            "\r",
+        ]
+    ),
+    st.text(max_size=6),
+    st.floats().map(repr),
+    st.integers().map(str),
+)
+
+
+@st.composite
+def faulty_files(draw: st.DrawFn) -> bytes:
+    """A good file with a few cells, rows, the header, the bytes or the encoding spoilt."""
+    rows = [HEADER.copy(), *table()]
+    for _ in range(draw(st.integers(0, 3))):
+        row = draw(st.integers(0, len(rows) - 1))
+        match draw(st.sampled_from(["cell", "cell", "drop", "copy", "swap", "shorten", "lengthen"])):
+            case "cell":
+                if rows[row]:
+                    rows[row][draw(st.integers(0, len(rows[row]) - 1))] = draw(CELLS)
+            case "drop":
+                del rows[row]
+            case "copy":
+                rows.insert(row, rows[row].copy())
+            case "swap":
+                other = draw(st.integers(0, len(rows) - 1))
+                rows[row], rows[other] = rows[other], rows[row]
+            case "shorten":
+                rows[row] = rows[row][:-1]
+            case "lengthen":
+                rows[row] = [*rows[row], draw(CELLS)]
+        if not rows:
+            break
+    mark, end = draw(st.sampled_from([",", ",", ",", ";", "\t"])), draw(st.sampled_from(["\n", "\r\n", "\r"]))
+    text = end.join(mark.join(row) for row in rows) + draw(st.sampled_from(["", end, end + end]))
+    encoding = draw(st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"]))
+    content = bytearray(text.encode(encoding, "replace"))
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
+        if content:
+            content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("fill", [None, "interpolate", "ffill"])
+@given(content=faulty_files())
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_any_faulty_file_is_a_clear_error_or_a_right_result(tmp_path, fill, content):
+    """Right: finite numbers, one for each cell that reads as one, at increasing times. Clear: a
+    ValueError that names the file, what was expected and what was found."""
+    path = tmp_path / "faulty.csv"
+    path.write_bytes(content)
+    try:
+        series = read(path, fill_missing=fill)
+    except ValueError as error:
+        said = str(error)
+        assert said.startswith((str(path), "--freq")) and "expected" in said and "found" in said, said
+        return
+    assert np.isfinite(series.values).all() and series.values.shape == (
+        len(series.dates),
+        len(series.columns),
+    )
+    assert (np.diff(series.dates.asi8) > 0).all() and not series.dates.isna().any()
+    text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    cells = [float_or_nan(cell) for line in text.split("\n") for cell in line.split(",")]
+    for value in series.values.ravel() if fill is None else ():
+        assert any(math.isclose(value, cell, rel_tol=1e-15) for cell in cells), (value, text)
+
+
+def float_or_nan(cell: str) -> float:
+    """Python's own reading of a cell."""
+    try:
+        return float(cell.strip().strip('"'))
+    except ValueError:
+        return math.nan

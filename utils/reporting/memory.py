@@ -1,0 +1,374 @@
+"""How much memory a run will take: written out from its settings, its LLM's sizes and its batch.
+
+The parts are those that outlive a single operation: weights, what training adds to them, and what
+autograd keeps of a forward pass. All sizes are bytes. On a CPU they come on top of the interpreter
+with its libraries; on a GPU on top of what its driver takes.
+
+Shape legend: S series of a batch, T tokens (prefix, front, tail: see `layers.llm_pass`), P patches, D
+model width, d LLM width, C source tokens, V vocabulary, h reprogramming heads, E their width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from dataclasses import replace as dataclass_replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from utils.config import ATTENTION_HEADS, KEY_SEASONS, Config
+from utils.reporting.process_memory import resident_bytes
+from utils.types import DataBundle
+
+FLOAT, HALF = 4, 2
+KEPT_BY_FEED_FORWARD = {"silu": 3, "gelu_new": 6, "gelu_pytorch_tanh": 3}
+"""Tensors as wide as the feed-forward part that its activation keeps: silu(gate) * up keeps three,
+GPT-2's tanh written out keeps six."""
+KEPT_OTHERWISE = 2
+SOFTMAX_COPIES = 3
+"""Attention with dropout keeps the softmax, the mask, and their product."""
+SOFTMAX_GRADIENTS = 2
+"""What its backward pass holds beside them."""
+SEARCH_BLOCK = 32768
+"""As `layers.retrieval_search`."""
+SEARCH_BYTES = 20
+"""Of one query and row in a block of the search: scores, their mask, what they are made of."""
+ENCODER_COPIES = 20
+"""Tensors of a key's width that one layer of the retrieval encoder keeps of a token."""
+TREND_COPIES = 20
+"""Tensors of the model's width that one scale of TAPR keeps of a patch."""
+PATCH_COPIES = 6
+NEIGHBOUR_COPIES = 8
+PROBES = 8
+"""Windows whose prompts are measured."""
+ALLOCATOR = 70e6
+"""What a CPU's kernels and allocator take in training beside the tensors: packed copies, gaps between
+freed blocks (measured)."""
+
+
+class Tokens(NamedTuple):
+    """The sequence that one series makes."""
+
+    prefix: int
+    """Computed once for all."""
+    front: int
+    """Before the tail."""
+    tail: int
+    """Whose last states are read."""
+    trained_front: bool
+    """Whether a gradient flows through the front."""
+
+
+class LLMSizes(NamedTuple):
+    """What the formula needs of a frozen LLM."""
+
+    layers: int
+    width: int
+    vocabulary: int
+    attention: int
+    """Heads times their width."""
+    keys: int
+    """Key-value heads times their width."""
+    layer_weights: int
+    """Entries of all weights of one layer."""
+    inner: int
+    """Width of the feed-forward part."""
+    inner_copies: int
+    weights: int
+    """Bytes of all weights."""
+    weight: int
+    """Bytes of one, which are those of an activation too."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of a training step, or of an evaluation's batch, at its peak, by what holds them."""
+
+    weights: float
+    """Frozen and trained."""
+    optimizer: float
+    """Two moments of each trained weight."""
+    gradients: float
+    retrieval: float
+    """The memory's rows, and what a search takes."""
+    llm: float
+    """What the LLM's pass keeps."""
+    reprogramming: float
+    """Attention to the source tokens, and the other trained parts."""
+
+    @property
+    def total(self) -> float:
+        """The sum."""
+        return sum(asdict(self).values())
+
+    @property
+    def to_come(self) -> float:
+        """All but the weights: what a model that is built still needs."""
+        return self.total - self.weights
+
+
+@dataclass(frozen=True)
+class MemorySizes:
+    """All that the formula reads."""
+
+    config: Config
+    llm: LLMSizes | None
+    """None where the model has no LLM."""
+    prompt: tuple[int, int]
+    """Tokens of the constant part of a prompt and of the rest."""
+    kind: str
+    """The LLM's pass: causal, bidirectional or plain."""
+    variables: int
+    """Series of one window in training; in evaluation `forecast`."""
+    forecast: int
+    memory_rows: int
+    trained: float
+    """Bytes of the trained weights."""
+    on_gpu: bool = False
+
+    def tokens(self) -> Tokens:
+        """The sequence of one series, as the model's pass divides it."""
+        constant, rest = self.prompt
+        modules = self.config.tapr.use_tapr + 2 * self.config.gram.use_gram
+        patches = self.config.patch_count
+        if self.kind != "causal":
+            return Tokens(0, 0, constant + rest + modules + patches, False)
+        if self.config.backbone.token_order == "prompt_first" or not modules:
+            return Tokens(constant, rest, modules + patches, False)
+        return Tokens(0, modules + constant + rest, patches, True)
+
+    def replace(self, **settings: Any) -> MemorySizes:
+        """The same run with other settings.
+
+        Raises:
+            ConfigError: settings that do not fit the others.
+        """
+        config = self.config.replace(**settings)
+        trained = self.trained + FLOAT * (
+            trained_weights(config, self.llm) - trained_weights(self.config, self.llm)
+        )
+        llm = self.llm
+        if llm is not None and "llm_layers" in settings:
+            fewer = llm.layers - settings["llm_layers"]
+            left = llm.weights - fewer * llm.layer_weights * llm.weight
+            llm = llm._replace(layers=settings["llm_layers"], weights=left)
+        if llm is not None and settings.get("mixed_precision", "no") != "no":
+            llm = llm._replace(weight=HALF, weights=llm.weights * HALF // llm.weight)
+        return dataclass_replace(self, config=config, llm=llm, trained=trained)
+
+
+def trained_weights(config: Config, llm: LLMSizes | None) -> float:
+    """How many weights the Time-LLM parts train; those of TAPR and GRA-M are left out."""
+    if llm is None:
+        return 0.0
+    b, width = config.backbone, config.backbone.n_heads * config.backbone.d_ff
+    source = b.num_tokens * (llm.vocabulary + 1 if b.source_tokens == "mapping" else llm.width)
+    reprogramming = width * (b.d_model + 1 + 2 * (llm.width + 1)) + llm.width * (width + 1)
+    embedding = 3 * b.patch_len * b.d_model
+    head = config.data.pred_len * (b.d_ff * config.patch_count + 1)
+    return float(source + reprogramming + embedding + head)
+
+
+def training_memory(sizes: MemorySizes) -> MemoryEstimate:
+    """What a training step holds at its peak."""
+    t = sizes.config.training
+    series = t.batch_size * sizes.variables
+    llm = sizes.llm
+    return MemoryEstimate(
+        weights=sizes.trained + (llm.weights if llm else 0),
+        optimizer=2 * sizes.trained,
+        gradients=sizes.trained,
+        retrieval=_retrieval(sizes, series),
+        llm=_llm_training(sizes, series),
+        reprogramming=_reprogramming(sizes, series, training=True) + _modules(sizes, series),
+    )
+
+
+def evaluation_memory(sizes: MemorySizes) -> MemoryEstimate:
+    """What one batch of an evaluation holds at its peak, before any training."""
+    t = sizes.config.training
+    series = (t.eval_batch_size or t.batch_size) * sizes.forecast
+    llm = sizes.llm
+    return MemoryEstimate(
+        weights=sizes.trained + (llm.weights if llm else 0),
+        optimizer=0.0,
+        gradients=0.0,
+        retrieval=_retrieval(sizes, series),
+        llm=_llm_evaluation(sizes, series),
+        reprogramming=_reprogramming(sizes, series, training=False),
+    )
+
+
+def _kept_by_layer(llm: LLMSizes) -> float:
+    """What autograd keeps of one token in one layer, its keys and values left out.
+
+    Two norms keep their input in float32, attention its queries and result, the feed-forward part
+    what its activation needs; frozen linear maps keep nothing.
+    """
+    return 2 * FLOAT * llm.width + llm.weight * (2 * llm.attention + llm.inner_copies * llm.inner)
+
+
+def _keys_by_layer(llm: LLMSizes) -> float:
+    """Keys and values of one token in one layer; shared ones are copied to every head besides."""
+    copies = 2 * llm.attention if llm.attention > llm.keys else 0
+    return llm.weight * (2 * llm.keys + copies)
+
+
+def _llm_training(sizes: MemorySizes, series: int) -> float:
+    """What all layers keep for the backward pass."""
+    llm = sizes.llm
+    if llm is None:
+        return 0.0
+    n = sizes.tokens()
+    every = sum(n[:3])
+    mask = llm.weight * n.tail * every
+    layer = n.tail * _kept_by_layer(llm) + every * _keys_by_layer(llm) + mask
+    kept = llm.layers * layer
+    if n.trained_front:
+        front = n.front * (_kept_by_layer(llm) + _keys_by_layer(llm)) + llm.weight * n.front * n.front
+        kept += (llm.layers - 1) * front
+    return series * kept
+
+
+def _llm_evaluation(sizes: MemorySizes, series: int) -> float:
+    """Keys and values of all layers, and what the widest pass through one of them holds."""
+    llm = sizes.llm
+    if llm is None:
+        return 0.0
+    n = sizes.tokens()
+    keys = llm.layers * sum(n[:3]) * llm.weight * 2 * llm.keys
+    widest = max(n.front, n.tail) if llm.layers > 1 else n.tail  # the last layer reads the tail alone
+    one_layer = widest * (_kept_by_layer(llm) + llm.weight * llm.inner) + sum(n[:3]) * _keys_by_layer(llm)
+    return series * (keys + one_layer)
+
+
+def _reprogramming(sizes: MemorySizes, series: int, *, training: bool) -> float:
+    """Patches, their attention to the source tokens, and in half precision a copy of the mapping.
+
+    A CPU's allocator does not give back what the LLM's backward pass has freed in time for the
+    attention's: there the two add up, on a GPU the larger one counts.
+    """
+    llm, b = sizes.llm, sizes.config.backbone
+    if llm is None:
+        return 0.0
+    low = llm.weight
+    width, queries = b.n_heads * b.d_ff, series * sizes.config.patch_count
+    held = float(queries * FLOAT * (4 * b.patch_len + PATCH_COPIES * b.d_model + 3 * b.d_ff))
+    held += queries * (3 * low * width + FLOAT * llm.width)
+    held += b.num_tokens * FLOAT * (llm.width + 3 * width)
+    if training and b.dropout:
+        attention = FLOAT * b.n_heads * queries * b.num_tokens
+        gradients = SOFTMAX_GRADIENTS * attention
+        held += SOFTMAX_COPIES * attention
+        held += max(0.0, gradients - _llm_training(sizes, series)) if sizes.on_gpu else gradients
+    if not training and b.source_tokens == "mapping" and low < FLOAT:
+        held += low * b.num_tokens * llm.vocabulary
+    return held
+
+
+def _modules(sizes: MemorySizes, series: int) -> float:
+    """What TAPR and GRA-M keep for the backward pass."""
+    c, patches = sizes.config, sizes.config.patch_count
+    held = 0.0
+    if c.tapr.use_tapr:
+        attention = SOFTMAX_COPIES * ATTENTION_HEADS * patches * patches
+        held += c.tapr.n_scales * (TREND_COPIES * patches * c.backbone.d_model + attention)
+    if c.gram.use_gram:
+        held += c.gram.top_k * (
+            2 * _key_width(c) + 2 * c.data.pred_len + NEIGHBOUR_COPIES * c.backbone.d_model
+        )
+    if c.gram.use_gram and c.gram.retrieval_key != "raw":
+        held += 2 * ENCODER_COPIES * (c.data.seq_len // c.backbone.patch_len + 1) * c.gram.d_repr
+    return series * FLOAT * held
+
+
+def _retrieval(sizes: MemorySizes, series: int) -> float:
+    """The rows of the memory, and a block of the search."""
+    rows = sizes.memory_rows
+    if not rows:
+        return 0.0
+    c = sizes.config
+    return (
+        rows * (FLOAT * (2 * _key_width(c) + c.data.pred_len) + 24)
+        + series * min(rows, SEARCH_BLOCK) * SEARCH_BYTES
+    )
+
+
+def _key_width(config: Config) -> int:
+    """Width of a retrieval key of all three parts."""
+    raw = min(KEY_SEASONS * (config.data.season or 24), config.data.seq_len)
+    return raw + config.gram.d_repr + config.gram.d_repr // 4
+
+
+# From a model that is built.
+
+
+def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False) -> MemorySizes:
+    """What the formula needs, read off a model.
+
+    Args:
+        model: the run's, unwrapped.
+        config: the run's, which may have another batch size than the model was built with.
+        forecast: variables that are forecast: the series of a window.
+        on_gpu: whether it computes on a GPU.
+    """
+    variables = 1 if config.data.channel_sampling == "single" else forecast
+    llm = _llm_sizes(model.llm_model) if hasattr(model, "llm_model") else None
+    retriever = model.gram.retriever if config.gram.use_gram and hasattr(model, "gram") else None
+    return MemorySizes(
+        config=config,
+        llm=llm,
+        prompt=_prompt_tokens(model.prompt, config.data.seq_len) if llm else (0, 0),
+        kind=model._pass.kind if llm else "plain",
+        variables=variables,
+        forecast=forecast,
+        memory_rows=len(retriever.memory_start) if retriever is not None else 0,
+        trained=float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)),
+        on_gpu=on_gpu,
+    )
+
+
+def _prompt_tokens(prompt: Any, seq_len: int) -> tuple[int, int]:
+    """Tokens of the constant part and of the longest rest, for a few windows of noise."""
+    noise = torch.randn(PROBES, seq_len, generator=torch.Generator().manual_seed(0))
+    ids, _ = prompt.tokens(noise)
+    return prompt.n_constant, ids.shape[1] - prompt.n_constant
+
+
+def _llm_sizes(llm: Any) -> LLMSizes:
+    """Sizes of a transformers model."""
+    c = llm.config
+    width, layers = c.hidden_size, c.num_hidden_layers
+    heads = c.num_attention_heads
+    head = getattr(c, "head_dim", None) or width // heads
+    inner = getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * width
+    activation = getattr(c, "hidden_act", None) or getattr(c, "activation_function", "")
+    stack = next(m for m in llm.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
+    words = llm.get_input_embeddings().weight
+    return LLMSizes(
+        layers=layers,
+        width=width,
+        vocabulary=words.shape[0],
+        attention=heads * head,
+        keys=(getattr(c, "num_key_value_heads", None) or heads) * head,
+        layer_weights=sum(p.numel() for p in stack[0].parameters()),
+        inner=inner,
+        inner_copies=KEPT_BY_FEED_FORWARD.get(str(activation), KEPT_OTHERWISE),
+        weights=sum(p.numel() * p.element_size() for p in llm.parameters()),
+        weight=words.element_size(),
+    )
+
+
+def expected_peaks(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) -> tuple[float, float]:
+    """Bytes at the peak of a training step, and of an evaluation, of a model that is built.
+
+    On a CPU it is the whole process: what it holds now, and what the formula adds.
+    """
+    forecast = len(data.targets)
+    sizes = sizes_of(model, config=config, forecast=forecast, on_gpu=on_gpu)
+    estimates = training_memory(sizes), evaluation_memory(sizes)
+    if on_gpu:
+        return estimates[0].total, estimates[1].total
+    now = resident_bytes()
+    return now + ALLOCATOR + estimates[0].to_come, now + estimates[1].to_come

@@ -1,0 +1,51 @@
+"""What memory this process holds, and can still take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+STATUS = Path("/proc/self/status")
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+CGROUP_USE = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
+
+
+def mib(size: float) -> str:
+    """Bytes in a unit that fits."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now; 0 where the system does not say."""
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held; 0 where the system does not say."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    if not STATUS.is_file():
+        return 0
+    line = next(text for text in STATUS.read_text().splitlines() if text.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def available_bytes() -> int | None:
+    """Memory that this process can still take without swapping; None where the system does not say.
+
+    The least of what the machine and the container around the process have left.
+    """
+    found = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        line = next(text for text in meminfo.read_text().splitlines() if text.startswith("MemAvailable"))
+        found.append(int(line.split()[1]) * 1024)
+    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") - resident_bytes())
+    for limit, use in zip(CGROUP_LIMITS, CGROUP_USE, strict=True):
+        known = [Path(name).read_text().strip() for name in (limit, use) if Path(name).is_file()]
+        if len(known) == 2 and all(word.isdigit() for word in known):
+            found.append(int(known[0]) - int(known[1]))
+    return max(0, min(found)) if found else None

@@ -1,0 +1,95 @@
+"""Which of a run's flags it never reads, beside the baselines' own (see `models.forecaster`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from utils.config import GROUPS, Config, iter_settings
+
+TIMELLM = frozenset({"TimeLLM", "TimeLLM_Enhanced"})
+CLOSED_FORM = frozenset({"Persistence", "Ridge", "SeasonalNaive"})
+BACKBONE_READ = {
+    "Autoformer": frozenset("d_model d_ff n_heads dropout".split()),
+    "DLinear": frozenset(),
+    "Linear": frozenset({"input_dropout"}),
+    "PatchTST": frozenset("d_model d_ff n_heads patch_len stride padding_patch dropout".split()),
+}
+"""What each baseline takes of the Time-LLM parts' sizes."""
+STEPS_READ = frozenset(
+    "batch_size eval_batch_size mixed_precision matmul_precision cpu deterministic seed "
+    "auto_batch_size".split()
+)
+"""Training settings that a run without optimizer steps reads too."""
+RESOLVED = frozenset({"season", "enc_in", "freq"})
+"""What the data decide where no flag does: not to be told as flags."""
+
+
+def unread_flags(config: Config, model: str) -> list[str]:
+    """Flags that were set to other than their default and do nothing in this run, each with the reason.
+
+    ``model`` is the name of the run's model.
+    """
+    reasons: dict[str, str] = {}
+    for reason, names in _unread(config, model):
+        for name in names:
+            reasons.setdefault(name, reason)
+    values = config.flat()
+    told = [
+        name
+        for _, name, item in iter_settings()
+        if name in reasons and name not in RESOLVED and values[name] != item.default
+    ]
+    return [f"--{name} ({reasons[name]})" for name in told]
+
+
+def _unread(config: Config, model: str) -> Iterator[tuple[str, set[str]]]:
+    """(reason, settings that are not read for it), the most telling reason first."""
+    if model not in TIMELLM:
+        own = {"use_tapr", "use_gram"} | _group("tapr") | _group("gram") | _group("llm")
+        yield f"{model} has no LLM", own
+        yield f"{model} has no such part", _group("backbone") - BACKBONE_READ.get(model, frozenset())
+    if model in TIMELLM:
+        yield from _unread_modules(config)
+    yield from _unread_data(config)
+    yield from _unread_training(config, model)
+
+
+def _unread_modules(config: Config) -> Iterator[tuple[str, set[str]]]:
+    """Settings of modules that are off, and of parts that a choice leaves out."""
+    tapr, gram = config.tapr, config.gram
+    if not tapr.use_tapr:
+        yield "without --use_tapr", _group("tapr") - {"use_tapr"}
+    if not gram.use_gram:
+        yield "without --use_gram", _group("gram") - {"use_gram"}
+    elif gram.retrieval_key == "raw":
+        yield "--retrieval_key raw learns no key", {"d_repr"}
+    if gram.memory_size == "all":
+        yield "--memory_size all has no limit", {"max_memory_size"}
+    if not (tapr.use_tapr or gram.use_gram):
+        yield "without --use_tapr or --use_gram", {"aux_warmup_steps", "token_order"}
+    if config.llm.llm_model_path is not None:
+        yield "--llm_model_path names the LLM", {"llm_model"}
+
+
+def _unread_data(config: Config) -> Iterator[tuple[str, set[str]]]:
+    """Settings of files and columns that this run does not open."""
+    if config.data.data == "synthetic":
+        yield "the built-in series has no file", {"root_path", "data_path"}
+    if config.data.features == "M":
+        yield "--features M reads all columns", {"target"}
+
+
+def _unread_training(config: Config, model: str) -> Iterator[tuple[str, set[str]]]:
+    """Settings of steps that are not taken."""
+    training = _group("training") - STEPS_READ
+    if model in CLOSED_FORM:
+        yield f"{model} takes no optimizer steps", training | {"save_steps", "save_total_limit", "log_steps"}
+    elif not config.run.is_training:
+        yield "--is_training 0 takes no steps", training | {"save_steps", "save_total_limit", "log_steps"}
+    if config.run.save_steps == 0:
+        yield "--save_steps 0 keeps none", {"save_total_limit"}
+
+
+def _group(name: str) -> set[str]:
+    return {item.name for item in fields(GROUPS[name])}

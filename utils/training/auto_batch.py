@@ -1,0 +1,168 @@
+"""Batches that fit into memory, with the same windows in every optimizer step; and what to do without.
+
+``--auto_batch_size`` lowers the batch size and raises the passes: on a GPU by trying (accelerate's
+finder), on a CPU by the estimate, since there the system ends a process that takes too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import getLogger
+
+import torch
+from accelerate.utils import find_executable_batch_size, gather_object
+from accelerate.utils.memory import should_reduce_batch_size
+from torch.utils.data import Dataset
+
+from utils.reporting.memory import ALLOCATOR, MemorySizes, sizes_of, training_memory
+from utils.reporting.process_memory import available_bytes, mib
+from utils.reporting.remedies import out_of_memory_text
+from utils.training.batch_plan import BatchPlan
+from utils.training.context import RunContext
+from utils.training.objective import Objective
+from utils.training.optim import trained_parameters
+from utils.training.outlook import first_items
+from utils.training.passes import forecast_state
+from utils.types import Batch
+
+log = getLogger(__name__)
+USABLE = 0.9
+"""Share of the memory available on a CPU that is counted on."""
+
+
+class MemoryShortError(MemoryError):
+    """A step takes more memory than there is; the message says what would take less."""
+
+
+def choose_batch_size(this: RunContext) -> None:
+    """Split the windows of an optimizer step so that a pass fits, where ``--auto_batch_size`` asks for it.
+
+    The plan, the configuration and the accelerator follow; a run that resumes has its plan already.
+
+    Raises:
+        MemoryShortError: not even a single window fits.
+    """
+    if not this.plain.takes_steps:
+        return
+    sizes = possible_sizes(this.plan)
+    if tries(this):
+        size = largest_by_trial(this, sizes)
+    else:
+        found = memory_sizes(this)
+        size = largest_by_estimate(found, sizes, passes=this.plan.passes, available=available_bytes())
+    size = min(gather_object([size]))
+    asked, this.plan = (
+        this.plan,
+        BatchPlan(size, this.plan.size * this.plan.passes // size, this.plan.processes),
+    )
+    this.config = this.plan.apply(this.config)
+    this.accelerator.gradient_accumulation_steps = this.plan.passes
+    if this.accelerator.is_main_process:
+        this.metrics.append(event="batch", step=0, asked=asked.state(), chosen=this.plan.state())
+    log.info("--auto_batch_size: %s", this.plan if this.plan != asked else f"{asked}, as asked for")
+
+
+def tries(this: RunContext) -> bool:
+    """Whether too large a batch raises an error, after which a smaller one can be tried."""
+    return this.accelerator.device.type != "cpu"
+
+
+def possible_sizes(plan: BatchPlan) -> list[int]:
+    """Batch sizes that split a process's share of a step evenly, from the one asked for down to 1."""
+    share = plan.size * plan.passes
+    return [size for size in range(plan.size, 0, -1) if share % size == 0]
+
+
+def largest_by_estimate(found: MemorySizes, sizes: list[int], *, passes: int, available: int | None) -> int:
+    """The largest batch size whose training step fits by the estimate; the first, where nothing is known.
+
+    Args:
+        found: the run's sizes.
+        sizes: possible batch sizes, falling; the first is the one asked for.
+        passes: forward passes of an optimizer step with that one.
+        available: bytes; None where that is not known.
+
+    Raises:
+        MemoryShortError: none does.
+    """
+    if available is None or found.llm is None:
+        return sizes[0]
+    for size in sizes:
+        # With more than one pass a step's gradients are there while the next pass makes its own.
+        extra = 0.0 if size == sizes[0] and passes == 1 else found.trained
+        needed = training_memory(found.replace(batch_size=size)).to_come + extra + ALLOCATOR
+        if needed <= USABLE * available:
+            return size
+    smallest = found.replace(batch_size=sizes[-1])
+    raise MemoryShortError(out_of_memory_text(smallest, f"{mib(available)} are available", passes=passes))
+
+
+def largest_by_trial(this: RunContext, sizes: list[int]) -> int:
+    """The largest batch size with which two passes and an optimizer's state fit on the GPU."""
+    turns = iter(sizes[1:])
+
+    def reduce() -> int:
+        return next(turns, 0)  # 0 ends the search
+
+    @find_executable_batch_size(starting_batch_size=sizes[0], reduce_batch_size_fn=reduce)
+    def trial(batch_size: int) -> int:
+        try_passes(this, this.data.train, batch_size)
+        return batch_size
+
+    try:
+        return int(trial())
+    except RuntimeError as error:
+        if "No executable batch size" not in str(error):
+            raise
+        raise MemoryShortError(
+            out_of_memory_text(memory_sizes(this), "not even one window fits", passes=this.plan.passes)
+        ) from error
+
+
+def try_passes(this: RunContext, dataset: Dataset[Batch], size: int) -> None:
+    """Two forward and backward passes over ``size`` items beside an optimizer's state; nothing is changed."""
+    device = this.accelerator.device
+    trained = trained_parameters(this.plain)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        moments = [torch.empty_like(p) for p in trained for _ in range(2)]
+        this.plain.train()
+        batch = first_items(dataset, size, device)
+        objective = Objective(this.config)
+        try:
+            for _ in range(2):
+                objective(forecast_state(this.plain, batch), batch, step=0).total.backward()
+        finally:
+            this.plain.zero_grad(set_to_none=True)
+            del moments
+
+
+def memory_sizes(this: RunContext) -> MemorySizes:
+    """What the estimate needs of a run."""
+    on_gpu = this.accelerator.device.type != "cpu"
+    return sizes_of(this.plain, config=this.config, forecast=len(this.data.targets), on_gpu=on_gpu)
+
+
+@contextmanager
+def out_of_memory_explained(this: RunContext) -> Iterator[None]:
+    """Where the memory does not suffice inside, the error says what would take less.
+
+    Raises:
+        MemoryShortError: in place of the allocator's own error.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryShortError) or not is_out_of_memory(error):
+            raise
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MemoryShortError(
+            out_of_memory_text(memory_sizes(this), cause, passes=this.plan.passes)
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is an allocator's, of a GPU or of the CPU."""
+    known = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, known) or (isinstance(error, Exception) and should_reduce_batch_size(error))
