@@ -18,6 +18,7 @@ from transformers import (
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
 )
 
 from layers.llm_sources import CONVERTED, GGUF_PACKAGE
@@ -102,6 +103,25 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=2,
     )
     return _write(tmp_path_factory.mktemp("llm") / "tiny-llama", config, _tokenizer(frame=("<s>", "")))
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a Qwen2: 3 layers, hidden 32, biases in its attention; its tokenizer adds nothing."""
+    config = Qwen2Config(
+        vocab_size=300,
+        hidden_size=HIDDEN,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    return _write(tmp_path_factory.mktemp("llm") / "tiny-qwen", config, _tokenizer(frame=None))
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ def embedded(model: PreTrainedModel) -> torch.Tensor:
     return torch.randn(2, 7, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(params=["tiny_gpt2", "tiny_llama", "tiny_bert"])
+@pytest.fixture(params=["tiny_gpt2", "tiny_llama", "tiny_qwen", "tiny_bert"])
 def folder(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
@@ -192,6 +192,26 @@ def test_too_many_layers_names_flag_and_both_counts(folder: Path) -> None:
     """Layers that the LLM lacks were made up with random weights."""
     with pytest.raises(ValueError, match=r"--llm_layers: expected at most \d .* found 99"):
         load_llm(at(folder, layers=99))
+
+
+def test_four_bits_are_refused_where_they_can_not_be_had(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken silently, a user would measure the memory of full weights."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(llm_files, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"--load_in_4bit: expected a GPU and the package bitsandbytes"):
+        load_llm(at(tiny_llama, load_in_4bit=True))
+    monkeypatch.setattr(llm_files, "find_spec", lambda name: object())
+    with pytest.raises(ValueError, match=r"--load_in_4bit: expected a GPU, found none"):
+        load_llm(at(tiny_llama, load_in_4bit=True))
+
+
+@pytest.mark.gpu
+def test_four_bits_on_a_gpu(tiny_llama: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = load_llm(at(tiny_llama, load_in_4bit=True)).model
+    assert any("4bit" in type(m).__name__.lower() for m in model.modules())
 
 
 def test_encoder_decoder_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.models.test_timellm_enhanced import BATCH, BOTH, batch_of, model_of, state_of
 from utils.training.objective import Objective
 
-TINY = ["tiny_gpt2", "tiny_llama", "tiny_bert"]
+TINY = ["tiny_gpt2", "tiny_llama", "tiny_qwen", "tiny_bert"]
 ORDERS = ["document", "prompt_first"]
 
 
@@ -51,6 +51,13 @@ def test_forecast_and_every_gradient_are_the_plain_ones(folder, order, switches,
             continue  # mathematically zero: only rounding is left
         size = float(gradient.abs().max())
         torch.testing.assert_close(found[name], gradient, rtol=2e-3, atol=2e-4 * size + 1e-9, msg=name)
+
+
+def test_prompt_domain_0_leaves_the_description_out(tiny_llama):
+    told, general = (model_of(tiny_llama, data="ETTh1", prompt_domain=d) for d in (1, 0))
+    assert "transformer" in told.prompt.constant_text
+    assert general.prompt.constant_text == model_of(tiny_llama).prompt.constant_text
+    assert not torch.allclose(state_of(told).prediction, state_of(general).prediction, atol=1e-5)
 
 
 def test_the_orders_are_different_models_where_modules_are_on(tiny_llama):

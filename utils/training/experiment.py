@@ -226,7 +226,8 @@ def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
         torch.manual_seed(this.config.training.seed + this.accelerator.process_index)
     if any(p.requires_grad for p in this.plain.parameters()):  # DDP refuses a model without
         this.accelerator.gradient_accumulation_steps = this.plan.passes
-    this.model = this.accelerator.prepare_model(this.plain)
+    if any(p.requires_grad for p in this.plain.parameters()):  # DDP refuses a model without
+        this.model = this.accelerator.prepare_model(this.plain)
 
 
 def _take_weights(this: RunContext, payload: dict[str, Any], *, source: str) -> None:
