@@ -19,6 +19,7 @@ import torch
 
 from data_provider.data_factory import build_data, training_loader
 from models import MODELS
+from models.TimeLLM import DTYPES
 from run_main import USER_ERRORS
 from utils.cli import parse_config
 from utils.config import Config
@@ -38,7 +39,6 @@ from utils.training.trainer import TIMED_STEPS
 from utils.types import DataBundle
 
 NO_TIMING = "--no_timing"
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,7 +106,7 @@ def timed_lines(
 ) -> Iterator[str]:
     """The time of the whole run, and the memory that the timed steps took."""
     precision = config.training.mixed_precision
-    with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+    with torch.autocast(device.type, DTYPES[precision], enabled=precision != "no"):
         seconds = seconds_per_step(config, data, model, device)
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes()
         windows = windows_to_judge(config, data, step=0, total_steps=total, steps_per_epoch=steps_per_epoch)

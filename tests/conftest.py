@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is importe
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,20 @@ from utils.paths import BASE_MODELS
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 HIDDEN = 32
+GROUPED_HEADS: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+"""Sizes of the Llama and the Qwen2: 4 heads on 2 key-value heads."""
 LINES = [
     "About the data: hourly readings of a transformer, its load and the temperature of its oil.",
     "Goal: continue a column by 96 rows after 512 known ones.",
@@ -89,38 +104,14 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a Llama: 3 layers, hidden 32, 4 heads on 2 key-value heads; its tokenizer adds <s>."""
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=HIDDEN,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
+    config = LlamaConfig(**GROUPED_HEADS)
     return _write(tmp_path_factory.mktemp("llm") / "tiny-llama", config, _tokenizer(frame=("<s>", "")))
 
 
 @pytest.fixture(scope="session")
 def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a Qwen2: 3 layers, hidden 32, biases in its attention; its tokenizer adds nothing."""
-    config = Qwen2Config(
-        vocab_size=300,
-        hidden_size=HIDDEN,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
+    config = Qwen2Config(**GROUPED_HEADS)
     return _write(tmp_path_factory.mktemp("llm") / "tiny-qwen", config, _tokenizer(frame=None))
 
 

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data_provider.data_factory import build_data, training_loader
 from layers.prompt import PromptBuilder
 from models import MODELS
+from models.TimeLLM import DTYPES
 from scripts.benching.flops import published_step, sizes_of
 from scripts.benching.plain import make_plain, plain_optimizer
 from utils.config import Config
@@ -29,7 +30,6 @@ from utils.types import Batch, ForecastState
 
 BATCHES = 4
 """Different batches, taken in turn."""
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build(request: dict[str, Any]) -> Subject:
@@ -117,7 +117,7 @@ class Subject:
 
     def _forward(self, batch: Batch) -> ForecastState:
         precision = self.config.training.mixed_precision
-        with torch.autocast(self.device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+        with torch.autocast(self.device.type, DTYPES[precision], enabled=precision != "no"):
             state = self.model(
                 batch.x, start=batch.start, series_id=batch.series_id, variable=batch.variable,
                 target=batch.y, return_state=True,

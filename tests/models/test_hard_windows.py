@@ -23,7 +23,8 @@ from layers.prompt import PromptBuilder
 from models import MODELS
 from utils.config import Config
 from utils.training.objective import Objective
-from utils.types import Batch, ForecastState
+from utils.training.passes import forecast_state
+from utils.types import Batch
 from utils.windows import per_series
 
 L, H, N, SEASON = 48, 12, 2, 12
@@ -130,21 +131,9 @@ def batch_of(*windows: Tensor) -> Batch:
     )
 
 
-def state_of(model: nn.Module, batch: Batch) -> ForecastState:
-    return model(
-        batch.x,
-        x_mark_enc=batch.x_mark,
-        x_mark_dec=batch.y_mark,
-        start=batch.start,
-        series_id=batch.series_id,
-        variable=batch.variable,
-        return_state=True,
-    )
-
-
 def forecast(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return state_of(model.eval(), batch_of(torch.cat([x, torch.zeros(H, N)]))).prediction[0]
+        return forecast_state(model.eval(), batch_of(torch.cat([x, torch.zeros(H, N)]))).prediction[0]
 
 
 def assert_finite(state: Any, where: str = "") -> None:
@@ -162,7 +151,7 @@ def test_forecasts_and_losses_are_finite(case: str, tiny_gpt2: Path) -> None:
     model = model_of(case, tiny_gpt2).eval()
     for name, window in WINDOWS.items():
         batch = batch_of(window, walk())
-        state = state_of(model, batch)
+        state = forecast_state(model, batch)
         assert_finite(state, f"{name}: ")
         loss = Objective(model.config)(state, batch, step=1)
         assert torch.isfinite(loss.total), name
@@ -179,7 +168,7 @@ def test_gradients_and_their_squares_are_finite(case: str, tiny_gpt2: Path) -> N
         batch = batch_of(window, walk())
         x = batch.x.clone().requires_grad_()
         batch = batch._replace(x=x)
-        objective(state_of(model, batch), batch, step=1).total.backward()
+        objective(forecast_state(model, batch), batch, step=1).total.backward()
         assert x.grad is not None and torch.isfinite(x.grad).all(), name
         for weight, parameter in model.named_parameters():
             if parameter.grad is not None:
@@ -191,8 +180,8 @@ def test_an_ordinary_window_is_forecast_the_same_beside_a_hard_one(case: str, ti
     """A statistic over the batch would spread the damage."""
     model = model_of(case, tiny_gpt2).eval()
     with torch.no_grad():
-        together = state_of(model, batch_of(walk(), *WINDOWS.values())).prediction[0]
-        alone = state_of(model, batch_of(walk())).prediction[0]
+        together = forecast_state(model, batch_of(walk(), *WINDOWS.values())).prediction[0]
+        alone = forecast_state(model, batch_of(walk())).prediction[0]
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -204,13 +193,13 @@ def test_training_data_with_such_windows_inside_are_fitted(key: str, window: str
     case = {"raw": "both raw", "learned": "both learned", "hybrid": "both both"}[key]
     model = model_of(case, tiny_gpt2, source=source_of(values)).eval()
     assert all(torch.isfinite(v).all() for v in model.state_dict().values())
-    assert_finite(state_of(model, batch_of(walk(), WINDOWS[window])))
+    assert_finite(forecast_state(model, batch_of(walk(), WINDOWS[window])))
 
 
 def test_rows_that_are_all_too_far_away_weigh_the_same(tiny_gpt2: Path) -> None:
     """Rounding chose among them, and its gradient, times the distance, had an infinite square."""
     model = model_of("both both", tiny_gpt2).eval()
-    found = state_of(model, batch_of(WINDOWS["huge"], walk())).retrieval
+    found = forecast_state(model, batch_of(WINDOWS["huge"], walk())).retrieval
     assert found is not None
     assert (found.distance[:N] > FARTHEST).all() and (found.distance[N:] < FARTHEST).all()
     torch.testing.assert_close(found.weights[:N], torch.full_like(found.weights[:N], 1 / 5))

@@ -11,9 +11,9 @@ import torch
 from utils.training import checkpoint as checkpoints
 from utils.training import run_folder as folders
 from utils.training.context import Loaders, RunContext
+from utils.training.passes import forecast_state, stacked
 from utils.training.stopping import RunStopped, how_to_go_on
 from utils.training.trainer import EvaluationStopped, Trainer
-from utils.types import Batch
 
 log = getLogger(__name__)
 SHOWN_WINDOWS = 6
@@ -99,17 +99,9 @@ def _keep_forecasts(this: RunContext, name: str) -> str:
     test: Any = this.data.test
     positions = np.linspace(0, len(test) - 1, min(SHOWN_WINDOWS, len(test))).astype(int)
     items = [test[int(i)] for i in positions]
-    batch = Batch(*(torch.stack(column).to(this.accelerator.device) for column in zip(*items, strict=True)))
+    batch = stacked(items, this.accelerator.device)
     this.plain.eval()
-    prediction = this.plain(
-        batch.x,
-        x_mark_enc=batch.x_mark,
-        x_mark_dec=batch.y_mark,
-        start=batch.start,
-        series_id=batch.series_id,
-        variable=batch.variable,
-        target=batch.y,
-    )
+    prediction = forecast_state(this.plain, batch).prediction
     if this.accelerator.is_main_process:
         np.savez_compressed(
             this.folder / name,

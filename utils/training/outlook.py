@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from utils.config import Config
-from utils.training.passes import forecast_state
+from utils.training.passes import forecast_state, stacked
 from utils.training.progress import clock_text
 from utils.types import Batch, DataBundle
 
@@ -27,7 +27,7 @@ LONG_RUN = 1800
 def first_items(dataset: Dataset[Batch], count: int, device: torch.device) -> Batch:
     """The first ``count`` items of a data set, or all it has, as one batch."""
     items = [dataset[i] for i in range(min(count, len(dataset)))]  # type: ignore[arg-type]
-    return Batch(*(torch.stack(column).to(device) for column in zip(*items, strict=True)))
+    return stacked(items, device)
 
 
 @torch.no_grad()

@@ -1,8 +1,11 @@
-"""One pass of a model over a batch."""
+"""One pass of a model over a batch, and the batch made of single items."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from utils.types import Batch, ForecastState
 
@@ -19,3 +22,8 @@ def forecast_state(model: Any, batch: Batch) -> ForecastState:
         target=batch.y,
         return_state=True,
     )
+
+
+def stacked(items: Sequence[Batch], device: torch.device) -> Batch:
+    """Items of a data set as one batch on ``device``."""
+    return Batch(*(torch.stack(column).to(device) for column in zip(*items, strict=True)))
