@@ -29,8 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # called as a file: only its folder is there
 
-import torch  # noqa: E402
-
+from scripts.comparing import unequal  # noqa: E402
 from scripts.crash_runs import FAULTS, PHASES, Outcome, apart, start_run  # noqa: E402
 from scripts.crash_settings import SETTINGS, common_settings  # noqa: E402
 from utils.training import checkpoint as checkpoints  # noqa: E402
@@ -163,31 +162,15 @@ def differences(whole: Path, resumed: Path) -> list[str]:
                 for k, v in payload["config"].items()
                 if k not in ("checkpoints", "resume_from_checkpoint")
             }
-        found += unequal(a, b, pair[0].name)
+        found += unequal(a, b, pair[0].name, but=TIMES)
     for name, read in ((METRICS_FILE, _records), (RESULTS_FILE, read_json)):
-        found += unequal(read(whole / name), read(resumed / name), name)
+        found += unequal(read(whole / name), read(resumed / name), name, but=TIMES)
     return found
 
 
 def _records(path: Path) -> list[Any]:
     """The lines of a metrics file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def unequal(a: Any, b: Any, where: str) -> list[str]:
-    """Where two nested values differ, to the bit, but for `TIMES`."""
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
-    if isinstance(a, dict) and isinstance(b, dict):
-        a, b = ({k: v for k, v in side.items() if k not in TIMES} for side in (a, b))
-        if a.keys() != b.keys():
-            return [f"{where}: {sorted(map(str, a.keys() ^ b.keys()))}"]
-        return [line for k in a for line in unequal(a[k], b[k], f"{where}/{k}")]
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        if len(a) != len(b):
-            return [f"{where}: {len(a)} and {len(b)} entries"]
-        return [line for i in range(len(a)) for line in unequal(a[i], b[i], f"{where}/{i}")]
-    return [] if a == b else [f"{where}: {a!r} and {b!r}"]
 
 
 def table(trials: Sequence[Trial]) -> str:

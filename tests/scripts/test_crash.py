@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.crash_test import Trial, table, unequal
+from scripts.comparing import unequal
+from scripts.crash_test import TIMES, Trial, table
 from utils.paths import PROJECT_ROOT
 
 
@@ -50,9 +51,10 @@ def test_a_difference_of_one_bit_is_seen_and_times_are_not():
     one, next_to_one = torch.tensor(1.0), torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
     a = {"w": [one], "seconds": 1.0, "phases": {"data": 2}, "step": 3}
     b = {"w": [next_to_one], "seconds": 2.0, "phases": {}, "step": 3}
-    assert unequal(a, b, "x") == ["x/w/0"]
-    assert unequal(a, {**a, "seconds": 9.0}, "x") == []
-    assert unequal(a, {**a, "step": 4}, "x") == ["x/step: 3 and 4"]
+    assert unequal(a, b, "x", but=TIMES) == ["x/w/0"]
+    assert unequal(a, {**a, "seconds": 9.0}, "x", but=TIMES) == []
+    assert unequal(a, {**a, "step": 4}, "x", but=TIMES) == ["x/step: 3 and 4"]
+    assert "x/seconds: 1.0 and 9.0" in unequal(a, {**a, "seconds": 9.0}, "x")
     assert unequal({"a": 1}, {"b": 1}, "x") and unequal([1], [1, 1], "x")
 
 

@@ -408,7 +408,7 @@ def test_a_run_can_go_on_from_its_best_checkpoint(overshot, start_run, tmp_path)
     shutil.copytree(overshot.run_dir, copy)
     resumed = start_run(**OVERSHOT, resume_from_checkpoint=str(copy / "checkpoint"))
     found = unequal(load(step_file(overshot.run_dir, 7)), load(step_file(copy, 7)))
-    assert found == [f"/config/resume_from_checkpoint: None, {str(copy / 'checkpoint')!r}"]
+    assert found == [f"/config/resume_from_checkpoint: None and {str(copy / 'checkpoint')!r}"]
     assert records(copy) == records(overshot.run_dir)
     assert resumed.results["best"] == overshot.results["best"]
 
