@@ -38,7 +38,7 @@ class Model(Forecaster):
 
     name = "Autoformer"
     reads_time_marks = True
-    baseline_settings = frozenset(("e_layers", "d_layers", "moving_avg", "factor"))
+    own_settings = frozenset("e_layers d_layers moving_avg factor d_model d_ff n_heads dropout".split())
 
     def __init__(self, args: Config | Any) -> None:
         """Sizes from ``--e_layers --d_layers --moving_avg --factor --d_model --d_ff --n_heads --dropout``.

@@ -19,7 +19,7 @@ class Model(Forecaster):
     """Windows [B, L, N] to [B, H, N]."""
 
     name = "DLinear"
-    baseline_settings = frozenset(("moving_avg",))
+    own_settings = frozenset({"moving_avg"})
 
     def __init__(self, args: Config | Any) -> None:
         """Both maps start as the mean over the lookback, as published; ``--moving_avg`` splits the window."""

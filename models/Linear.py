@@ -18,6 +18,7 @@ class Model(Forecaster):
     """Windows [B, L, N] to [B, H, N]."""
 
     name = "Linear"
+    own_settings = frozenset({"input_dropout"})
 
     def __init__(self, args: Config | Any) -> None:
         """``--input_dropout`` acts on the normalised lookback."""

@@ -24,7 +24,7 @@ class Model(Forecaster):
     """Windows [B, L, N] to [B, H, N]."""
 
     name = "PatchTST"
-    baseline_settings = frozenset(("e_layers",))
+    own_settings = frozenset("e_layers d_model d_ff n_heads patch_len stride padding_patch dropout".split())
 
     def __init__(self, args: Config | Any) -> None:
         """Sizes from ``--e_layers`` and, as Time-LLM's, ``--d_model`` to ``--dropout``."""

@@ -11,6 +11,7 @@ and its patches are embedded together with those of all the others.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from layers.patching import PatchEmbedding
 from layers.prompt import PromptBuilder
 from layers.reprogramming import ReprogrammingLayer
 from models.forecaster import Forecaster
-from utils.config import Config
+from utils.config import BackboneConfig, Config
 from utils.prompt_bank import GENERAL, describe
 from utils.types import InstanceStatistics
 from utils.windows import per_series
@@ -57,6 +58,8 @@ class Model(Forecaster):
     """
 
     name = "TimeLLM"
+    uses_llm = True
+    own_settings = frozenset(item.name for item in fields(BackboneConfig))
 
     def __init__(self, args: Config | Any, *, llm: FrozenLLM | None = None) -> None:
         """Build from a `Config`, or from any object with attributes named like the flags.
@@ -73,7 +76,7 @@ class Model(Forecaster):
         self.llm_identity = llm.identity
         self.llm_model: Any = llm.model
         self._pass = LLMPass(llm.model)
-        self._prefix: Prefix | None = None
+        self._kept_prefix: tuple[Any, Prefix] | None = None
         self._kept_source: tuple[Any, Tensor] | None = None
         d_llm = llm.identity.hidden_size
         if config.backbone.d_ff > d_llm:
@@ -167,8 +170,7 @@ class Model(Forecaster):
             return self.source_prototypes
         if self.training or torch.is_grad_enabled():
             return self._map_words(self.mapping_layer)
-        weights = self.mapping_layer.weight, self.mapping_layer.bias
-        state = tuple((w.data_ptr(), w._version) for w in weights)  # moves with any change in place
+        state = _state_of(self.mapping_layer)
         if self._kept_source is None or self._kept_source[0] != state:
             self._kept_source = state, self._map_words(self.mapping_layer)
         return self._kept_source[1]
@@ -205,13 +207,14 @@ class Model(Forecaster):
         return states[:, -patches.shape[1] :, : self.config.backbone.d_ff].to(patches.dtype)
 
     def _prompt_prefix(self, words: Tensor) -> Prefix | None:
-        """Keys and values of what all prompts begin with, computed once; None where that can not be."""
+        """Keys and values of what all prompts begin with, kept; None where that can not be."""
         if not (self.prompt.n_constant and self._pass.reuses_prefix):
             return None
-        if self._prefix is None or self._prefix.keys[0].device != words.device:
+        state = _state_of(self.llm_model)
+        if self._kept_prefix is None or self._kept_prefix[0] != state:
             with torch.inference_mode(False):
-                self._prefix = self._pass.prefix(words[:1, : self.prompt.n_constant].clone())
-        return self._prefix
+                self._kept_prefix = state, self._pass.prefix(words[:1, : self.prompt.n_constant].clone())
+        return self._kept_prefix[1]
 
     def denormalise(self, forecast: Tensor, statistics: InstanceStatistics) -> Tensor:
         """Forecast [S, H] in normalised units to [B, H, M] in standardised ones."""
@@ -232,6 +235,11 @@ class Model(Forecaster):
     def _word_embeddings(self) -> Tensor:
         """The LLM's input embedding matrix, [V, d_llm], without gradient."""
         return self.llm_model.get_input_embeddings().weight.detach()
+
+
+def _state_of(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Where the weights lie and how often they changed: another value after any change, in place or not."""
+    return tuple((weight.data_ptr(), weight._version) for weight in module.parameters())
 
 
 def _channels(config: Config) -> int:

@@ -23,12 +23,14 @@ class Forecaster(nn.Module):
     name = ""
     llm_identity: LLMIdentity | None = None
     """The frozen LLM's, where there is one."""
+    uses_llm = False
+    """Whether there is a frozen LLM."""
     takes_steps = True
     """Whether an optimizer trains it; otherwise `fit_closed_form` does, or there is nothing to fit."""
     reads_time_marks = False
     """Whether a forecast needs the time marks, and the decoder start of ``--label_len``."""
-    baseline_settings: frozenset[str] = frozenset()
-    """Which fields of `utils.config.BaselineConfig` it reads; a run names those that it does not."""
+    own_settings: frozenset[str] = frozenset()
+    """Which fields of `utils.config.BackboneConfig` and `BaselineConfig` it reads; a run names the others."""
 
     def __init__(self, args: Config | Any) -> None:
         """Build from a `Config`, or from any object with attributes named like the flags."""

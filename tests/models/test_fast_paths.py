@@ -107,6 +107,19 @@ def test_the_source_is_mapped_once_an_evaluation_and_again_after_every_change(ti
     assert len(calls) == 5
 
 
+def test_a_kept_prefix_is_not_used_with_other_weights_of_the_llm(tiny_llama):
+    """What changes the LLM to see whether it matters must not be answered from memory."""
+    model = model_of(tiny_llama).eval()
+    with torch.no_grad():
+        before = state_of(model).prediction
+        for weight in model.llm_model.layers.parameters():
+            weight.mul_(1.5)
+        after = state_of(model).prediction
+        wanted = state_of(plainly(model)).prediction
+    assert not torch.allclose(before, after, atol=1e-4)
+    torch.testing.assert_close(after, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_an_evaluation_before_training_leaves_no_inference_tensor_behind(tiny_llama):
     """The kept prefix is used by training too; made in inference mode it could not be."""
     model = model_of(tiny_llama).eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.config import BaselineConfig, Config
+from utils.config import Config
 from utils.paths import PROJECT_ROOT
 from utils.reporting.memory import expected_peaks
 from utils.reporting.process_memory import available_bytes, mib, resident_bytes
@@ -70,26 +69,12 @@ def opening_lines(
     if model.takes_steps and config.run.is_training:
         lines.append(rate_line(config, total_steps=total_steps, steps_per_epoch=steps_per_epoch))
     lines += cost_lines(config, data, model, on_gpu=device.startswith("cuda"))
-    unread = _unread(config, model)
-    if unread:
-        lines.append(f"not read by this model: {', '.join(unread)}")
-    idle = unread_flags(config, model.name)
+    if not model.reads_time_marks:
+        lines.append(f"not read by this model: --label_len ({d.label_len}), the time marks")
+    idle = unread_flags(config, model)
     if idle:
         lines.append(f"without effect in this run: {', '.join(idle)}")
     return lines + [f"note: {text}" for text in data.notes.values() if not _is_hash(text)]
-
-
-def _unread(config: Config, model: Any) -> list[str]:
-    """What a user of encoder-decoders and baselines might take to have an effect here."""
-    ours, default = asdict(config.baseline), asdict(BaselineConfig())
-    unread = [
-        f"--{name} ({value})"
-        for name, value in ours.items()
-        if value != default[name] and name not in model.baseline_settings
-    ]
-    if not model.reads_time_marks:
-        unread += [f"--label_len ({config.data.label_len})", "the time marks"]
-    return unread
 
 
 def llm_text(llm: dict[str, Any]) -> str:

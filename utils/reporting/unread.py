@@ -1,21 +1,13 @@
-"""Which of a run's flags it never reads, beside the baselines' own (see `models.forecaster`)."""
+"""Which of a run's flags it never reads; what a model reads, its class says (`models.forecaster`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
 from utils.config import GROUPS, Config, iter_settings
 
-TIMELLM = frozenset({"TimeLLM", "TimeLLM_Enhanced"})
-CLOSED_FORM = frozenset({"Persistence", "Ridge", "SeasonalNaive"})
-BACKBONE_READ = {
-    "Autoformer": frozenset("d_model d_ff n_heads dropout".split()),
-    "DLinear": frozenset(),
-    "Linear": frozenset({"input_dropout"}),
-    "PatchTST": frozenset("d_model d_ff n_heads patch_len stride padding_patch dropout".split()),
-}
-"""What each baseline takes of the Time-LLM parts' sizes."""
 STEPS_READ = frozenset(
     "batch_size eval_batch_size mixed_precision matmul_precision cpu deterministic seed "
     "auto_batch_size".split()
@@ -25,10 +17,10 @@ RESOLVED = frozenset({"season", "enc_in", "freq"})
 """What the data decide where no flag does: not to be told as flags."""
 
 
-def unread_flags(config: Config, model: str) -> list[str]:
+def unread_flags(config: Config, model: Any) -> list[str]:
     """Flags that were set to other than their default and do nothing in this run, each with the reason.
 
-    ``model`` is the name of the run's model.
+    ``model`` is the run's `models.forecaster.Forecaster`, or its class.
     """
     reasons: dict[str, str] = {}
     for reason, names in _unread(config, model):
@@ -43,14 +35,15 @@ def unread_flags(config: Config, model: str) -> list[str]:
     return [f"--{name} ({reasons[name]})" for name in told]
 
 
-def _unread(config: Config, model: str) -> Iterator[tuple[str, set[str]]]:
+def _unread(config: Config, model: Any) -> Iterator[tuple[str, set[str]]]:
     """(reason, settings that are not read for it), the most telling reason first."""
-    if model not in TIMELLM:
+    if not model.uses_llm:
         own = {"use_tapr", "use_gram"} | _group("tapr") | _group("gram") | _group("llm")
-        yield f"{model} has no LLM", own
-        yield f"{model} has no such part", _group("backbone") - BACKBONE_READ.get(model, frozenset())
-    if model in TIMELLM:
+        yield f"{model.name} has no LLM", own
+    else:
         yield from _unread_modules(config)
+    parts = _group("backbone") | _group("baseline")
+    yield f"{model.name} has no such part", parts - model.own_settings
     yield from _unread_data(config)
     yield from _unread_training(config, model)
 
@@ -80,13 +73,13 @@ def _unread_data(config: Config) -> Iterator[tuple[str, set[str]]]:
         yield "--features M reads all columns", {"target"}
 
 
-def _unread_training(config: Config, model: str) -> Iterator[tuple[str, set[str]]]:
+def _unread_training(config: Config, model: Any) -> Iterator[tuple[str, set[str]]]:
     """Settings of steps that are not taken."""
-    training = _group("training") - STEPS_READ
-    if model in CLOSED_FORM:
-        yield f"{model} takes no optimizer steps", training | {"save_steps", "save_total_limit", "log_steps"}
+    of_steps = (_group("training") - STEPS_READ) | {"save_steps", "save_total_limit", "log_steps"}
+    if not model.takes_steps:
+        yield f"{model.name} takes no optimizer steps", of_steps
     elif not config.run.is_training:
-        yield "--is_training 0 takes no steps", training | {"save_steps", "save_total_limit", "log_steps"}
+        yield "--is_training 0 takes no steps", of_steps
     if config.run.save_steps == 0:
         yield "--save_steps 0 keeps none", {"save_total_limit"}
 

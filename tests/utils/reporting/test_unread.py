@@ -40,7 +40,7 @@ TOLD_OF_TRAINING = frozenset({"save_steps", "save_total_limit", "log_steps"})
 
 
 def named(config: Config, model: str) -> set[str]:
-    return {text.split()[0].removeprefix("--") for text in unread_flags(config, model)}
+    return {text.split()[0].removeprefix("--") for text in unread_flags(config, MODELS[model])}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,8 @@ def named(config: Config, model: str) -> set[str]:
         ("TimeLLM_Enhanced", {"use_gram": True, "retrieval_key": "raw", "d_repr": 32}, {"d_repr"}),
         ("Linear", {"llm_layers": 2, "input_dropout": 0.1, "d_ff": 32}, {"llm_layers", "d_ff"}),
         ("PatchTST", {"d_model": 32, "num_tokens": 9, "lambda_dir": 0.1}, {"num_tokens", "lambda_dir"}),
+        ("DLinear", {"e_layers": 4, "moving_avg": 9, "input_dropout": 0.1}, {"e_layers", "input_dropout"}),
+        ("TimeLLM", {"moving_avg": 9, "factor": 3.0}, {"moving_avg", "factor"}),
         ("Ridge", {"learning_rate": 0.1, "batch_size": 8}, {"learning_rate"}),
         ("TimeLLM", {"is_training": 0, "learning_rate": 0.1, "eval_batch_size": 8}, {"learning_rate"}),
         ("TimeLLM", {"save_steps": 0, "save_total_limit": 9}, {"save_total_limit"}),
@@ -89,7 +91,7 @@ def test_what_is_named_is_not_read_by_the_model(model, reads, tiny_llama):
     config = Config.from_flat({**SMALL, "llm_model_path": str(tiny_llama)})
     data = build_data(config)
     batch = next(iter(training_loader(data, config)))
-    claimed = {name for _, names in _unread(config, model) for name in names} - TOLD_OF_TRAINING
+    claimed = {name for _, names in _unread(config, MODELS[model]) for name in names} - TOLD_OF_TRAINING
     reads.clear()
     built = MODELS[model](config)
     built.fit_statistics(data.source)
