@@ -3,7 +3,7 @@
 The tokens are ``[prefix, front, tail]``; only the tail's last states are read. So in the last layer
 the front needs keys and values, no queries; where nothing before the tail is trained, it needs no
 gradient; and what is the same in every pass (the prefix) needs its keys and values once.
-Attention is the model's own throughout: nothing of transformers is rewritten here.
+Layers are the model's own throughout; on a CPU their attention is `layers.llm_attention`'s.
 
 Shape legend: S series, T_p, T_f and T_t tokens of prefix, front and tail, d_llm hidden size.
 """
@@ -18,8 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from layers import llm_attention
+
 log = getLogger(__name__)
 
+FUSED = "sdpa"
+"""transformers' name for torch's fused attention."""
 CHECK_TOKENS = (3, 5, 4)
 """Prefix, front and tail of the self-check at start-up."""
 CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
@@ -73,8 +77,10 @@ class LLMPass:
         self.llm: Any = llm
         self.n_layers = int(llm.config.num_hidden_layers)
         self.kind = "plain"
+        self._attention_on_cpu = FUSED
         if not plain:
             self.kind = self._choose()
+            self._attention_on_cpu = self._choose_attention()
 
     @property
     def reuses_prefix(self) -> bool:
@@ -90,6 +96,7 @@ class LLMPass:
         """
         if not self.reuses_prefix:
             raise ValueError(f"prefix: a {self.kind} pass has none")
+        self._set_attention(tokens.device)
         cache = self._front_cache(tokens, torch.ones(tokens.shape[:2], dtype=torch.int64), None)
         stored: list[Any] = cache.layers
         return Prefix(tuple(layer.keys for layer in stored), tuple(layer.values for layer in stored))
@@ -103,6 +110,7 @@ class LLMPass:
             mask: 1 where a token counts, [S, T_p + T_f + T_t]; masked ones take no position.
             prefix: what begins every sequence, where it was computed before.
         """
+        self._set_attention(tail.device)
         if self.kind == "causal" and (front.shape[1] or prefix is not None):
             return self._causal(front, tail, mask, prefix)
         if self.kind == "bidirectional" and front.shape[1]:
@@ -176,6 +184,26 @@ class LLMPass:
         return seen[0]
 
     # Which way.
+
+    def _set_attention(self, device: torch.device) -> None:
+        """The attention of this pass, which another pass through the same LLM may have changed."""
+        wanted = self._attention_on_cpu if device.type == "cpu" else FUSED
+        found = self.llm.config._attn_implementation
+        if found != wanted and llm_attention.NAME in (found, wanted):
+            self.llm.set_attn_implementation(wanted)
+
+    def _choose_attention(self) -> str:
+        """By matrix products, where the LLM takes them and they give the fused kernel's states."""
+        if self.kind == "plain":
+            return FUSED
+        self._attention_on_cpu = llm_attention.NAME
+        try:
+            if self._agrees() and self.llm.config._attn_implementation == llm_attention.NAME:
+                return llm_attention.NAME
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            log.debug("%s of %s: %s", llm_attention.NAME, type(self.llm).__name__, error)
+        log.info("%s: its attention stays torch's fused one", type(self.llm).__name__)
+        return FUSED
 
     def _choose(self) -> str:
         """The first way that gives the plain one's states on random tokens."""

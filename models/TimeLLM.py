@@ -25,10 +25,11 @@ from layers.normalization import InstanceNorm
 from layers.patching import PatchEmbedding
 from layers.prompt import PromptBuilder
 from layers.reprogramming import ReprogrammingLayer
+from layers.step_value import StepValue
 from models.forecaster import Forecaster
 from utils.config import BackboneConfig, Config
 from utils.prompt_bank import GENERAL, describe
-from utils.types import InstanceStatistics
+from utils.types import InstanceStatistics, PassOfStep
 from utils.windows import per_series
 
 LLM_PREFIX = "llm_model."
@@ -78,6 +79,8 @@ class Model(Forecaster):
         self._pass = LLMPass(llm.model)
         self._kept_prefix: tuple[Any, Prefix] | None = None
         self._kept_source: tuple[Any, Tensor] | None = None
+        self._step_source = StepValue()
+        self._pass_of_step = PassOfStep(first=True, last=True)
         d_llm = llm.identity.hidden_size
         if config.backbone.d_ff > d_llm:
             raise ValueError(
@@ -127,6 +130,10 @@ class Model(Forecaster):
         self._kept_source = None
         return self
 
+    def begin_pass(self, place: PassOfStep) -> None:
+        """The passes of an optimizer step share its source embeddings."""
+        self._pass_of_step = place
+
     def use_plain_pass(self) -> None:
         """From now on compute every state of the LLM by its own forward pass, for comparison."""
         self._pass = LLMPass(self.llm_model, plain=True)
@@ -165,9 +172,14 @@ class Model(Forecaster):
         return self.reprogramming_layer(patches, self.source_tokens())
 
     def source_tokens(self) -> Tensor:
-        """The source (text prototype) embeddings [C, d_llm]; computed once per evaluation."""
+        """The source (text prototype) embeddings [C, d_llm]; once an optimizer step, once an evaluation."""
         if self.config.backbone.source_tokens == "prototypes":
             return self.source_prototypes
+        if self.training and torch.is_grad_enabled():
+            place = self._pass_of_step
+            return self._step_source.get(
+                lambda: self._map_words(self.mapping_layer), first=place.first, last=place.last
+            )
         if self.training or torch.is_grad_enabled():
             return self._map_words(self.mapping_layer)
         state = _state_of(self.mapping_layer)

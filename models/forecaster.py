@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from utils.config import Config
-from utils.types import Batch, ForecastState, LLMIdentity, WindowSource
+from utils.types import Batch, ForecastState, LLMIdentity, PassOfStep, WindowSource
 
 
 class Forecaster(nn.Module):
@@ -72,6 +72,9 @@ class Forecaster(nn.Module):
 
     def refresh(self, source: WindowSource) -> None:
         """Recompute what was derived from weights that have moved since."""
+
+    def begin_pass(self, place: PassOfStep) -> None:
+        """A forward pass in training begins; said before each, or every pass is a step of its own."""
 
     def batch_statistics(self, state: ForecastState) -> Tensor | None:
         """Means over this forward pass that `absorb_statistics` wants once per optimizer step."""

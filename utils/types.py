@@ -129,6 +129,13 @@ class RetrievalRecord(NamedTuple):
     """Scalar, running mean of the gate over past optimizer steps, without gradient."""
 
 
+class PassOfStep(NamedTuple):
+    """Where a forward pass in training stands among those of its optimizer step."""
+
+    first: bool
+    last: bool
+
+
 class ForecastState(NamedTuple):
     """A forecast with what the parts of the model recorded on the way."""
 

@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.models import fast_path_process
 from tests.models.test_timellm_enhanced import BATCH, BOTH, batch_of, model_of, state_of
 from utils.training.objective import Objective
+from utils.types import PassOfStep
 
+WORLD = 2
 TINY = ["tiny_gpt2", "tiny_llama", "tiny_qwen", "tiny_bert"]
 ORDERS = ["document", "prompt_first"]
 
@@ -126,3 +129,52 @@ def test_an_evaluation_before_training_leaves_no_inference_tensor_behind(tiny_ll
     with torch.inference_mode():
         state_of(model)
     assert gradients(model)
+
+
+def accumulated(model: nn.Module, *, told: bool) -> dict[str, Tensor]:
+    """Gradients of three passes with other batches; ``told`` of their places the model shares its source."""
+    model.train()
+    model.zero_grad(set_to_none=True)
+    objective = Objective(model.config)  # type: ignore[arg-type]
+    batches = [batch_of(0, 100), batch_of(20, 30), batch_of(60, 130)]
+    for i, batch in enumerate(batches):
+        if told:
+            model.begin_pass(PassOfStep(first=i == 0, last=i == len(batches) - 1))
+        objective(state_of(model, batch), batch, step=10).total.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_alike(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        if name.endswith("key_projection.bias"):
+            continue  # mathematically zero: only rounding is left
+        size = float(gradient.abs().max())
+        torch.testing.assert_close(found[name], gradient, rtol=2e-3, atol=2e-4 * size + 1e-9, msg=name)
+
+
+@pytest.mark.parametrize("switches", [{}, BOTH], ids=["baseline", "enhanced"])
+def test_passes_of_one_step_share_their_source_and_keep_every_gradient(folder, switches, monkeypatch):
+    shared, plain = model_of(folder, **switches), plainly(model_of(folder, **switches))
+    calls: list[int] = []
+    mapped = shared._map_words
+    monkeypatch.setattr(shared, "_map_words", lambda mapping: (calls.append(1), mapped(mapping))[1])
+    found = accumulated(shared, told=True)
+    assert len(calls) == 1
+    assert_alike(found, accumulated(plain, told=False))
+
+
+def test_under_data_parallel_forecasts_and_every_gradient_are_the_plain_ones(tmp_path, request):
+    """Two real processes with other windows, two passes a step, each way of each LLM."""
+    folders = [str(request.getfixturevalue(name)) for name in ("tiny_gpt2", "tiny_llama", "tiny_bert")]
+    torch.multiprocessing.spawn(fast_path_process.main, (WORLD, folders, str(tmp_path)), nprocs=WORLD)
+    ranks = [torch.load(tmp_path / f"{rank}") for rank in range(WORLD)]
+    assert len(ranks) == WORLD and len(ranks[0]) == len(folders) * len(fast_path_process.WAYS)
+    for case, found in ranks[0].items():
+        assert found["processes"] == WORLD
+        torch.testing.assert_close(found["fast"], found["plain"], rtol=1e-4, atol=1e-5)
+        assert found["mapped"] == 1, case
+        assert_alike(found["fast_gradients"], found["plain_gradients"])
+        for name, gradient in found["fast_gradients"].items():
+            torch.testing.assert_close(ranks[1][case]["fast_gradients"][name], gradient, rtol=0, atol=0)
+        assert not torch.allclose(found["fast"], ranks[1][case]["fast"])

@@ -25,7 +25,7 @@ from utils.training.outlook import announce, fitting_preset
 from utils.training.passes import forecast_state
 from utils.training.progress import Clock, Hooks, Progress, clock_text
 from utils.trend import TrendLabel
-from utils.types import Batch
+from utils.types import Batch, PassOfStep
 
 log = getLogger(__name__)
 TIMED_STEPS = 3
@@ -166,6 +166,8 @@ class Trainer:
         """Forward, backward, and where accumulation is complete the optimizer's step."""
         self.model.train()
         with self.accelerator.accumulate(self.model):
+            last = self.accelerator.sync_gradients
+            self.plain_model.begin_pass(PassOfStep(first=not self._passes, last=last))
             state = forecast_state(self.model, batch)
             loss = self.objective(state, batch, step=self.progress.global_step)
             self._passes.append((loss.total.detach(), batch.start))

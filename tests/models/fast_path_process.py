@@ -1,0 +1,66 @@
+"""What each of several processes computes for `test_fast_paths`: the fast and the plain way, wrapped."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.models.test_timellm_enhanced import BOTH, batch_of, model_of, state_of
+from utils.training.objective import Objective
+from utils.types import PassOfStep
+
+WAYS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "document": BOTH,
+    "prompt first": {**BOTH, "token_order": "prompt_first", "retrieval_fusion": "both"},
+}
+BATCHES = [[(0, 100), (20, 130)], [(60, 30), (10, 90)]]
+"""Starts of the windows, by process and pass."""
+
+
+def main(rank: int, world: int, folders: list[str], out: str) -> None:
+    """Everything of one process, saved under its rank."""
+    torch.set_num_threads(1)
+    store = f"file://{out}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    found = {f"{Path(f).name}, {way}": compare(Path(f), WAYS[way]) for f in folders for way in WAYS}
+    torch.save(found, Path(out) / f"{rank}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def compare(folder: Path, switches: dict[str, Any]) -> dict[str, Any]:
+    """Forecasts and gradients of the fast and of the plain way."""
+    found: dict[str, Any] = {"processes": dist.get_world_size()}
+    for way in ("fast", "plain"):
+        model = model_of(folder, **switches)
+        calls = []
+        mapped = model._map_words
+        model._map_words = lambda mapping, mapped=mapped, calls=calls: (calls.append(1), mapped(mapping))[1]
+        if way == "plain":
+            model.use_plain_pass()
+        forecast, gradients = train(model, told=way == "fast")
+        found |= {way: forecast, f"{way}_gradients": gradients, "mapped": found.get("mapped", len(calls))}
+    return found
+
+
+def train(model: Any, *, told: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The last pass's forecast, and every gradient of a step of two passes."""
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=False)
+    wrapped.train()
+    objective = Objective(model.config)
+    passes = BATCHES[dist.get_rank()]
+    for i, starts in enumerate(passes):
+        batch, last = batch_of(*starts), i == len(passes) - 1
+        if told:
+            model.begin_pass(PassOfStep(first=i == 0, last=last))
+        with contextlib.nullcontext() if last else wrapped.no_sync():
+            state = state_of(wrapped, batch)
+            objective(state, batch, step=10).total.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    return state.prediction.detach(), gradients
