@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from layers import llm_attention
+from layers.llm_layers import HasKeys, KeysValues, PassCache, compile_parts, recompute, stack_of
 
 log = getLogger(__name__)
 
@@ -40,28 +41,6 @@ class Prefix(NamedTuple):
     def length(self) -> int:
         """T_p."""
         return self.keys[0].shape[-2]
-
-
-class _HasKeys(Exception):  # noqa: N818  it ends a pass; nothing went wrong
-    """The last layer has handed over its keys and values."""
-
-
-class _Cache(DynamicCache):
-    """Keys and values by layer; ends the pass at ``last_layer``, once that has handed over its own."""
-
-    def __init__(self, last_layer: int) -> None:
-        super().__init__()
-        self.last_layer = last_layer
-        self.stops = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """As the base class's; raises `_HasKeys` at the last layer while ``stops`` is set."""
-        both = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if self.stops and layer_idx == self.last_layer:
-            raise _HasKeys
-        return both
 
 
 class LLMPass:
@@ -97,9 +76,9 @@ class LLMPass:
         if not self.reuses_prefix:
             raise ValueError(f"prefix: a {self.kind} pass has none")
         self._set_attention(tokens.device)
-        cache = self._front_cache(tokens, torch.ones(tokens.shape[:2], dtype=torch.int64), None)
-        stored: list[Any] = cache.layers
-        return Prefix(tuple(layer.keys for layer in stored), tuple(layer.values for layer in stored))
+        found = self._keys_values(tokens, torch.ones(tokens.shape[:2], dtype=torch.int64), None)
+        keys, values = zip(*(found[i] for i in range(self.n_layers)), strict=True)
+        return Prefix(keys, values)
 
     def __call__(self, front: Tensor, tail: Tensor, *, mask: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Last states [S, T_t, d_llm] at the tail.
@@ -117,6 +96,37 @@ class LLMPass:
             return self._bidirectional(front, tail, mask)
         return self._forward(torch.cat([front, tail], dim=1), mask)[:, front.shape[1] :]
 
+    # Other ways to compute the LLM's layers, for all passes through it.
+
+    def recompute_layers(self) -> None:
+        """Keep only the layers' inputs for the backward pass.
+
+        Raises:
+            ValueError: the LLM has no stack of layers.
+        """
+        recompute(stack_of(self.llm, self.n_layers))
+
+    def compile_layers(self) -> None:
+        """Compile what is not attention in each layer.
+
+        Raises:
+            ValueError: torch.compile does not work here, or gives other states.
+        """
+        wanted = self._check_states()
+        compile_parts(stack_of(self.llm, self.n_layers))
+        try:
+            found = self._check_states()
+        except Exception as error:  # whatever a compiler raises, there is one thing to do about it
+            raise ValueError(
+                f"--compile: expected torch.compile to work on this machine (on a CPU it takes a C++ "
+                f"compiler), found {type(error).__name__}: {str(error).strip().splitlines()[0]}; leave it out"
+            ) from error
+        if not _close(found, wanted):
+            raise ValueError(
+                f"--compile: expected the states of {type(self.llm).__name__} as without it, found others "
+                f"(by up to {(found - wanted).abs().max():.2g}); leave it out"
+            )
+
     # The ways.
 
     def _forward(self, tokens: Tensor, mask: Tensor, **more: Any) -> Tensor:
@@ -129,39 +139,36 @@ class LLMPass:
     def _causal(self, front: Tensor, tail: Tensor, mask: Tensor, prefix: Prefix | None) -> Tensor:
         """Keys and values before the tail first, then the tail's states."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and front.requires_grad):
-            cache = self._front_cache(front, mask[:, : -tail.shape[1]], prefix)
-        cache.stops = False
-        return self._forward(tail, mask, past_key_values=cache, use_cache=True)
+            past = self._keys_values(front, mask[:, : -tail.shape[1]], prefix)
+        return self._forward(tail, mask, past_key_values=PassCache(past), use_cache=True)
 
-    def _front_cache(self, front: Tensor, mask: Tensor, prefix: Prefix | None) -> _Cache:
+    def _keys_values(self, front: Tensor, mask: Tensor, prefix: Prefix | None) -> dict[int, KeysValues]:
         """Keys and values of prefix and front in every layer."""
-        cache = _Cache(self.n_layers - 1)
+        past: dict[int, KeysValues] = {}
         if prefix is not None:
-            cache.stops = False
-            for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-                rows = (len(front), -1, -1, -1)
-                cache.update(keys.expand(rows), values.expand(rows), layer)
-            cache.stops = True
-        if front.shape[1]:
-            try:
-                self._forward(front, mask.to(front.device), past_key_values=cache, use_cache=True)
-            except _HasKeys:
-                return cache
-            raise RuntimeError(f"{type(self.llm).__name__}: its last layer asked no cache for keys")
-        return cache
+            rows = (len(front), -1, -1, -1)
+            pairs = zip(prefix.keys, prefix.values, strict=True)
+            past = {i: (keys.expand(rows), values.expand(rows)) for i, (keys, values) in enumerate(pairs)}
+        if not front.shape[1]:
+            return past
+        cache = PassCache(past, ends_at=self.n_layers - 1)
+        with suppress(HasKeys):
+            self._forward(front, mask.to(front.device), past_key_values=cache, use_cache=True)
+        if len(cache.kept) < self.n_layers:
+            raise RuntimeError(f"{type(self.llm).__name__}: a layer asked no cache for keys")
+        return cache.kept
 
     def _bidirectional(self, front: Tensor, tail: Tensor, mask: Tensor) -> Tensor:
         """All layers but the last in full; in the last, the tail's queries on everybody's keys."""
-        last = _layers(self.llm, self.n_layers)[-1]
+        last = stack_of(self.llm, self.n_layers)[-1]
         (hidden, attention_mask, *rest), kwargs = self._input_of(last, torch.cat([front, tail], dim=1), mask)
         if any(value is not None for value in rest):
             raise RuntimeError(f"{type(last).__name__}: arguments that are not known here")
         cut = front.shape[1]
-        cache = _Cache(self.n_layers - 1)
-        kwargs["past_key_values"] = cache
-        with suppress(_HasKeys):
+        cache = kwargs["past_key_values"] = PassCache({}, ends_at=self.n_layers - 1)
+        with suppress(HasKeys):
             last(hidden[:, :cut], _rows(attention_mask, slice(0, cut)), **kwargs)
-        cache.stops = False
+        kwargs["past_key_values"] = PassCache(cache.kept)
         states = last(hidden[:, cut:], _rows(attention_mask, slice(cut, None)), **kwargs)
         return states[0] if isinstance(states, tuple) else states
 
@@ -173,11 +180,11 @@ class LLMPass:
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.append((args, kwargs))
-            raise _HasKeys
+            raise HasKeys
 
         hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            with suppress(_HasKeys):
+            with suppress(HasKeys):
                 self._forward(tokens, mask)
         finally:
             hook.remove()
@@ -220,9 +227,13 @@ class LLMPass:
         )
         return "plain"
 
-    @torch.no_grad()
     def _agrees(self) -> bool:
         """Whether this way gives the plain one's states, also behind a prefix and padding."""
+        return _close(self._check_states(), LLMPass(self.llm, plain=True)._check_states())
+
+    @torch.no_grad()
+    def _check_states(self) -> Tensor:
+        """States [2, T_t, d_llm] behind random tokens, or [4, T_t, d_llm] also with the prefix kept."""
         words = self.llm.get_input_embeddings().weight
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(len(words), (2, sum(CHECK_TOKENS)), generator=generator).to(words.device)
@@ -231,25 +242,22 @@ class LLMPass:
         before = before[:1].expand(2, -1, -1)
         mask = torch.ones_like(ids)
         mask[0, CHECK_TOKENS[0]] = 0  # padding between prefix and front, as prompts have it
-        wanted = LLMPass(self.llm, plain=True)(torch.cat([before, front], 1), tail, mask=mask)
         found = [self(torch.cat([before, front], 1), tail, mask=mask)]
         if self.reuses_prefix:
             found.append(self(front, tail, mask=mask, prefix=self.prefix(before[:1])))
-        tolerance = CHECK_TOLERANCE[wanted.dtype] * float(wanted.float().std())
-        return all(bool((f - wanted).abs().max() <= tolerance) for f in found)
+        return torch.cat(found)
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    """Whether states [a multiple of S, T, d_llm] are those wanted, [S, T, d_llm], but for rounding."""
+    tolerance = CHECK_TOLERANCE[wanted.dtype] * float(wanted.float().std())
+    wanted = wanted.repeat(len(found) // len(wanted), 1, 1)
+    return bool(((found - wanted).abs() <= tolerance).all())
 
 
 def _positions(mask: Tensor) -> Tensor:
     """Position of each token among those that count, [S, T]."""
     return (mask.cumsum(dim=-1) - 1).clamp(min=0)
-
-
-def _layers(llm: nn.Module, count: int) -> nn.ModuleList:
-    """The stack of ``count`` layers."""
-    stacks = [m for m in llm.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if not stacks:
-        raise ValueError(f"{type(llm).__name__}: no stack of {count} layers")
-    return stacks[0]
 
 
 def _rows(mask: Tensor | None, rows: slice) -> Tensor | None:

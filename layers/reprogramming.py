@@ -5,8 +5,10 @@ Shape legend: S series, P patches, D model width, E width per head, C source tok
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class ReprogrammingLayer(nn.Module):
@@ -34,8 +36,19 @@ class ReprogrammingLayer(nn.Module):
         query = self.query_projection(patches).reshape(1, n_series * n_patches, heads, -1).transpose(1, 2)
         key = self.key_projection(source).reshape(1, len(source), heads, -1).transpose(1, 2)  # [1, h, C, E]
         value = self.value_projection(source).reshape(1, len(source), heads, -1).transpose(1, 2)
-        attended = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.dropout if self.training else 0.0
-        )
+        attended = self._attend(query, key, value)
         joined = attended.transpose(1, 2).reshape(n_series, n_patches, -1)  # [S, P, h * E]
         return self.out_projection(joined)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[1, h, S * P, E] over [1, h, C, E]."""
+        rate = self.dropout if self.training else 0.0
+        if not rate or query.device.type != "cpu":
+            return F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
+        # A CPU's kernel knows no dropout: torch writes the attention out and would keep five copies of it.
+        heads = zip(query.split(1, 1), key.split(1, 1), value.split(1, 1), strict=True)
+        return torch.cat([checkpoint(_with_dropout, *head, rate, use_reentrant=False) for head in heads], 1)
+
+
+def _with_dropout(query: Tensor, key: Tensor, value: Tensor, rate: float) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=rate)

@@ -28,6 +28,7 @@ from layers.reprogramming import ReprogrammingLayer
 from layers.step_value import StepValue
 from models.forecaster import Forecaster
 from utils.config import BackboneConfig, Config
+from utils.process_memory import give_back_freed
 from utils.prompt_bank import GENERAL, describe
 from utils.types import InstanceStatistics, PassOfStep
 from utils.windows import per_series
@@ -77,6 +78,10 @@ class Model(Forecaster):
         self.llm_identity = llm.identity
         self.llm_model: Any = llm.model
         self._pass = LLMPass(llm.model)
+        if config.training.gradient_checkpointing:
+            self._pass.recompute_layers()
+        if config.training.compile:
+            self._pass.compile_layers()
         self._kept_prefix: tuple[Any, Prefix] | None = None
         self._kept_source: tuple[Any, Tensor] | None = None
         self._step_source = StepValue()
@@ -177,9 +182,13 @@ class Model(Forecaster):
             return self.source_prototypes
         if self.training and torch.is_grad_enabled():
             place = self._pass_of_step
-            return self._step_source.get(
+            source = self._step_source.get(
                 lambda: self._map_words(self.mapping_layer), first=place.first, last=place.last
             )
+            if place.last and source.requires_grad and source.device.type == "cpu":
+                # what the LLM's backward pass has freed goes before the map's gradient comes
+                source.register_hook(lambda gradient: give_back_freed())
+            return source
         if self.training or torch.is_grad_enabled():
             return self._map_words(self.mapping_layer)
         state = _state_of(self.mapping_layer)

@@ -24,9 +24,9 @@ from run_main import USER_ERRORS
 from utils.cli import parse_config
 from utils.config import Config
 from utils.log import setup_logging
+from utils.process_memory import available_bytes, mib, peak_bytes
 from utils.reporting.memory import sizes_of
 from utils.reporting.preflight import llm_text, opening_lines
-from utils.reporting.process_memory import available_bytes, mib, peak_bytes
 from utils.training.auto_batch import largest_by_estimate, possible_sizes
 from utils.training.batch_plan import BatchPlan, plan_batches
 from utils.training.experiment import resolve

@@ -202,6 +202,10 @@ class TrainingConfig:
     matmul_precision: Literal["auto", "highest", "medium"] = setting(
         "auto", "float32 products: torch's highest or medium; auto: medium where it is as exact"
     )
+    compile: bool = setting(False, "compile the LLM's norms and feed-forward parts (torch.compile)")
+    gradient_checkpointing: bool = setting(
+        False, "keep less for the backward pass and compute it again: less memory, more time"
+    )
     cpu: bool = setting(False, "do not use a GPU")
     deterministic: bool = setting(False, "deterministic kernels only (slower on a GPU)")
     seed: int = setting(2021, "seed of weights, data order and dropout")
@@ -258,7 +262,7 @@ NOT_IDENTITY = frozenset(
     "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
     "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes "
-    "auto_batch_size".split()
+    "auto_batch_size gradient_checkpointing".split()
 )
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
 KNOWN_BY_CONTENT = frozenset({"llm_model", "llm_model_path", "llm_dim", "trust_remote_code"})

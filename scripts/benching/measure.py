@@ -23,8 +23,8 @@ from scripts.benching.client import Worker, WorkerError, workers
 from scripts.benching.rounds import compared, groups, interleave, spread, timed
 from utils.config import Config
 from utils.paths import BASE_MODELS, PROJECT_ROOT
+from utils.process_memory import available_bytes
 from utils.reporting.preflight import environment
-from utils.reporting.process_memory import available_bytes
 
 log = getLogger(__name__)
 WORKER_BYTES = 2.5e9

@@ -37,9 +37,11 @@ def test_results_and_gradients_are_the_fused_kernel_s(
     *tensors, mask = drawn(heads, shared)
     used = mask if masked else None
     found_of, wanted_of = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
-    found, no_map = llm_attention.attend(MODULE, *found_of, used, scaling=scaling)
+    query, key, value = found_of
+    found, no_map = llm_attention.attend(MODULE, query, key, value, used, scaling=scaling)
+    query, key, value = wanted_of
     wanted = F.scaled_dot_product_attention(
-        *wanted_of, attn_mask=used, scale=scaling, enable_gqa=True
+        query, key, value, attn_mask=used, scale=scaling, enable_gqa=True
     ).transpose(1, 2)
     assert no_map is None and found.shape == (S, T, heads, E)
     torch.testing.assert_close(found, wanted)
@@ -62,7 +64,8 @@ def test_blocks_without_gradient_give_the_same(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("asked", [{"dropout": 0.1}, {"softcap": 30.0}, {"s_aux": torch.zeros(6)}])
 def test_what_it_does_not_know_is_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="attention"):
-        llm_attention.attend(MODULE, *drawn(6, 2), **asked)
+        query, key, value, mask = drawn(6, 2)
+        llm_attention.attend(MODULE, query, key, value, mask, **asked)
 
 
 def small_llama() -> Any:

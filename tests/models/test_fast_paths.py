@@ -37,23 +37,32 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+def assert_alike(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        if name.endswith("key_projection.bias"):
+            continue  # mathematically zero: only rounding is left
+        size = float(gradient.abs().max())
+        torch.testing.assert_close(found[name], gradient, rtol=2e-3, atol=2e-4 * size + 1e-9, msg=name)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("switches", [{}, BOTH | {"retrieval_fusion": "both"}], ids=["baseline", "enhanced"])
-@pytest.mark.parametrize("source", ["mapping", "prototypes"])
-def test_forecast_and_every_gradient_are_the_plain_ones(folder, order, switches, source):
-    settings = {**switches, "token_order": order, "source_tokens": source}
+@pytest.mark.parametrize(
+    "choice",
+    [{}, {"source_tokens": "prototypes"}, {"gradient_checkpointing": True, "dropout": 0.0}],
+    ids=["mapping", "prototypes", "checkpointing"],
+)
+def test_forecast_and_every_gradient_are_the_plain_ones(folder, order, switches, choice):
+    settings = {**switches, "token_order": order, **choice}
     fast, plain = model_of(folder, **settings), plainly(model_of(folder, **settings))
     for _ in range(2):  # the second pass meets what the first has kept
         torch.testing.assert_close(
             state_of(fast).prediction, state_of(plain).prediction, rtol=1e-4, atol=1e-5
         )
     found, wanted = gradients(fast), gradients(plain)
-    assert found.keys() == wanted.keys() == {n for n, p in fast.named_parameters() if p.requires_grad}
-    for name, gradient in wanted.items():
-        if name.endswith("key_projection.bias"):
-            continue  # mathematically zero: only rounding is left
-        size = float(gradient.abs().max())
-        torch.testing.assert_close(found[name], gradient, rtol=2e-3, atol=2e-4 * size + 1e-9, msg=name)
+    assert found.keys() == {n for n, p in fast.named_parameters() if p.requires_grad}
+    assert_alike(found, wanted)
 
 
 def test_prompt_domain_0_leaves_the_description_out(tiny_llama):
@@ -81,16 +90,9 @@ def test_prototypes_start_where_the_mapping_starts(tiny_gpt2):
     assert not any("mapping_layer" in name for name in prototypes.state_dict())
 
 
-def test_the_source_is_mapped_once_an_evaluation_and_again_after_every_change(tiny_gpt2, monkeypatch):
+def test_the_source_is_mapped_once_an_evaluation_and_again_after_every_change(tiny_gpt2):
     model = model_of(tiny_gpt2)
-    calls = []
-    mapped = model._map_words
-
-    def counted(mapping: nn.Linear) -> Tensor:
-        calls.append(1)
-        return mapped(mapping)
-
-    monkeypatch.setattr(model, "_map_words", counted)
+    calls = fast_path_process.count_calls(model, "_map_words")
     model.eval()
     with torch.no_grad():
         first = [state_of(model, batch_of(s)).prediction for s in (0, 10, 20)]
@@ -131,11 +133,11 @@ def test_an_evaluation_before_training_leaves_no_inference_tensor_behind(tiny_ll
     assert gradients(model)
 
 
-def accumulated(model: nn.Module, *, told: bool) -> dict[str, Tensor]:
+def accumulated(model: Any, *, told: bool) -> dict[str, Tensor]:
     """Gradients of three passes with other batches; ``told`` of their places the model shares its source."""
     model.train()
     model.zero_grad(set_to_none=True)
-    objective = Objective(model.config)  # type: ignore[arg-type]
+    objective = Objective(model.config)
     batches = [batch_of(0, 100), batch_of(20, 30), batch_of(60, 130)]
     for i, batch in enumerate(batches):
         if told:
@@ -144,21 +146,10 @@ def accumulated(model: nn.Module, *, told: bool) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_alike(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    assert found.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        if name.endswith("key_projection.bias"):
-            continue  # mathematically zero: only rounding is left
-        size = float(gradient.abs().max())
-        torch.testing.assert_close(found[name], gradient, rtol=2e-3, atol=2e-4 * size + 1e-9, msg=name)
-
-
 @pytest.mark.parametrize("switches", [{}, BOTH], ids=["baseline", "enhanced"])
-def test_passes_of_one_step_share_their_source_and_keep_every_gradient(folder, switches, monkeypatch):
+def test_passes_of_one_step_share_their_source_and_keep_every_gradient(folder, switches):
     shared, plain = model_of(folder, **switches), plainly(model_of(folder, **switches))
-    calls: list[int] = []
-    mapped = shared._map_words
-    monkeypatch.setattr(shared, "_map_words", lambda mapping: (calls.append(1), mapped(mapping))[1])
+    calls = fast_path_process.count_calls(shared, "_map_words")
     found = accumulated(shared, told=True)
     assert len(calls) == 1
     assert_alike(found, accumulated(plain, told=False))

@@ -21,7 +21,7 @@ from scripts.benching.rounds import compared, groups, interleave, spread
 from scripts.benching.subject import Subject
 from scripts.benching.table import BEGIN, END, floor_rows, place
 from tests.models.test_fast_paths import gradients, model_of, state_of
-from utils.reporting.process_memory import resident_bytes
+from utils.process_memory import resident_bytes
 
 SMALL = {"data": "synthetic", "batch_size": 1, "llm_layers": 2, **tiny.SETTINGS}
 MODELS = ["tiny_gpt2", "tiny_llama", "tiny_bert"]

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from utils.config import ATTENTION_HEADS, KEY_SEASONS, Config
-from utils.reporting.process_memory import resident_bytes
+from utils.process_memory import resident_bytes
 from utils.types import DataBundle
 
 FLOAT, HALF = 4, 2
@@ -28,8 +28,6 @@ GPT-2's tanh written out keeps six."""
 KEPT_OTHERWISE = 2
 SOFTMAX_COPIES = 3
 """Attention with dropout keeps the softmax, the mask, and their product."""
-SOFTMAX_GRADIENTS = 2
-"""What its backward pass holds beside them."""
 SEARCH_BLOCK = 32768
 """As `layers.retrieval_search`."""
 SEARCH_BYTES = 20
@@ -66,6 +64,7 @@ class LLMSizes(NamedTuple):
     layers: int
     width: int
     vocabulary: int
+    heads: int
     attention: int
     """Heads times their width."""
     keys: int
@@ -90,6 +89,7 @@ class MemoryEstimate:
     optimizer: float
     """Two moments of each trained weight."""
     gradients: float
+    """Beyond the room that the passes have given back by then."""
     retrieval: float
     """The memory's rows, and what a search takes."""
     llm: float
@@ -175,13 +175,15 @@ def training_memory(sizes: MemorySizes) -> MemoryEstimate:
     t = sizes.config.training
     series = t.batch_size * sizes.variables
     llm = sizes.llm
+    kept = _llm_training(sizes, series)
+    others = _reprogramming(sizes, series, training=True) + _modules(sizes, series)
     return MemoryEstimate(
         weights=sizes.trained + (llm.weights if llm else 0),
         optimizer=2 * sizes.trained,
-        gradients=sizes.trained,
+        gradients=max(0.0, sizes.trained - kept - others),
         retrieval=_retrieval(sizes, series),
-        llm=_llm_training(sizes, series),
-        reprogramming=_reprogramming(sizes, series, training=True) + _modules(sizes, series),
+        llm=kept,
+        reprogramming=others,
     )
 
 
@@ -200,6 +202,11 @@ def evaluation_memory(sizes: MemorySizes) -> MemoryEstimate:
     )
 
 
+def _by_products(sizes: MemorySizes) -> bool:
+    """Whether attention is by matrix products, which keep their softmax; see `layers.llm_attention`."""
+    return not sizes.on_gpu and sizes.kind != "plain"
+
+
 def _kept_by_layer(llm: LLMSizes) -> float:
     """What autograd keeps of one token in one layer, its keys and values left out.
 
@@ -209,26 +216,38 @@ def _kept_by_layer(llm: LLMSizes) -> float:
     return 2 * FLOAT * llm.width + llm.weight * (2 * llm.attention + llm.inner_copies * llm.inner)
 
 
-def _keys_by_layer(llm: LLMSizes) -> float:
-    """Keys and values of one token in one layer; shared ones are copied to every head besides."""
-    copies = 2 * llm.attention if llm.attention > llm.keys else 0
-    return llm.weight * (2 * llm.keys + copies)
+def _keys_by_layer(sizes: MemorySizes, llm: LLMSizes) -> float:
+    """Keys and values of one series in one layer, behind those of the tokens before the tail.
+
+    The fused attention copies shared ones to every head besides.
+    """
+    n = sizes.tokens()
+    every, past = sum(n[:3]), n.prefix + n.front
+    copies = 0 if _by_products(sizes) or llm.attention == llm.keys else 2 * llm.attention
+    return llm.weight * (every * (2 * llm.keys + copies) + past * 2 * llm.keys)
 
 
 def _llm_training(sizes: MemorySizes, series: int) -> float:
-    """What all layers keep for the backward pass."""
+    """What all layers keep for the backward pass, and one layer's gradients.
+
+    Where layers are computed again, they keep their inputs, and one of them is there in full.
+    """
     llm = sizes.llm
     if llm is None:
         return 0.0
     n = sizes.tokens()
     every = sum(n[:3])
-    mask = llm.weight * n.tail * every
-    layer = n.tail * _kept_by_layer(llm) + every * _keys_by_layer(llm) + mask
-    kept = llm.layers * layer
-    if n.trained_front:
-        front = n.front * (_kept_by_layer(llm) + _keys_by_layer(llm)) + llm.weight * n.front * n.front
-        kept += (llm.layers - 1) * front
-    return series * kept
+    maps = llm.heads if _by_products(sizes) else 1
+    trained_front = n.front * n.trained_front
+    of_tail, of_front = n.tail * _kept_by_layer(llm), trained_front * _kept_by_layer(llm)
+    maps_of_tail, maps_of_front = (llm.weight * maps * k for k in (n.tail * every, trained_front**2))
+    keys = llm.layers * _keys_by_layer(sizes, llm)
+    one_layer = of_tail + of_front
+    if not sizes.config.training.gradient_checkpointing:
+        kept = llm.layers * (of_tail + maps_of_tail) + (llm.layers - 1) * (of_front + maps_of_front)
+        return series * (keys + kept + one_layer)
+    inputs = llm.layers * llm.weight * llm.width * (n.tail + trained_front)
+    return series * (keys + inputs + max(maps_of_tail, maps_of_front) + 2 * one_layer)
 
 
 def _llm_evaluation(sizes: MemorySizes, series: int) -> float:
@@ -239,15 +258,14 @@ def _llm_evaluation(sizes: MemorySizes, series: int) -> float:
     n = sizes.tokens()
     keys = llm.layers * sum(n[:3]) * llm.weight * 2 * llm.keys
     widest = max(n.front, n.tail) if llm.layers > 1 else n.tail  # the last layer reads the tail alone
-    one_layer = widest * (_kept_by_layer(llm) + llm.weight * llm.inner) + sum(n[:3]) * _keys_by_layer(llm)
+    one_layer = widest * (_kept_by_layer(llm) + llm.weight * llm.inner) + _keys_by_layer(sizes, llm)
     return series * (keys + one_layer)
 
 
 def _reprogramming(sizes: MemorySizes, series: int, *, training: bool) -> float:
     """Patches, their attention to the source tokens, and in half precision a copy of the mapping.
 
-    A CPU's allocator does not give back what the LLM's backward pass has freed in time for the
-    attention's: there the two add up, on a GPU the larger one counts.
+    The attention's own matrix is there head by head, once the LLM's part has been freed.
     """
     llm, b = sizes.llm, sizes.config.backbone
     if llm is None:
@@ -257,11 +275,6 @@ def _reprogramming(sizes: MemorySizes, series: int, *, training: bool) -> float:
     held = float(queries * FLOAT * (4 * b.patch_len + PATCH_COPIES * b.d_model + 3 * b.d_ff))
     held += queries * (3 * low * width + FLOAT * llm.width)
     held += b.num_tokens * FLOAT * (llm.width + 3 * width)
-    if training and b.dropout:
-        attention = FLOAT * b.n_heads * queries * b.num_tokens
-        gradients = SOFTMAX_GRADIENTS * attention
-        held += SOFTMAX_COPIES * attention
-        held += max(0.0, gradients - _llm_training(sizes, series)) if sizes.on_gpu else gradients
     if not training and b.source_tokens == "mapping" and low < FLOAT:
         held += low * b.num_tokens * llm.vocabulary
     return held
@@ -350,6 +363,7 @@ def _llm_sizes(llm: Any) -> LLMSizes:
         layers=layers,
         width=width,
         vocabulary=words.shape[0],
+        heads=heads,
         attention=heads * head,
         keys=(getattr(c, "num_key_value_heads", None) or heads) * head,
         layer_weights=sum(p.numel() for p in stack[0].parameters()),

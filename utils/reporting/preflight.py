@@ -12,8 +12,8 @@ from torch import nn
 
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
+from utils.process_memory import available_bytes, mib, resident_bytes
 from utils.reporting.memory import expected_peaks
-from utils.reporting.process_memory import available_bytes, mib, resident_bytes
 from utils.reporting.unread import unread_flags
 from utils.training.optim import rate_factor
 from utils.types import DataBundle

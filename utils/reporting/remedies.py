@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from utils.config import ConfigError
+from utils.process_memory import mib
 from utils.reporting.memory import MemorySizes, training_memory
-from utils.reporting.process_memory import mib
 
 LADDERS: dict[str, tuple[int, ...]] = {
     "batch_size": (32, 16, 8, 4, 2, 1),

@@ -15,8 +15,8 @@ from accelerate.utils import find_executable_batch_size, gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import Dataset
 
+from utils.process_memory import available_bytes, mib
 from utils.reporting.memory import ALLOCATOR, MemorySizes, sizes_of, training_memory
-from utils.reporting.process_memory import available_bytes, mib
 from utils.reporting.remedies import out_of_memory_text
 from utils.training.batch_plan import BatchPlan
 from utils.training.context import RunContext

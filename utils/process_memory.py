@@ -1,13 +1,32 @@
-"""What memory this process holds, and can still take."""
+"""What memory this process holds, can still take, and can give back."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 CGROUP_USE = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    """The C library's call that returns freed memory to the system; None where it has none."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another C library, another system
+        return None
+
+
+def give_back_freed() -> None:
+    """Return what was freed to the system now, so that the peak of what comes next does not add to it."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
 
 
 def mib(size: float) -> str:

@@ -1,0 +1,112 @@
+"""The layers of a frozen LLM: their keys and values, and other ways to compute them.
+
+A layer may be computed a second time in the backward pass, or be compiled; both act on the model's
+own modules, in place, and leave states and gradients what they were (compiled ones up to rounding).
+
+Shape legend: S series, T_past and T tokens before and in a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+KeysValues = tuple[Tensor, Tensor]
+"""Of one layer, each [S, heads, T, width]."""
+
+ATTENTION = "Attention"
+"""In the class names of the parts that take a cache; the others take one or two tensors."""
+
+
+class HasKeys(Exception):  # noqa: N818  it ends a pass; nothing went wrong
+    """The last layer has handed over its keys and values."""
+
+
+class PassCache(DynamicCache):
+    """Keys and values of one pass behind those of the tokens before it.
+
+    It is not changed by a layer that is computed a second time: what was before stays what it was.
+    """
+
+    def __init__(self, past: Mapping[int, KeysValues], *, ends_at: int | None = None) -> None:
+        """``past`` by layer; the pass is ended by `HasKeys` once layer ``ends_at`` has its own."""
+        super().__init__()
+        self.past = dict(past)
+        self.ends_at = ends_at
+        self.kept: dict[int, KeysValues] = {}
+        """By layer, past and own ones, where the pass is to end early: what it is made for."""
+        self.layers = [_filled(*self.past[i]) for i in sorted(self.past)]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> KeysValues:
+        """Past and own keys and values [S, heads, T_past + T, width] of a layer."""
+        own = key_states, value_states
+        if layer_idx in self.past:
+            keys, values = self.past[layer_idx]
+            own = torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+        if self.ends_at is not None:
+            self.kept.setdefault(layer_idx, own)
+        if self.ends_at == layer_idx:
+            raise HasKeys
+        return own
+
+
+def _filled(keys: Tensor, values: Tensor) -> DynamicLayer:
+    """A layer's entry, from which a model reads how long the past is."""
+    layer = DynamicLayer()
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
+
+
+def stack_of(llm: nn.Module, count: int) -> nn.ModuleList:
+    """The stack of ``count`` layers.
+
+    Raises:
+        ValueError: there is none.
+    """
+    stacks = [m for m in llm.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not stacks:
+        raise ValueError(f"{type(llm).__name__}: no stack of {count} layers")
+    return stacks[0]
+
+
+def recompute(layers: nn.ModuleList) -> None:
+    """Keep only each layer's input for the backward pass, which computes the rest a second time.
+
+    transformers' own switch works in training mode alone and drops the cache: a frozen LLM is in eval
+    mode, and its shortened passes need theirs.
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
+    """
+    for index, layer in enumerate(layers):
+        layer.forward = _recomputing(layer.forward, index)
+
+
+def _recomputing(forward: Callable[..., Any], index: int) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        ends_here = any(
+            isinstance(value, PassCache) and value.ends_at == index for value in (*args, *kwargs.values())
+        )
+        if not torch.is_grad_enabled() or ends_here:  # a pass that ends within a layer keeps little of it
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+def compile_parts(layers: nn.ModuleList) -> None:
+    """Compile what surrounds the attentions: norms and feed-forward parts, for any number of tokens.
+
+    Whole layers are compiled anew for every state of their cache, which costs more than it gains.
+    """
+    for layer in layers:
+        for part in layer.children():
+            if ATTENTION not in type(part).__name__:
+                part.compile(dynamic=True)
