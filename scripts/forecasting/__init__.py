@@ -1,0 +1,3 @@
+"""A trained run, loaded from its checkpoint, forecasts any table with the columns it was trained on."""
+
+from scripts.forecasting.forecaster import Forecaster as Forecaster
