@@ -202,6 +202,12 @@ class TrainingConfig:
     matmul_precision: Literal["auto", "highest", "medium"] = setting(
         "auto", "float32 products: torch's highest or medium; auto: medium where it is as exact"
     )
+    levels: tuple[float, ...] = setting(
+        (0.8, 0.95), "levels of the prediction intervals, several numbers (none: no calibration)"
+    )
+    interval_score: Literal["auto", "absolute", "scaled"] = setting(
+        "auto", "intervals by absolute errors, or scaled by the window's deviation; auto: by validation"
+    )
     cpu: bool = setting(False, "do not use a GPU")
     deterministic: bool = setting(False, "deterministic kernels only (slower on a GPU)")
     seed: int = setting(2021, "seed of weights, data order and dropout")
@@ -258,7 +264,7 @@ NOT_IDENTITY = frozenset(
     "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
     "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes "
-    "auto_batch_size".split()
+    "auto_batch_size levels interval_score".split()
 )
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
 KNOWN_BY_CONTENT = frozenset({"llm_model", "llm_model_path", "llm_dim", "trust_remote_code"})
@@ -454,6 +460,8 @@ def setting_type(group: str, name: str) -> tuple[tuple[type, ...], tuple[Any, ..
     members = get_args(hint) or (hint,)
     if getattr(hint, "__origin__", None) is Literal:
         return (), members
+    if getattr(hint, "__origin__", None) is tuple:
+        return (tuple,), ()
     types = tuple(m for m in members if isinstance(m, type))
     choices = tuple(c for m in members if getattr(m, "__origin__", None) is Literal for c in get_args(m))
     return types, choices
@@ -461,6 +469,8 @@ def setting_type(group: str, name: str) -> tuple[tuple[type, ...], tuple[Any, ..
 
 def _as_declared(group: str, name: str, value: Any) -> Any:
     """``value``, a whole number as a float where the setting is one: 1 and 1.0 are the same run."""
+    if isinstance(value, list) and setting_type(group, name)[0] == (tuple,):
+        return tuple(value)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole and float in setting_type(group, name)[0] else value
 
@@ -469,6 +479,8 @@ def _range_problems(config: Config) -> dict[str, str]:
     """Numbers out of range, by name; values that are no numbers are passed over."""
     found = {}
     for name, value in config.flat().items():
+        if isinstance(value, tuple) and not all(_is_fraction(one) for one in value):
+            found[name] = f"--{name}: expected numbers between 0 and 1, found {spaced(value)}"
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         low, high = _AT_LEAST.get(name, -math.inf), _AT_MOST.get(name, math.inf)
@@ -481,6 +493,15 @@ def _range_problems(config: Config) -> dict[str, str]:
             wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
             found[name] = f"--{name}: expected {wanted}, found {value}"
     return found
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, float) and 0 < value < 1
+
+
+def spaced(value: Any) -> str:
+    """The items of a setting of several values, as they stand behind its flag."""
+    return " ".join(map(str, value))
 
 
 def _type_problems(config: Config) -> dict[str, str]:

@@ -2,95 +2,33 @@
 
 ``Forecaster.load(RUN).predict(table)``: see `Forecaster`.
 
-Shape legend: W windows, T rows, N variables read, M of them forecast, L lookback, H horizon.
+Shape legend: W windows, H horizon, M variables forecast.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils import convert_to_fp32
-from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
-from data_provider import scaling
-from data_provider.data_factory import build_data, load_series
-from data_provider.dataset import WindowDataset
-from data_provider.dates import dates_after
-from data_provider.open_windows import open_windows, same_series
-from data_provider.series import FillMissing, Series, read_table, series_of
-from models import forecaster as models
-from models.TimeLLM import DTYPES
-from scripts.forecasting.loading import LoadedRun, load_run
-from utils.config import Config
+from data_provider.open_windows import same_series
+from data_provider.series import Series
+from scripts.forecasting import tables
+from scripts.forecasting.loading import load_run
+from scripts.forecasting.tables import Array, Backtest
+from scripts.forecasting.trained import Forecasts, Reading, Table, TrainedModel
+from utils.conformal import check_level, check_windows, rolling_half_width
 from utils.training.checkpoint import CheckpointError
-from utils.training.passes import forecast_state, stacked
-from utils.types import Batch, DataBundle, ForecastState, SeriesIdentity, Standardisation
 
 log = getLogger(__name__)
-Array = NDArray[np.float64]
-Table: TypeAlias = pd.DataFrame | str | Path
 
 
-class Forecasts(NamedTuple):
-    """Forecasts of some windows, in original units."""
-
-    prediction: Array
-    """[W, H, M]."""
-    truth: Array
-    """[W, H, M]; NaN where it is still to come."""
-    start: NDArray[np.int64]
-    """[W], the row of the series that each lookback begins at."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a table is read; by default as the run read its own."""
-
-    freq: str | None = None
-    """Given, it accepts gaps in the dates."""
-    fill_missing: FillMissing | None = None
-
-
-class Forecaster:
-    """A trained run that forecasts tables with the columns it was trained on.
-
-    One may be used from several threads at once: their passes through the model take turns.
-    """
-
-    def __init__(self, run: LoadedRun, *, device: torch.device, batch_size: int | None = None) -> None:
-        """Use `load`."""
-        self.path: Path = run.path
-        """The checkpoint file."""
-        self.config: Config = run.config
-        self.model: models.Forecaster = run.model
-        self.facts: Mapping[str, Any] = run.facts
-        """The checkpoint's content without weights: step, LLM, data, ..."""
-        self.device = device
-        training = self.config.training
-        self.batch_size = batch_size or training.eval_batch_size or training.batch_size
-        """Windows per pass."""
-        data = run.facts["data"]
-        self.columns: tuple[str, ...] = tuple(data["columns"])
-        """The variables read, in order."""
-        n_targets = 1 if self.config.data.features == "MS" else len(self.columns)
-        self.targets: tuple[str, ...] = self.columns[-n_targets:]
-        """The variables forecast, the last M of `columns`."""
-        self.frequency: str = data["frequency"]
-        self.standardisation = Standardisation(data["mean"], data["std"])
-        """Of each of `columns`."""
-        names = SeriesIdentity._fields
-        self.identity = SeriesIdentity(**{n: data[n] for n in names}) if names[0] in data else None
-        """Of the series that it was trained on; None in checkpoints of old."""
-        self._lock = threading.Lock()
+class Forecaster(TrainedModel):
+    """A trained run that forecasts tables with the columns it was trained on."""
 
     @classmethod
     def load(
@@ -119,149 +57,155 @@ class Forecaster:
         run = load_run(where, device=on, llm_model_path=llm_model_path)
         return cls(run, device=on, batch_size=batch_size)
 
-    @property
-    def seq_len(self) -> int:
-        """Lookback L, rows."""
-        return self.config.data.seq_len
+    def judged(
+        self,
+        series: Series,
+        *,
+        first: int,
+        count: int,
+        levels: Sequence[float] = (),
+        recalibrate: int | None = None,
+    ) -> tuple[Forecasts, dict[float, Array]]:
+        """Forecasts of ``count`` windows from row ``first`` on, and by level half their intervals' width.
 
-    @property
-    def pred_len(self) -> int:
-        """Horizon H, rows."""
-        return self.config.data.pred_len
-
-    # What it reads.
-
-    def series(self, table: Table, *, reading: Reading | None = None) -> Series:
-        """A table as a checked series of the columns that the model reads.
+        The half widths [W, H, M] are in original units, around the forecast.
 
         Args:
-            table: a CSV file, or a data frame with a ``date`` column (or dates as its index).
-            reading: by default missing numbers are filled where the run filled them, and gaps in the
-                dates are an error.
+            series: of `series`.
+            first: row at which the first window's lookback begins.
+            count: number of windows.
+            levels: of the intervals, each between 0 and 1.
+            recalibrate: take the errors of so many windows right before each forecast, as far as they are
+                known by then, in place of those of the run's validation.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it lacks columns, has another frequency, dates out of order or twice, or numbers
-                that are missing; the message names the first row.
+            CheckpointError: there is no calibration in the checkpoint, and none is made here.
+            LevelError: a level takes more windows of calibration.
+            ValueError: there are too few rows.
         """
-        how = reading or Reading()
-        return series_of(
-            table if isinstance(table, pd.DataFrame) else read_table(Path(table)),
-            where="the table" if isinstance(table, pd.DataFrame) else Path(table),
-            columns=self.columns,
-            frequency=self.frequency,
-            freq=how.freq,
-            fill_missing=how.fill_missing or self.config.data.fill_missing,
-        )
-
-    def own_series(self, *, root_path: str | None = None) -> Series:
-        """The whole series that the run was trained on, read again from where it lay.
-
-        Args:
-            root_path: its folder, if it moved.
-
-        Raises:
-            OSError: it is not there.
-            CheckpointError: it is not what the run saw.
-        """
-        series = load_series(self._own_config(root_path).data)
-        self._check_own(series.content_hash)
-        return series
-
-    def own_data(self, *, root_path: str | None = None) -> DataBundle:
-        """The three parts of that series as data sets of windows; raises as `own_series` does."""
-        data = build_data(self._own_config(root_path))
-        self._check_own(data.content_hash)
-        return data
-
-    def _own_config(self, root_path: str | None) -> Config:
-        return self.config if root_path is None else self.config.replace(root_path=root_path)
-
-    def _check_own(self, content_hash: str) -> None:
-        expected = self.facts["data"]["content_hash"]
-        if content_hash != expected:
-            raise CheckpointError(
-                f"{self.path}: expected the data that it was trained on (content {expected[:12]}), found "
-                f"others ({content_hash[:12]}) in {self.config.data.file_name}"
+        self._check_levels(levels, recalibrate)
+        if not levels or recalibrate is None:
+            found = self.forecasts(self.windows(series, first=first, count=count))
+            return found, {level: self._half_width(level, found) for level in levels}
+        before = recalibrate + self.pred_len - 1
+        if first < before:
+            needed = before + self.seq_len + count - 1
+            raise ValueError(
+                f"{series.name}: expected {needed} rows or more, for --recalibrate {recalibrate} windows "
+                f"before the first forecast, found {first + self.seq_len + count - 1}"
             )
+        every = self.forecasts(self.windows(series, first=first - before, count=before + count))
+        error = np.abs(every.prediction - every.truth)
+        rolled = {
+            level: rolling_half_width(error, level, windows=recalibrate, count=count).astype(np.float64)
+            for level in levels
+        }
+        return every.after(before), rolled
 
-    # What it forecasts.
+    def _half_width(self, level: float, found: Forecasts) -> Array:
+        """Half the width [W, H, M] of intervals by the checkpoint's calibration, in original units."""
+        assert self.calibration is not None
+        half = self.calibration.half_width(level, torch.from_numpy(found.deviation)).double()
+        return (half * self.standardisation.std[-len(self.targets) :]).numpy()
 
-    def windows(self, series: Series, *, first: int, count: int = 1) -> WindowDataset:
-        """The windows of ``series`` that begin at row ``first`` and after; their future may be to come.
+    def _check_levels(self, levels: Sequence[float], recalibrate: int | None) -> None:
+        """Before any forecast: the intervals that are asked for can be had."""
+        for level in levels:
+            check_level(level)
+            if recalibrate is not None:
+                check_windows(level, recalibrate)
+            elif self.calibration is not None:
+                self.calibration.quantile(level)
+            else:
+                raise CheckpointError(
+                    f"{self.path}: expected a calibration for intervals, found none: the checkpoint is of an "
+                    "older version, or of --levels without a number, or not the run's best. --recalibrate N "
+                    "calibrates on the last N windows of the table itself"
+                )
 
-        Each knows its place, so that retrieval does not find the window itself where the series is the
-        one that was trained on (also with rows added since).
-
-        Raises:
-            ValueError: a lookback is not wholly inside the series.
-        """
-        own = self.identity is not None and same_series(series, self.identity)
-        return open_windows(
-            series,
-            self.standardisation,
-            seq_len=self.seq_len,
-            pred_len=self.pred_len,
-            n_targets=len(self.targets),
-            known_as=self.identity.series_id if own and self.identity else series.series_id,
-            first=first,
-            count=count,
-        )
-
-    def states(self, windows: Dataset[Batch]) -> Iterator[tuple[Batch, ForecastState]]:
-        """Batches of windows in order, on `device`, with what the model made of them (standardised units).
-
-        Raises:
-            ValueError: the model reads the true future (a study's oracle), and it is still to come.
-        """
-        count = len(windows)  # type: ignore[arg-type]  # torch's Dataset does not declare __len__
-        for begin in range(0, count, self.batch_size):
-            items = [windows[i] for i in range(begin, min(begin + self.batch_size, count))]
-            batch = stacked(items, self.device)
-            if self.config.gram.retrieval_control == "oracle" and bool(batch.y.isnan().any()):
-                raise ValueError("--retrieval_control oracle reads the true future, which is still to come")
-            yield batch, self._pass(batch)
-
-    @torch.no_grad()
-    def _pass(self, batch: Batch) -> ForecastState:
-        """One pass, in the precision that the run was trained in."""
-        precision = self.config.training.mixed_precision
-        # as in the run: a model without weights to train is not wrapped
-        half = precision != "no" and any(p.requires_grad for p in self.model.parameters())
-        with self._lock, torch.autocast(self.device.type, DTYPES[precision], enabled=half):
-            state = forecast_state(self.model, batch)
-        return convert_to_fp32(state) if half else state
-
-    def forecasts(self, windows: Dataset[Batch]) -> Forecasts:
-        """Forecasts of windows, in original units."""
-        scale = Standardisation(*(part[-len(self.targets) :] for part in self.standardisation))
-        parts: list[tuple[Array, Array, NDArray[np.int64]]] = []
-        for batch, state in self.states(windows):
-            prediction, truth = (
-                scaling.inverse(values.cpu(), scale).numpy() for values in (state.prediction, batch.y)
-            )
-            parts.append((prediction, truth, batch.start.cpu().numpy()))
-        return Forecasts(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-    def predict(self, table: Table, *, reading: Reading | None = None) -> pd.DataFrame:
+    def predict(
+        self,
+        table: Table,
+        *,
+        levels: Sequence[float] = (),
+        recalibrate: int | None = None,
+        reading: Reading | None = None,
+    ) -> pd.DataFrame:
         """The H rows after the end of ``table``: ``date``, and a column for each variable forecast.
+
+        With ``levels`` each variable has its bounds beside it, such as ``OT_lo_80`` and ``OT_hi_80``.
 
         Args:
             table: as for `series`.
+            levels: of the prediction intervals, each between 0 and 1.
+            recalibrate: as for `judged`.
             reading: as for `series`.
 
         Raises:
-            ValueError, OSError: as `series` does, or where there are fewer rows than the lookback.
+            ValueError, OSError: as `series` and `judged` do.
         """
         series = self.series(table, reading=reading)
-        windows = self.windows(series, first=len(series.values) - self.seq_len)
-        found = self.forecasts(windows)
-        frame = pd.DataFrame(found.prediction[0], columns=list(self.targets))
-        frame.insert(0, "date", self.times(series, found.start)[0])
-        return frame
+        first = len(series.values) - self.seq_len
+        found, half = self.judged(series, first=first, count=1, levels=levels, recalibrate=recalibrate)
+        return tables.table(
+            {"date": self.times(series, found.start)[0]},
+            self.targets,
+            found.prediction[0],
+            half_widths={level: width[0] for level, width in half.items()},
+        )
 
-    def times(self, series: Series, start: NDArray[np.int64]) -> NDArray[np.datetime64]:
-        """Times [W, H] of the forecasts of windows that begin at the rows ``start`` [W]."""
-        dates = series.dates.append(dates_after(series.dates[-1], series.frequency, self.pred_len))
-        rows = start[:, None] + self.seq_len + np.arange(self.pred_len)  # [W, H]
-        return dates.to_numpy()[rows]
+    def backtest(
+        self,
+        table: Table,
+        windows: int,
+        *,
+        levels: Sequence[float] = (),
+        recalibrate: int | None = None,
+        reading: Reading | None = None,
+    ) -> Backtest:
+        """Forecasts of the last ``windows`` windows of ``table`` whose future it holds, and their scores.
+
+        Args as for `predict`.
+
+        Raises:
+            ValueError, OSError: as `predict` does.
+        """
+        series = self.series(table, reading=reading)
+        first = len(series.values) - self.seq_len - self.pred_len - windows + 1
+        if windows < 1 or first < 0:
+            most = first + windows
+            raise ValueError(
+                f"--backtest: expected 1 to {max(most, 0)} windows, of {self.seq_len} rows and the "
+                f"{self.pred_len} after them ({series.name} has {len(series.values)} rows), found {windows}"
+            )
+        self._say_trained(series, first=first, count=windows)
+        found, half = self.judged(series, first=first, count=windows, levels=levels, recalibrate=recalibrate)
+        rows = (windows * self.pred_len, len(self.targets))
+        origin = series.dates.to_numpy()[found.start + self.seq_len - 1]
+        frame = tables.table(
+            {
+                "origin": np.repeat(origin, self.pred_len),
+                "date": self.times(series, found.start).reshape(-1),
+            },
+            self.targets,
+            found.prediction.reshape(rows),
+            half_widths={level: width.reshape(rows) for level, width in half.items()},
+            truth=found.truth.reshape(rows),
+        )
+        deviation = self.standardisation.std[-len(self.targets) :].numpy()
+        scored = tables.scores(
+            found.prediction, found.truth, deviation=deviation, targets=self.targets, half_widths=half
+        )
+        return Backtest(frame, scored)
+
+    def _say_trained(self, series: Series, *, first: int, count: int) -> None:
+        """Say how many windows forecast rows that the model was trained on."""
+        if self.identity is None or not same_series(series, self.identity):
+            return
+        trained = min(count, max(0, self.identity.trained_rows - self.seq_len - first))
+        if trained:
+            log.warning(
+                "%d of these %d windows forecast rows that the model was trained on: no test of it",
+                trained,
+                count,
+            )

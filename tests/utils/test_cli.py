@@ -7,7 +7,7 @@ import pytest
 
 from utils import cli
 from utils.cli import build_parser, parse_config
-from utils.config import Config, iter_settings, setting_type
+from utils.config import Config, iter_settings, setting_type, spaced
 from utils.family_flags import REFUSED
 from utils.paths import PRESETS
 
@@ -17,8 +17,8 @@ FLAGS = """
 --decomposition --des --deterministic --devices --distil --dropout --e_layers --embed --enc_in
 --eval_batch_size --eval_steps --eval_stride --eval_test_each_epoch --factor --fc_dropout --features
 --fill_missing --freq --gpu --gpu_type --gradient_accumulation_steps --head_dropout --help --individual
---init_from --input_dropout --inverse --is_training --itr --kernel_size --label_len --label_smoothing
---lambda_dir --lambda_hcl --lambda_mag --lambda_ord --lambda_retrieval --lambda_trend --learning_rate
+--init_from --input_dropout --interval_score --inverse --is_training --itr --kernel_size --label_len --label_smoothing
+--lambda_dir --lambda_hcl --lambda_mag --lambda_ord --lambda_retrieval --lambda_trend --learning_rate --levels
 --llm_dim --llm_layers --llm_model --llm_model_path --load_in_4bit --loader --log_steps --loss
 --loss_scale --lr_warmup_steps --lradj --matmul_precision --max_grad_norm --max_memory_size --max_minutes
 --max_steps --memory_size --mixed_precision --model --model_comment --model_id --moving_avg --n_heads
@@ -57,7 +57,8 @@ def test_help_prints_every_flag_its_default_and_its_choices(capsys):
         types, choices = setting_type(group, name)
         assert all(str(choice) in words for choice in choices)
         if types != (bool,) and item.default not in (None, ""):
-            assert f"[{item.default}]" in words
+            shown = spaced(item.default) if types == (tuple,) else item.default
+            assert f"[{shown}]" in words
 
 
 def test_no_flags_are_the_defaults():

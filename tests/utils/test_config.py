@@ -67,7 +67,7 @@ DOCUMENTED_DEFAULTS: dict[str, Any] = {
     "features": "M",
     "target": "OT",
 }
-ANOTHER: dict[str, Any] = {"llm_dim": 32, "season": 7, "max_steps": 3, "eval_steps": 2}
+ANOTHER: dict[str, Any] = {"llm_dim": 32, "season": 7, "max_steps": 3, "eval_steps": 2, "levels": (0.5,)}
 """A value for settings whose default tells nothing of their type."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
+from typing import Any
 
 
 def score_table(rows: Sequence[tuple[str, float, float]]) -> str:
@@ -15,6 +16,18 @@ def phase_table(phases: Mapping[str, float]) -> str:
     """A table of seconds for each phase, with their sum below."""
     rows = [(name, f"{seconds:.1f}") for name, seconds in phases.items()]
     return _table(("phase", "seconds"), [*rows, ("total", f"{sum(phases.values()):.1f}")])
+
+
+def interval_table(intervals: Mapping[str, Any]) -> str:
+    """A table of the test windows covered by prediction intervals, by level; widths in standardised units."""
+    rows = [
+        (f"{float(level):.1%}", f"{found['coverage']:.1%}", f"{found['width']:.3f}")
+        for level, found in intervals["levels"].items()
+    ]
+    return (
+        f"prediction intervals, {intervals['score']} errors of {intervals['calibration_windows']} validation "
+        f"windows, on {intervals['windows']} test windows\n" + _table(("level", "covered", "width"), rows)
+    )
 
 
 def spread_text(tests: Sequence[Mapping[str, float]]) -> str:

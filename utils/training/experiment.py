@@ -137,6 +137,7 @@ def _set_up(
         flags=_flags_as_begun(config, payload),
         stop=stop,
         newest=resume if config.run.is_training else None,
+        calibration=None if payload is None or config.run.is_training else payload.get("calibration"),
         phases={"data": data_seconds, "model": time.perf_counter() - began - data_seconds},
     ), payload
 
