@@ -80,6 +80,8 @@ def load_run(where: str | Path, *, device: torch.device, llm_model_path: str | N
         model.load_state_dict(payload["model"])
     except RuntimeError as error:  # torch's, for missing keys and other shapes
         raise CheckpointError(f"{path}: its weights do not fit its settings ({name}): {error}") from error
+    if path.name == checkpoints.STEP_FILE and config.gram.use_gram and config.gram.retrieval_key != "raw":
+        log.warning("%s: its memory's keys are those of the last validation up to its step", path)
     facts = {k: v for k, v in payload.items() if k not in ("model", "optimizer", "rng_state")}
     return LoadedRun(path, config, model.to(device).eval(), facts)
 
