@@ -78,8 +78,8 @@ def test_the_coverage_of_exchangeable_windows_is_exact(level):
     covered = []
     for order in permutations(values):
         *known, last = order
-        known = np.array(known, dtype=np.float32).reshape(-1, 1, 1)
-        found = calibrate(known, ones(4, 1), score="absolute", levels=[level])
+        errors_known = np.array(known, dtype=np.float32).reshape(-1, 1, 1)
+        found = calibrate(errors_known, ones(4, 1), score="absolute", levels=[level])
         covered.append(last <= half(found, level, ones(1, 1)).item())
     share = Fraction(sum(covered), len(covered))
     assert share == Fraction(rank_of(level, 4), 5)
