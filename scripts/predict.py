@@ -17,11 +17,11 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import pandas as pd
+import torch
 
 from run_main import USER_ERRORS
-from scripts.forecasting import Forecaster
+from scripts.forecasting import Forecaster, Reading
 from scripts.forecasting.tables import ALL
-from scripts.forecasting.trained import Reading
 from utils.log import setup_logging
 from utils.training.precision import matmul_precision
 from utils.training.whole_files import whole_file
@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             frame = _forecast(forecaster, args)
         with whole_file(args.output) as file:
             file.write(frame.to_csv(index=False, float_format="%.9g").encode())
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of memory; lower --batch_size, or use --cpu ({error})", file=sys.stderr)
+        return 2
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -86,7 +86,7 @@ class Forecaster(TrainedModel):
         self._check_levels(levels, recalibrate)
         if not levels or recalibrate is None:
             found = self.forecasts(self.windows(series, first=first, count=count))
-            return found, {level: self._half_width(level, found) for level in levels}
+            return found, {level: self.half_width(level, found) for level in levels}
         before = recalibrate + self.pred_len - 1
         if first < before:
             needed = before + self.seq_len + count - 1
@@ -102,8 +102,14 @@ class Forecaster(TrainedModel):
         }
         return every.after(before), rolled
 
-    def _half_width(self, level: float, found: Forecasts) -> Array:
-        """Half the width [W, H, M] of intervals by the checkpoint's calibration, in original units."""
+    def half_width(self, level: float, found: Forecasts) -> Array:
+        """Half the width [W, H, M] of these forecasts' intervals, in original units.
+
+        Raises:
+            CheckpointError: the checkpoint has no calibration.
+            LevelError: the level takes more windows of calibration.
+        """
+        self._check_levels([level], None)
         assert self.calibration is not None
         half = self.calibration.half_width(level, torch.from_numpy(found.deviation)).double()
         return (half * self.standardisation.std[-len(self.targets) :]).numpy()
