@@ -246,6 +246,11 @@ class RunConfig:
     resume_counter: int | None = setting(None, "early-stopping counter to resume with")
     init_from: str | None = setting(None, "checkpoint whose weights to start from (not a resume)")
     log_steps: int = setting(50, "optimizer steps between lines of the training log")
+    report_to: Literal["none", "tensorboard", "wandb"] = setting(
+        "none", "tracker that gets the metrics too; wandb obeys WANDB_MODE, e.g. offline"
+    )
+    debug_shapes: bool = setting(False, "print the shapes of one forward pass before the run")
+    dump_prompt: bool = setting(False, "print the prompt of the first window before the run")
     max_minutes: float | None = setting(None, "save and stop (status 75) before this many minutes")
 
 
@@ -264,7 +269,7 @@ NOT_IDENTITY = frozenset(
     "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
     "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes "
-    "auto_batch_size levels interval_score".split()
+    "auto_batch_size levels interval_score report_to debug_shapes dump_prompt".split()
 )
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
 KNOWN_BY_CONTENT = frozenset({"llm_model", "llm_model_path", "llm_dim", "trust_remote_code"})

@@ -26,7 +26,7 @@ from accelerate.utils import (
 from torch.utils.data import DataLoader, Dataset
 
 from utils.config import Config
-from utils.log import MetricsFile, RunLogFile, setup_logging
+from utils.log import RunLogFile, setup_logging
 from utils.reporting.preflight import environment, llm_text, opening_lines
 from utils.training import checkpoint as checkpoints
 from utils.training import judging, resuming, saving
@@ -41,7 +41,9 @@ from utils.training.optim import build_optimizer, build_schedule
 from utils.training.outlook import seconds_per_window, windows_to_judge
 from utils.training.precision import matmul_precision
 from utils.training.progress import Hooks
+from utils.training.run_status import status_kept
 from utils.training.stopping import RunStopped, StopRequest, how_to_go_on
+from utils.training.tracking import require_tracker, stop_tracking, tracked_metrics
 from utils.training.trainer import Trainer
 from utils.types import Batch, DataBundle
 
@@ -84,6 +86,8 @@ def run(config: Config, builders: Builders) -> RunResult:
         try:
             this, payload = _set_up(config, builders, stop, closing)
             log.info("run folder: %s", this.folder)
+            writes = this.accelerator.is_main_process and bool(config.run.is_training)
+            closing.enter_context(status_kept(this.folder, writes=writes))
             closing.enter_context(out_of_memory_explained(this))
             _prepare_model(this, payload)
             if config.training.auto_batch_size and config.run.is_training and payload is None:
@@ -104,6 +108,7 @@ def _set_up(
 ) -> tuple[RunContext, dict[str, Any] | None]:
     """Data, model and folder of a run, and the payload that it goes on from or tests."""
     began = time.perf_counter()
+    require_tracker(config.run.report_to)
     accelerator = _accelerator(config)
     closing.callback(accelerator.free_memory)
     setup_logging(main_process=accelerator.is_main_process)
@@ -124,6 +129,10 @@ def _set_up(
         facts = environment() | {"llm": llm, "data_hash": data.content_hash}
         folders.describe_run(folder, config, facts, resumed=resume is not None)
         closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
+    closing.callback(stop_tracking, accelerator)
+    metrics = tracked_metrics(
+        config, accelerator, folder, resumed_at=None if payload is None else payload.get("global_step")
+    )
     return RunContext(
         config=plan.apply(config),
         accelerator=accelerator,
@@ -131,7 +140,7 @@ def _set_up(
         model=model,
         plain=model,
         folder=folder,
-        metrics=MetricsFile(folder / folders.METRICS_FILE),
+        metrics=metrics,
         llm=llm,
         plan=plan,
         flags=_flags_as_begun(config, payload),

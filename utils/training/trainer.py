@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from utils.config import TrainingConfig
 from utils.log import MetricsFile
+from utils.reporting.process_memory import held_bytes
 from utils.training.metrics import ScoreSums, module_text
 from utils.training.objective import Loss, Objective
 from utils.training.outlook import announce, fitting_preset
@@ -387,5 +388,13 @@ class Trainer:
             warmup=loss.warmup,
             learning_rate=self.rate,
             seconds_per_step=None if math.isnan(seconds) else seconds,
+            samples_per_second=None if math.isnan(seconds) else self._samples_per_step() / seconds,
+            memory_bytes=held_bytes(self.accelerator.device),
             **terms,
+            **{name: value.item() for name, value in loss.decisions.items()},
         )
+
+    def _samples_per_step(self) -> int:
+        """Training samples in one optimizer step, over all passes and processes."""
+        t = self.config
+        return t.batch_size * t.gradient_accumulation_steps * self.accelerator.num_processes
