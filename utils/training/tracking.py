@@ -65,7 +65,7 @@ def _numbers(values: Mapping[str, Any], group: str, event: str) -> Iterator[tupl
 def tracked_metrics(
     config: Config, accelerator: Accelerator, folder: Path, *, resumed_at: int | None
 ) -> MetricsFile:
-    """The run's metrics, with the tracker that ``--report_to`` names started on the main process of a training.
+    """The run's metrics, with the tracker that ``--report_to`` names, on the main process of a training.
 
     A run that resumes goes on in the same log: TensorBoard hides what lies after the step
     ``resumed_at``, W&B keeps it (the steps are taken again, with the same numbers).

@@ -104,9 +104,7 @@ def test_a_tracker_that_is_not_installed_is_one_error_before_anything_is_loaded(
         run_main.main([*words, "--report_to", name])
     assert caught.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()
-    assert said == [
-        f"error: --report_to {name}: the package {name} is not installed; pip install {name}"
-    ]
+    assert said == [f"error: --report_to {name}: the package {name} is not installed; pip install {name}"]
 
 
 def test_none_needs_no_package(monkeypatch):
