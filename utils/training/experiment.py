@@ -38,7 +38,7 @@ from utils.training.checkpoint import CheckpointError
 from utils.training.context import Loaders, RunContext
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
-from utils.training.outlook import seconds_per_window, windows_to_judge
+from utils.training.outlook import first_items, seconds_per_window, windows_to_judge
 from utils.training.precision import matmul_precision
 from utils.training.progress import Hooks
 from utils.training.run_status import status_kept
@@ -62,6 +62,8 @@ class Builders:
     """(bundle, config, num_processes=) to the training loader."""
     evaluation_loader: Callable[..., DataLoader[Batch]]
     """(dataset, batch_size, num_workers) to a loader in order."""
+    inspect: Callable[..., list[str]]
+    """(model, batch, names, shapes=, prompt=) to the lines that a look inside prints."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def run(config: Config, builders: Builders) -> RunResult:
             if config.training.auto_batch_size and config.run.is_training and payload is None:
                 choose_batch_size(this)
             trainer, loaders = _trainer(this, builders, payload)
+            _look_inside(this, builders)
             stop.can_wait = True
             if config.run.is_training:
                 with this.phase("training"):
@@ -292,6 +295,18 @@ def _trainer(this: RunContext, builders: Builders, payload: dict[str, Any] | Non
         trainer.progress.global_step = payload.get("global_step", 0)
     _say_what_begins(this, steps_per_epoch=steps_per_epoch, total_steps=total)
     return trainer, loaders
+
+
+def _look_inside(this: RunContext, builders: Builders) -> None:
+    """What ``--debug_shapes`` and ``--dump_prompt`` ask for, of the first training windows."""
+    run_settings = this.config.run
+    if this.accelerator.is_main_process and (run_settings.debug_shapes or run_settings.dump_prompt):
+        batch = first_items(this.data.train, this.config.training.batch_size, this.accelerator.device)
+        shapes, prompt = run_settings.debug_shapes, run_settings.dump_prompt
+        for line in builders.inspect(
+            this.plain, batch, list(this.data.targets), shapes=shapes, prompt=prompt
+        ):
+            log.info("%s", line)
 
 
 def _loaders(this: RunContext, builders: Builders) -> Loaders:

@@ -16,6 +16,7 @@ import torch
 import run_main
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models import MODELS
+from models.inspection import inspection_lines
 from tests.utils.training.comparing import load, records, unequal
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
@@ -36,7 +37,8 @@ def spied(config: Config, seen: list[Any], *, name: str = "TimeLLM_Enhanced") ->
         seen.append(MODELS[name](of))
         return seen[-1]
 
-    return experiment.run(config, Builders(name, build, build_data, training_loader, evaluation_loader))
+    builders = Builders(name, build, build_data, training_loader, evaluation_loader, inspection_lines)
+    return experiment.run(config, builders)
 
 
 # What a run leaves
