@@ -5,6 +5,7 @@ Shape legend: S series, P patches, D model width, E width per head, C source tok
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ class ReprogrammingLayer(nn.Module):
     def __init__(self, *, d_model: int, n_heads: int, d_keys: int, d_llm: int, dropout: float) -> None:
         """``d_keys`` is the width E of one head; ``dropout`` acts on the attention weights."""
         super().__init__()
-        self.n_heads = n_heads
+        self.n_heads, self._width = n_heads, d_keys
         self.dropout = dropout
         self.query_projection = nn.Linear(d_model, d_keys * n_heads)
         self.key_projection = nn.Linear(d_llm, d_keys * n_heads)
@@ -29,13 +30,26 @@ class ReprogrammingLayer(nn.Module):
     def forward(self, patches: Tensor, source: Tensor) -> Tensor:
         """Patches [S, P, D] and source embeddings [C, d_llm] to [S, P, d_llm]."""
         n_series, n_patches, _ = patches.shape
-        heads = self.n_heads
-        # The source is the same for every series, so series and patches are one long query.
-        query = self.query_projection(patches).reshape(1, n_series * n_patches, heads, -1).transpose(1, 2)
-        key = self.key_projection(source).reshape(1, len(source), heads, -1).transpose(1, 2)  # [1, h, C, E]
-        value = self.value_projection(source).reshape(1, len(source), heads, -1).transpose(1, 2)
+        query, key = self._query_and_key(patches, source)
+        value = self.value_projection(source).reshape(1, len(source), self.n_heads, -1).transpose(1, 2)
         attended = F.scaled_dot_product_attention(
             query, key, value, dropout_p=self.dropout if self.training else 0.0
         )
         joined = attended.transpose(1, 2).reshape(n_series, n_patches, -1)  # [S, P, h * E]
         return self.out_projection(joined)
+
+    @torch.no_grad()
+    def attention(self, patches: Tensor, source: Tensor) -> Tensor:
+        """How much each series looks at each source token, [S, C]: the mean over patches and heads, sum 1."""
+        query, key = self._query_and_key(patches, source)
+        scores = query.float() @ key.float().transpose(-2, -1) / query.shape[-1] ** 0.5  # [1, h, S * P, C]
+        return scores.softmax(dim=-1).mean(dim=1)[0].unflatten(0, patches.shape[:2]).mean(dim=1)
+
+    def _query_and_key(self, patches: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """[1, heads, S * P, E] and [1, heads, C, E].
+
+        The source is the same for every series, so series and patches are one long query.
+        """
+        query = self.query_projection(patches).reshape(1, -1, self.n_heads, self._width).transpose(1, 2)
+        key = self.key_projection(source).reshape(1, len(source), self.n_heads, -1).transpose(1, 2)
+        return query, key
