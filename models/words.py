@@ -47,9 +47,7 @@ class WordUse(NamedTuple):
 
 
 @torch.no_grad()
-def word_use(
-    model: TimeLLM.Model, patches: Tensor, *, prototypes: int = 6, words: int = 8
-) -> list[WordUse]:
+def word_use(model: TimeLLM.Model, patches: Tensor, *, prototypes: int = 6, words: int = 8) -> list[WordUse]:
     """For each series of ``patches`` [S, P, D], as they enter the reprogramming, what it looks at."""
     source = model.source_tokens().float()
     attention = model.reprogramming_layer.attention(patches, source)  # [S, C]

@@ -12,6 +12,7 @@ import pandas as pd
 
 from data_provider.series import Series
 from scripts.forecasting import Forecaster
+from utils.config import TrainingConfig
 from utils.training.run_folder import run_folder_of
 from utils.types import DataBundle
 
@@ -110,3 +111,8 @@ def spread(count: int, wanted: int | None) -> Sequence[int]:
     if wanted == 1:
         return [0]
     return sorted({round(i * (count - 1) / (wanted - 1)) for i in range(wanted)})
+
+
+def shown_levels(run: LoadedRun) -> tuple[float, ...]:
+    """The levels of the intervals that are drawn around a forecast: the run's own."""
+    return tuple(run.forecaster.config.training.levels) or TrainingConfig().levels
