@@ -168,7 +168,9 @@ def _watch_llm(model: Any, record: PassRecord, closing: ExitStack) -> None:
             states = taken(front, tail, mask=mask, prefix=prefix)
             tokens = {"trend": 1 * hasattr(model, "tapr"), "retrieval": 2 * hasattr(model, "gram")}
             patches = record.shape("Reprogramming")[1]
-            tokens["prompt"] = length - patches - sum(tokens.values())
+            prompt = {"prompt": length - patches - sum(tokens.values())}
+            behind = model.config.backbone.token_order == "prompt_first"
+            tokens = {**prompt, **tokens} if behind else {**tokens, **prompt}
             parts = " + ".join(f"{name}({count})" for name, count in tokens.items() if count)
             note = f"{parts} + patch({patches})" + (f"; the first {kept} computed once" if kept else "")
             record.stages.append(Stage("LLM Input", (len(tail), length, tail.shape[-1]), note))

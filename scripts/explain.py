@@ -20,7 +20,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from models.inspection import prompt_lines, watched
 from run_main import USER_ERRORS
 from scripts.looking.explanation import explain
-from scripts.looking.options import LoadedRun, first_row, load, parser_for
+from scripts.looking.options import LoadedRun, first_row, looking, parser_for
 from utils.log import setup_logging
 from utils.reporting.window_plot import plain_word, plot_window
 from utils.training.run_folder import write_json
@@ -31,15 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = _parser().parse_args(argv)
     setup_logging(main_process=True)
     try:
-        run = load(words)
-        start = first_row(run, words.window)
-        if words.dump_prompt or words.debug_shapes:
-            lines = _look_inside(run, start, shapes=words.debug_shapes, prompt=words.dump_prompt)
-        else:
-            out = Path(words.out) if words.out else run.folder / "explain"
-            lines = _explained(run, start, words.variable or run.forecaster.targets[-1], out)
-        for line in lines:
-            print(line, flush=True)
+        with looking(words) as run:
+            start = first_row(run, words.window)
+            if words.dump_prompt or words.debug_shapes:
+                lines = _look_inside(run, start, shapes=words.debug_shapes, prompt=words.dump_prompt)
+            else:
+                out = Path(words.out) if words.out else run.folder / "explain"
+                lines = _explained(run, start, words.variable or run.forecaster.targets[-1], out)
+            for line in lines:
+                print(line, flush=True)
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

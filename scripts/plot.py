@@ -17,7 +17,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 
 from run_main import USER_ERRORS
 from scripts.looking.evidence import gather
-from scripts.looking.options import LoadedRun, load, parser_for, shown_levels
+from scripts.looking.options import LoadedRun, looking, parser_for, shown_levels
 from utils.log import MetricsFile, setup_logging
 from utils.reporting.run_plots import plot_calibration, plot_errors, plot_test_windows, plot_training
 from utils.training.run_folder import METRICS_FILE
@@ -35,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words.windows is not None and words.windows < 1:
             raise ValueError(f"--windows: expected 1 or more, or all, found {words.windows}")
-        run = load(words)
-        for line in pictures(run, Path(words.out) if words.out else run.folder / "plots", words.windows):
-            print(line, flush=True)
+        with looking(words) as run:
+            out = Path(words.out) if words.out else run.folder / "plots"
+            for line in pictures(run, out, words.windows):
+                print(line, flush=True)
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

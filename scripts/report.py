@@ -15,7 +15,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from run_main import USER_ERRORS
-from scripts.looking.options import load, parser_for
+from scripts.looking.options import looking, parser_for
 from scripts.looking.page import page_of
 from utils.log import setup_logging
 from utils.training.whole_files import whole_file
@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words.windows < 1:
             raise ValueError(f"--windows: expected 1 or more, found {words.windows}")
-        run = load(words)
-        out = Path(words.out) if words.out else run.folder / "report.html"
-        page = page_of(run, windows=words.windows).encode()
+        with looking(words) as run:
+            out = Path(words.out) if words.out else run.folder / "report.html"
+            page = page_of(run, windows=words.windows).encode()
         with whole_file(out) as file:
             file.write(page)
     except USER_ERRORS as error:

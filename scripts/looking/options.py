@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import pandas as pd
 from data_provider.series import Series
 from scripts.forecasting import Forecaster
 from utils.config import TrainingConfig
+from utils.training.precision import matmul_precision
 from utils.training.run_folder import run_folder_of
 from utils.types import DataBundle
 
@@ -57,6 +59,19 @@ def parser_for(text: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--llm_model_path", help="where the LLM lies, if it moved")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     return parser
+
+
+@contextmanager
+def looking(words: argparse.Namespace) -> Iterator[LoadedRun]:
+    """The run that the command line names; while the block runs, products are as precise as in training.
+
+    Raises:
+        ValueError, OSError: as `load` does.
+    """
+    run = load(words)
+    f = run.forecaster
+    with matmul_precision(f.config.training.matmul_precision, f.device):
+        yield run
 
 
 def load(words: argparse.Namespace) -> LoadedRun:

@@ -48,7 +48,7 @@ def page_of(run: LoadedRun, *, windows: int) -> str:
         "curves": list(_curves(MetricsFile(run.folder / folders.METRICS_FILE).read(skip_broken=True))),
     }
     parts = {
-        "title": escape(f"{evidence.name}: {run.folder.name}"),
+        "title": escape(f"{evidence.name}: {run.forecaster.model.name}"),
         "facts": _facts(run, evidence),
         "scores": _scores(run),
         "configuration": _configuration(run.forecaster.config),
@@ -141,7 +141,7 @@ def _facts(run: LoadedRun, evidence: Evidence) -> str:
     f = run.forecaster
     llm = f.facts.get("llm") or {}
     known = [
-        f.model.name,
+        run.folder.name,
         f"step {f.facts.get('global_step', 0)}",
         f"lookback {f.seq_len}, horizon {f.pred_len} rows ({run.series.frequency})",
         f"LLM {llm['name']}, {llm['layers']} layers" if llm else "no LLM",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -82,12 +83,17 @@ def test_the_shapes_follow_the_run_at_hand(build):
     assert shapes(baseline, batch) == {"Input": (3, 32, 2), "Denorm": (3, 8, 2)}
 
 
-def test_the_parts_of_the_llms_input_add_up(build):
-    model, batch = build(**BOTH)
+@pytest.mark.parametrize("order", ["document", "prompt_first"])
+def test_the_parts_of_the_llms_input_add_up_in_their_order(build, order):
+    model, batch = build(**BOTH, token_order=order)
     with watched(model) as record, torch.no_grad():
         forecast_state(model, batch)
     note = next(stage.note for stage in record.stages if stage.name == "LLM Input")
-    assert note.startswith("trend(1) + retrieval(2) + prompt(") and " + patch(4)" in note
+    parts = dict(re.findall(r"(\w+)\((\d+)\)", note))
+    names = ["trend", "retrieval", "prompt"] if order == "document" else ["prompt", "trend", "retrieval"]
+    assert list(parts) == [*names, "patch"]
+    assert sum(map(int, parts.values())) == record.shape("LLM Input")[1]
+    assert (parts["trend"], parts["retrieval"], parts["patch"]) == ("1", "2", "4")
 
 
 def test_looking_changes_nothing(build):

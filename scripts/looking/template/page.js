@@ -51,7 +51,7 @@ function chart(place, { lines, bands = [], isTime = false, xLabel = "", yLabel =
     parts.push(`<text x="${pad.left - 6}" y="${py(y) + 4}" text-anchor="end">${short(y)}</text>`);
   }
   const long = x1 - x0 > 36 * HOUR;
-  for (const x of ticks(x0, x1, width / 130, isTime)) {
+  for (const x of ticks(x0, x1, isTime ? width / 130 : width / 80, isTime)) {
     const text = isTime ? (long ? day(x).slice(0, 10) : day(x).slice(5)) : short(x);
     parts.push(`<line x1="${px(x)}" x2="${px(x)}" y1="${height - pad.bottom}" y2="${height - pad.bottom + 4}" stroke="#888"/>`);
     parts.push(`<text x="${px(x)}" y="${height - pad.bottom + 17}" text-anchor="middle">${text}</text>`);
