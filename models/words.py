@@ -5,6 +5,7 @@ Shape legend: S series, C source tokens (prototypes), V words, d_llm width of th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import TimeLLM
-from utils.types import Batch
 
 CHANCE_PROTOTYPES = 32
 """Random mixtures of words, to compare a prototype's nearest words with."""
@@ -28,7 +28,7 @@ class Lean(NamedTuple):
 class Prototype(NamedTuple):
     """One source token."""
 
-    index: int
+    number: int
     attention: float
     """Share of the series' attention, over its patches and all heads."""
     nearest: list[Lean]
@@ -82,12 +82,12 @@ def chance_cosine(model: TimeLLM.Model) -> float:
     return float(_cosines(mixtures, embeddings).amax(dim=1).mean())
 
 
-def patches_of(model: TimeLLM.Model, batch: Batch, run: Any) -> Tensor:
-    """The patches [S, P, D] that enter the reprogramming in the pass ``run(batch)``."""
+def patches_of(model: TimeLLM.Model, run: Callable[[], Any]) -> Tensor:
+    """The patches [S, P, D] that enter the reprogramming in the pass that ``run`` makes."""
     seen: list[Tensor] = []
     handle = model.reprogramming_layer.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     try:
-        run(batch)
+        run()
     finally:
         handle.remove()
     return seen[0].detach().float()

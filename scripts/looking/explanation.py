@@ -31,17 +31,13 @@ def explain(run: LoadedRun, start: int, *, words: bool = True) -> dict[str, Any]
     """
     f = run.forecaster
     windows = f.windows(run.series, first=start)
+    model: Any = f.model
     use: list[WordUse] = []
     states: list[tuple[Batch, ForecastState]] = []
-
-    def forward(_: Any) -> None:
-        states.extend(f.states(windows))
-
-    if words and f.model.uses_llm:
-        patches = patches_of(f.model, None, forward)
-        use = word_use(f.model, patches)
+    if words and model.uses_llm:
+        use = word_use(model, patches_of(model, lambda: states.extend(f.states(windows))))
     else:
-        forward(None)
+        states.extend(f.states(windows))
     batch, state = states[0]
     scale_weights = None if state.trend is None else _floats(state.trend.scale_weights)
     found = {
@@ -52,7 +48,7 @@ def explain(run: LoadedRun, start: int, *, words: bool = True) -> dict[str, Any]
         "frequency": run.series.frequency,
         "window": _window(run, start),
         "scale_weights": scale_weights,
-        "random_words_cosine": chance_cosine(f.model) if use else None,
+        "random_words_cosine": chance_cosine(model) if use else None,
         "variables": [
             {
                 "name": name,
@@ -191,7 +187,7 @@ def _words(use: WordUse) -> dict[str, Any]:
         "effective_prototypes": use.effective,
         "prototypes": [
             {
-                "index": p.index,
+                "index": p.number,
                 "attention": p.attention,
                 "nearest": [lean._asdict() for lean in p.nearest],
                 "heaviest": None if p.heaviest is None else [lean._asdict() for lean in p.heaviest],

@@ -126,7 +126,11 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
     if not trained:
         return
     first = ("validation", "error, standardised units", {"mse": "MSE", "mae": "MAE"})
-    for (title, unit, names), source in ((first, validated), *((panel, trained) for panel in PANELS)):
+    panels: list[tuple[tuple[str, str, dict[str, str]], Sequence[Mapping[str, Any]]]] = [
+        (first, validated),
+        *((panel, trained) for panel in PANELS),
+    ]
+    for (title, unit, names), source in panels:
         lines = []
         for field, name in names.items():
             found = [(r["step"], r[field]) for r in source if r.get(field) is not None]

@@ -103,10 +103,10 @@ def test_looking_changes_nothing(build):
         before = model(batch.x, start=batch.start, series_id=batch.series_id)
     own_pass = model._pass
     model.train()
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     lines = inspection_lines(model, batch, ["a", "OT"], shapes=True, prompt=True)
     assert torch.equal(states[0], torch.get_rng_state())
-    assert states[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+    assert states[1:] == (random.getstate(), str(np.random.get_state()))
     assert model.training and model._pass is own_pass and not model.llm_model.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     with torch.no_grad():

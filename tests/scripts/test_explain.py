@@ -174,7 +174,7 @@ def test_prototypes_without_a_map_have_no_weights_of_words(tiny_settings, series
 def test_a_look_at_the_patches_leaves_no_hook(run):
     f = run.forecaster
     windows = f.windows(run.series, first=0)
-    patches = patches_of(f.model, None, lambda _: list(f.states(windows)))
+    patches = patches_of(f.model, lambda: list(f.states(windows)))
     assert patches.shape == (2, 4, 16) and not f.model.reprogramming_layer._forward_pre_hooks
 
 

@@ -74,12 +74,14 @@ def test_times_on_the_axis_are_those_of_the_file(evidence, run):
     figure = style.new_figure(6, 3)
     axis = figure.subplots()
     run_plots.draw_window(axis, evidence, 3, 1, levels=(0.8,))
-    lines = {line.get_label(): line for line in axis.lines}
-    assert np.allclose(lines["truth"].get_ydata()[1:], evidence.truth[3, :, 1])
-    assert np.allclose(lines["forecast"].get_ydata()[1:], evidence.prediction[3, :, 1])
-    assert lines["truth"].get_xdata()[0] == evidence.lookback_times[3, -1]
+    lines = {
+        line.get_label(): (np.asarray(line.get_xdata()), np.asarray(line.get_ydata())) for line in axis.lines
+    }
+    assert np.allclose(lines["truth"][1][1:], evidence.truth[3, :, 1])
+    assert np.allclose(lines["forecast"][1][1:], evidence.prediction[3, :, 1])
+    assert lines["truth"][0][0] == evidence.lookback_times[3, -1]
     (band,) = [c for c in axis.collections if c.get_label() == "80% interval"]
-    bounds = band.get_paths()[0].vertices[:, 1]
+    bounds = np.asarray(band.get_paths()[0].vertices)[:, 1]
     half = evidence.half_width[0.8][3, :, 1]
     assert bounds.max() == pytest.approx((evidence.prediction[3, :, 1] + half).max())
 

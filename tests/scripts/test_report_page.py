@@ -18,7 +18,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from scripts import report
 from scripts.looking.explanation import explain
-from scripts.looking.options import load, parser_for
+from scripts.looking.options import first_row, load, parser_for
 from utils.training.run_folder import RESULTS_FILE, read_json
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -62,8 +62,7 @@ def test_its_numbers_are_the_runs(page, looked_at):
     assert f"cover {covered:.1%}" in text and "<td>--use_gram</td><td>True</td>" in text
     assert len(data["windows"]) == 5 and data["targets"] == ["a", "OT"]
     run = load(parser_for("x").parse_args([str(looked_at), "--device", "cpu"]))
-    test = run.data.test
-    wanted = explain(run, int(test[len(test) - 1].start), words=False)
+    wanted = explain(run, first_row(run, "-1"), words=False)
     last = data["windows"][-1]
     assert last["forecast"] == wanted["window"]["forecast"]
     for own, whole in zip(last["variables"], wanted["variables"], strict=True):
@@ -136,7 +135,7 @@ def opened(browser: webdriver.Chrome, page: Path) -> None:
 def paths(browser: webdriver.Chrome) -> dict[str, str]:
     """By label, the lines of the large plot."""
     found = browser.find_elements(By.CSS_SELECTOR, "#forecast path.line")
-    return {line.get_attribute("data-label"): line.get_attribute("d") for line in found}
+    return {str(line.get_attribute("data-label")): str(line.get_attribute("d")) for line in found}
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,19 +63,3 @@ def legend_below(figure: Figure, axis: Axes, *, columns: int = 6) -> None:
 def legend_under(axis: Axes, *, columns: int = 3) -> None:
     """An axis's own legend, below it, where it hides nothing."""
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, fontsize=TICK, frameon=False)
-
-
-def grid_of(count: int, columns: int) -> tuple[int, int]:
-    """Rows and columns that hold ``count`` panels, at most ``columns`` beside each other."""
-    columns = min(count, columns)
-    return -(-count // columns), columns
-
-
-def flat_axes(figure: Figure, count: int, columns: int, *, sharex: bool = False) -> Sequence[Axes]:
-    """``count`` axes in a grid; places left over are empty."""
-    rows, columns = grid_of(count, columns)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex).ravel()
-    for spare in axes[count:]:
-        spare.remove()
-    used: Sequence[Axes] = axes[:count]
-    return used

@@ -29,7 +29,7 @@ def plot_window(explained: Mapping[str, Any], variable: str, out: Path) -> Path:
     own = found[variable]
     rows = [2.6, *([1.9] if _neighbours(own) else []), 2.4]
     figure = style.new_figure(13.0, sum(rows) * 1.35)
-    parts = figure.subfigures(len(rows), 1, height_ratios=rows)
+    parts: Any = figure.subfigures(len(rows), 1, height_ratios=rows)
     _forecast(parts[0].subplots(), explained, own)
     if _neighbours(own):
         _draw_neighbours(parts[1], own)
