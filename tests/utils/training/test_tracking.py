@@ -166,7 +166,8 @@ def _log_records(content: bytes) -> Iterator[bytes]:
 
 
 def test_wandb_without_an_account_says_how_to_do_without(start_run, monkeypatch, tmp_path):
-    pytest.importorskip("wandb", reason="W&B is not installed: pip install wandb")
+    wandb = pytest.importorskip("wandb", reason="W&B is not installed: pip install wandb")
+    wandb.teardown()  # it reads its environment once per process
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
