@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models import MODELS
+from models.inspection import inspection_lines
 from utils.cli import parse_config
 from utils.config import Config
 from utils.reporting.report import spread_text
@@ -28,6 +29,7 @@ def train(config: Config, *, model: str) -> experiment.RunResult:
         data=build_data,
         training_loader=training_loader,
         evaluation_loader=evaluation_loader,
+        inspect=inspection_lines,
     )
     return experiment.run(config, builders)
 

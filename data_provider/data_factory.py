@@ -13,14 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_provider import scaling
 from data_provider.dataset import TrainingWindows, WindowDataset
+from data_provider.dates import frequency_alias, irregular_steps
 from data_provider.download import FILES, ensure_file, file_sha256
 from data_provider.sampler import EpochSampler
-from data_provider.series import Series, frequency_alias, irregular_steps, read_csv
+from data_provider.series import Series, identity_of, read_csv
 from data_provider.splits import Splits, split_rows
 from data_provider.synthetic import make_series
 from data_provider.time_features import season_rows, time_marks
 from utils.config import Config, ConfigError, DataConfig
-from utils.types import Batch, DataBundle
+from utils.types import Batch, DataBundle, SeriesIdentity
 
 SYNTHETIC = "synthetic"
 LARGEST = 1e9
@@ -111,6 +112,7 @@ def build_data(config: Config) -> DataBundle:
         frequency=series.frequency,
         season=min(data.season or season_rows(series.frequency), data.seq_len),
         content_hash=series.content_hash,
+        identity=_identity(series, splits),
         notes=_notes(data, series, splits),
     )
 
@@ -195,6 +197,12 @@ def _check_scaled(series: Series, values: Tensor, splits: Splits) -> None:
             f"others (half of the training rows lie from {low[column]:g} to {high[column]:g}), found "
             f"{series.values[row, column]:g}; correct it, or remove the column"
         )
+
+
+def _identity(series: Series, splits: Splits) -> SeriesIdentity:
+    """What tells this series from others."""
+    end = splits.train.end
+    return SeriesIdentity(series.series_id, end, identity_of(series.values[:end], series.columns))
 
 
 def _notes(data: DataConfig, series: Series, splits: Splits) -> dict[str, str]:

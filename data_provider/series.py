@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pandas.tseries.frequencies import to_offset
+
+from data_provider.dates import check_frequency, date_column, frequency_like, parse_dates, row_text
 
 logger = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
 FillMissing = Literal["interpolate", "ffill"]
-
-_SHORT_ALIASES = {"s": "s", "t": "min", "min": "min", "h": "h", "d": "D", "b": "B", "w": "W", "m": "ME"}
-"""The one-letter frequencies of the Informer family, in either case, as pandas writes them now."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +60,6 @@ class Series:
         """A series of ``values`` [T, N] at ``dates`` [T], with its hashes."""
         assert values.shape == (len(dates), len(columns)), (values.shape, len(dates), len(columns))
         little_endian = np.ascontiguousarray(values, dtype="<f8").tobytes()
-        identity = hashlib.sha256(little_endian + "\0".join(columns).encode())
         microseconds = dates.as_unit("us").asi8.astype("<i8").tobytes()
         return cls(
             name=name,
@@ -71,7 +67,7 @@ class Series:
             dates=dates,
             columns=tuple(columns),
             frequency=frequency,
-            series_id=max(1, int.from_bytes(identity.digest()[:8], "big") >> 1),
+            series_id=identity_of(values, columns),
             content_hash=hashlib.sha256(little_endian + microseconds).hexdigest(),
         )
 
@@ -91,6 +87,13 @@ class Series:
             columns=columns,
             frequency=self.frequency,
         )
+
+
+def identity_of(values: FloatArray, columns: Sequence[str]) -> int:
+    """63 bits of the sha256 of ``values`` [T, N] and the columns' names; positive."""
+    little_endian = np.ascontiguousarray(values, dtype="<f8").tobytes()
+    digest = hashlib.sha256(little_endian + "\0".join(columns).encode()).digest()
+    return max(1, int.from_bytes(digest[:8], "big") >> 1)
 
 
 def read_csv(
@@ -118,8 +121,8 @@ def read_csv(
         ValueError: for anything wrong in the file; the message names file, column and first row.
     """
     path = Path(path)
-    frame = _read_frame(path)
-    dates = _parse_dates(frame["date"], path)
+    frame = read_table(path)
+    dates = parse_dates(frame["date"], path)
     columns = [str(c) for c in frame.columns if c != "date"]
     if not columns:
         raise ValueError(f"{path}: expected numeric columns beside 'date', found none")
@@ -127,46 +130,60 @@ def read_csv(
         _check_target(target, columns, path)
         columns = [c for c in columns if c != target and features == "MS"] + [target]
     values = np.stack([_numbers(frame[c], path, fill_missing) for c in columns], axis=1)  # [T, N]
-    frequency = _check_frequency(dates, freq, path)
+    frequency = check_frequency(dates, freq, path)
     return Series.from_values(path.stem, values=values, dates=dates, columns=columns, frequency=frequency)
 
 
-def irregular_steps(dates: pd.DatetimeIndex, frequency: str) -> NDArray[np.int64]:
-    """Rows whose distance from the row before is not one step of ``frequency``, ascending."""
-    step = to_offset(frequency)
-    if isinstance(step, pd.offsets.Week):  # weekly data need not fall on the alias's weekday
-        step = pd.Timedelta(weeks=step.n)
-    with warnings.catch_warnings():  # calendar offsets are added row by row: slow, but rare and short
-        warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
-        expected = dates[:-1] + step
-    return np.flatnonzero(np.asarray(expected != dates[1:])) + 1
+def series_of(
+    frame: pd.DataFrame,
+    *,
+    where: object,
+    columns: Sequence[str],
+    frequency: str,
+    freq: str | None = None,
+    fill_missing: FillMissing | None = None,
+) -> Series:
+    """The series of these columns of a table, in this order, at this frequency.
+
+    Args:
+        frame: a ``date`` column, or dates as its index, and numeric columns; further ones are passed
+            over, with a warning that names them.
+        where: what messages call the table.
+        columns: the variables.
+        frequency: pandas alias that the dates must follow; months, quarters and years may begin where
+            those of the alias end.
+        freq: given, it accepts gaps in the dates, as in `read_csv`.
+        fill_missing: as in `read_csv`.
+
+    Raises:
+        ValueError: for anything wrong in the table; the message names it, the column and the first row.
+    """
+    text = date_column(frame, where)
+    names = [str(c) for c in frame.columns]
+    missing = [c for c in columns if c not in names]
+    if missing:
+        raise ValueError(
+            f"{where}: expected the columns {_listed(columns)}, which the model was trained on, found no "
+            f"{_listed(missing)} among {_listed(names)}"
+        )
+    repeated = [c for c in columns if names.count(c) > 1]
+    if repeated:
+        raise ValueError(f"{where}: expected each column once, found {_listed(repeated)} more than once")
+    extra = [c for c in names if c not in (*columns, "date")]
+    if extra:
+        logger.warning("%s: columns that are not read: %s", where, _listed(extra))
+    dates = parse_dates(text, where)
+    found = frequency_like(dates, frequency, freq=freq, where=where)
+    own = [frame.iloc[:, names.index(c)].rename(c) for c in columns]
+    values = np.stack([_numbers(column, where, fill_missing) for column in own], axis=1)  # [T, N]
+    name = where.stem if isinstance(where, Path) else str(where)
+    return Series.from_values(name, values=values, dates=dates, columns=columns, frequency=found)
 
 
 def _listed(columns: Sequence[object]) -> str:
     """The first column names, for a message."""
     shown = ", ".join(str(c) for c in columns[:12])
     return shown + (f", ... ({len(columns)} in all)" if len(columns) > 12 else "")
-
-
-def frequency_alias(freq: str, *, first: pd.Timestamp | None = None) -> str:
-    """A frequency as a user wrote it, as a pandas alias.
-
-    The family's single letters (h, t, d, ...) are understood in either case; months begin on their
-    first day if ``first``, the first date, does.
-
-    Raises:
-        ValueError: if pandas does not know it.
-    """
-    alias = _SHORT_ALIASES.get(freq.lower(), freq)
-    if alias == "ME" and first is not None and first.day == 1:
-        alias = "MS"
-    try:
-        to_offset(alias)
-    except ValueError:
-        raise ValueError(
-            f"--freq: expected a pandas alias such as h, 15min, D, W or ME, found {freq!r}"
-        ) from None
-    return alias
 
 
 def _check_target(target: str, columns: Sequence[str], where: object) -> None:
@@ -178,13 +195,13 @@ def _check_target(target: str, columns: Sequence[str], where: object) -> None:
         )
 
 
-def _row(index: int) -> str:
-    """How messages name the row with this 0-based index."""
-    return f"data row {index + 1}"
+def read_table(path: Path) -> pd.DataFrame:
+    """The CSV file as a table with a ``date`` column of text and at least one row.
 
-
-def _read_frame(path: Path) -> pd.DataFrame:
-    """The file as a table with a ``date`` column of text and at least one row."""
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: for anything but comma-separated rows under a header that names each column once.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; put a CSV file with a 'date' column and numeric columns there, "
@@ -237,60 +254,17 @@ def _check_header(path: Path) -> None:
             )
 
 
-def _parse_dates(text: pd.Series, path: Path) -> pd.DatetimeIndex:
-    """The ``date`` column as strictly increasing times; an offset from UTC is dropped."""
-    try:
-        parsed = pd.to_datetime(text, format="ISO8601", errors="coerce")
-        if parsed.isna().any():
-            with warnings.catch_warnings():  # "could not infer format": the check below says it better
-                warnings.simplefilter("ignore", UserWarning)
-                general = pd.to_datetime(text, errors="coerce")
-            parsed = general if general.isna().sum() < parsed.isna().sum() else parsed
-    except ValueError as error:  # mixed offsets from UTC
-        raise ValueError(
-            f"{path}: column 'date': expected times of one time zone, found: {error}; write them in UTC"
-        ) from None
-    missing = np.flatnonzero(parsed.isna().to_numpy())
-    if missing.size:
-        first = int(missing[0])
-        found = "nothing" if pd.isna(text.iloc[first]) else repr(text.iloc[first])
-        raise ValueError(
-            f"{path}: column 'date', {_row(first)}: expected a time such as 2016-07-01 00:00:00, "
-            f"found {found} ({missing.size} such rows); write all of them as in the example"
-        )
-    dates = pd.DatetimeIndex(parsed).tz_localize(None)
-    dates.name = None
-    _check_increasing(dates, path)
-    return dates
-
-
-def _check_increasing(dates: pd.DatetimeIndex, path: Path) -> None:
-    """Raise ValueError at the first date that does not follow the one before."""
-    backward = np.flatnonzero(np.diff(dates.asi8) <= 0)
-    if not backward.size:
-        return
-    first = int(backward[0]) + 1
-    if dates[first] == dates[first - 1]:
-        problem, advice = "a duplicate", "keep one row per time"
-    else:
-        problem, advice = f"an earlier time than {dates[first - 1]} before it", "sort the rows by date"
-    raise ValueError(
-        f"{path}: column 'date', {_row(first)}: expected increasing times, found {dates[first]}, "
-        f"{problem}; {advice}"
-    )
-
-
-def _numbers(column: pd.Series, path: Path, fill_missing: FillMissing | None) -> FloatArray:
+def _numbers(column: pd.Series, table: object, fill_missing: FillMissing | None) -> FloatArray:
     """A column as finite float64 [T], missing numbers filled where that is asked for."""
-    where = f"{path}: column {column.name!r}"
+    where = f"{table}: column {column.name!r}"
     if pd.api.types.is_bool_dtype(column):
-        raise ValueError(f"{where}, {_row(0)}: expected a number, found {column.iloc[0]}; write 0 and 1")
+        raise ValueError(f"{where}, {row_text(0)}: expected a number, found {column.iloc[0]}; write 0 and 1")
     numbers = pd.to_numeric(column, errors="coerce")
     text = np.flatnonzero((numbers.isna() & column.notna()).to_numpy())
     if text.size:
         first = int(text[0])
         raise ValueError(
-            f"{where}, {_row(first)}: expected a number, found {column.iloc[first]!r} "
+            f"{where}, {row_text(first)}: expected a number, found {column.iloc[first]!r} "
             f"({text.size} such rows); correct it, or remove the column"
         )
     values: FloatArray = numbers.to_numpy(dtype=np.float64)
@@ -299,7 +273,7 @@ def _numbers(column: pd.Series, path: Path, fill_missing: FillMissing | None) ->
         return values
     first = int(bad[0])
     found = "nothing (or nan)" if np.isnan(values[first]) else str(values[first])
-    problem = f"{where}, {_row(first)}: expected a finite number, found {found} ({bad.size} such rows)"
+    problem = f"{where}, {row_text(first)}: expected a finite number, found {found} ({bad.size} such rows)"
     if bad.size == len(values):
         raise ValueError(f"{problem}; the column has none: remove it")
     if fill_missing is None:
@@ -317,44 +291,3 @@ def _filled(values: FloatArray, how: FillMissing) -> FloatArray:
         return np.interp(rows, known, values[known])
     before = np.searchsorted(known, rows, side="right") - 1
     return values[known[before]]
-
-
-def _check_frequency(dates: pd.DatetimeIndex, freq: str | None, path: Path) -> str:
-    """The pandas alias of the step between rows, given or inferred, after checking each step."""
-    if len(dates) < 3:
-        raise ValueError(f"{path}: expected 3 rows or more, found {len(dates)}")
-    alias = _inferred(dates) if freq is None else frequency_alias(freq, first=dates[0])
-    irregular = irregular_steps(dates, alias)
-    if not irregular.size:
-        return alias
-    first = int(irregular[0])
-    found = f"{dates[first]}, {dates[first] - dates[first - 1]} after the row before"
-    if freq is None:
-        raise ValueError(
-            f"{path}: column 'date', {_row(first)}: expected steps of {alias} as in most rows, found "
-            f"{found} ({irregular.size} such rows); fill the gaps, or accept them with --freq {alias}"
-        )
-    if 2 * irregular.size >= len(dates) - 1:
-        raise ValueError(
-            f"{path}: --freq {freq}: expected steps of {alias}, found {found} ({irregular.size} such "
-            f"rows of {len(dates)}); leave --freq out to have it inferred"
-        )
-    logger.warning(
-        "%s: %d steps are not %s, the first at %s: found %s; rows are taken as if evenly spaced",
-        path, irregular.size, alias, _row(first), found,
-    )  # fmt: skip
-    return alias
-
-
-def _inferred(dates: pd.DatetimeIndex) -> str:
-    """The alias that fits all dates, or failing that the commonest step's."""
-    with warnings.catch_warnings():  # text in pandas 3, an offset later: both are understood below
-        warnings.simplefilter("ignore", DeprecationWarning)
-        alias = pd.infer_freq(dates)
-    if alias is not None:
-        return str(to_offset(alias).freqstr)
-    steps, counts = np.unique(np.diff(dates.asi8), return_counts=True)
-    commonest = pd.Timedelta(int(steps[counts.argmax()]), unit=dates.unit)
-    if commonest % pd.Timedelta(days=1) == pd.Timedelta(0):
-        return f"{commonest.days}D" if commonest.days > 1 else "D"
-    return str(to_offset(commonest).freqstr)

@@ -21,7 +21,7 @@ class ReprogrammingLayer(nn.Module):
     def __init__(self, *, d_model: int, n_heads: int, d_keys: int, d_llm: int, dropout: float) -> None:
         """``d_keys`` is the width E of one head; ``dropout`` acts on the attention weights."""
         super().__init__()
-        self.n_heads = n_heads
+        self.n_heads, self._width = n_heads, d_keys
         self.dropout = dropout
         self.query_projection = nn.Linear(d_model, d_keys * n_heads)
         self.key_projection = nn.Linear(d_llm, d_keys * n_heads)
@@ -31,11 +31,8 @@ class ReprogrammingLayer(nn.Module):
     def forward(self, patches: Tensor, source: Tensor) -> Tensor:
         """Patches [S, P, D] and source embeddings [C, d_llm] to [S, P, d_llm]."""
         n_series, n_patches, _ = patches.shape
-        heads = self.n_heads
-        # The source is the same for every series, so series and patches are one long query.
-        query = self.query_projection(patches).reshape(1, n_series * n_patches, heads, -1).transpose(1, 2)
-        key = self.key_projection(source).reshape(1, len(source), heads, -1).transpose(1, 2)  # [1, h, C, E]
-        value = self.value_projection(source).reshape(1, len(source), heads, -1).transpose(1, 2)
+        query, key = self._query_and_key(patches, source)
+        value = self.value_projection(source).reshape(1, len(source), self.n_heads, -1).transpose(1, 2)
         attended = self._attend(query, key, value)
         joined = attended.transpose(1, 2).reshape(n_series, n_patches, -1)  # [S, P, h * E]
         return self.out_projection(joined)
@@ -48,6 +45,22 @@ class ReprogrammingLayer(nn.Module):
         # A CPU's kernel knows no dropout: torch writes the attention out and would keep five copies of it.
         heads = zip(query.split(1, 1), key.split(1, 1), value.split(1, 1), strict=True)
         return torch.cat([checkpoint(_with_dropout, *head, rate, use_reentrant=False) for head in heads], 1)
+
+    @torch.no_grad()
+    def attention(self, patches: Tensor, source: Tensor) -> Tensor:
+        """How much each series looks at each source token, [S, C]: the mean over patches and heads, sum 1."""
+        query, key = self._query_and_key(patches, source)
+        scores = query.float() @ key.float().transpose(-2, -1) / query.shape[-1] ** 0.5  # [1, h, S * P, C]
+        return scores.softmax(dim=-1).mean(dim=1)[0].unflatten(0, patches.shape[:2]).mean(dim=1)
+
+    def _query_and_key(self, patches: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """[1, heads, S * P, E] and [1, heads, C, E].
+
+        The source is the same for every series, so series and patches are one long query.
+        """
+        query = self.query_projection(patches).reshape(1, -1, self.n_heads, self._width).transpose(1, 2)
+        key = self.key_projection(source).reshape(1, len(source), self.n_heads, -1).transpose(1, 2)
+        return query, key
 
 
 def _with_dropout(query: Tensor, key: Tensor, value: Tensor, rate: float) -> Tensor:

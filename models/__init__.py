@@ -14,6 +14,7 @@ from models import (
     TimeLLM_Enhanced,
 )
 from models.forecaster import Forecaster
+from utils.config import Config
 
 MODELS: dict[str, Callable[..., Forecaster]] = {
     "TimeLLM": TimeLLM.Model,
@@ -26,3 +27,10 @@ MODELS: dict[str, Callable[..., Forecaster]] = {
     "Ridge": Ridge.Model,
     "SeasonalNaive": SeasonalNaive.Model,
 }
+
+
+def model_name(config: Config) -> str:
+    """The model that the entry point for these settings trains."""
+    if config.tapr.use_tapr or config.gram.use_gram:
+        return "TimeLLM_Enhanced"
+    return config.run.model or "TimeLLM"

@@ -254,9 +254,9 @@ class _Reporter:
         trainer.Trainer.train_step = self._within("step", trainer.Trainer.train_step)  # type: ignore[method-assign]
         evaluate = trainer.Trainer.evaluate
 
-        def evaluate_named(own: Any, loader: Any, *, name: str) -> dict[str, float]:
+        def evaluate_named(own: Any, loader: Any, *, name: str, **more: Any) -> dict[str, float]:
             with self.phase("validate" if name == "validation" else "test"):
-                return evaluate(own, loader, name=name)
+                return evaluate(own, loader, name=name, **more)
 
         trainer.Trainer.evaluate = evaluate_named  # type: ignore[assignment,method-assign]
         for owner, name in (

@@ -35,7 +35,7 @@ from scripts.crash_settings import SETTINGS, common_settings  # noqa: E402
 from utils.training import checkpoint as checkpoints  # noqa: E402
 from utils.training.run_folder import METRICS_FILE, RESULTS_FILE, read_json  # noqa: E402
 
-TIMES = frozenset({"seconds", "seconds_per_step", "phases", "saving", "run_dir"})
+TIMES = frozenset("seconds seconds_per_step samples_per_second memory_bytes phases saving run_dir".split())
 """What a clock measured, or where a run lies: never compared."""
 SHARES = {"start": 0.12, "memory": 0.17, "step": 0.17, "save": 0.28, "validate": 0.14, "test": 0.12}
 """Of the trials, by the phase in which they are killed."""

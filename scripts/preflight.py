@@ -18,7 +18,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 import torch
 
 from data_provider.data_factory import build_data, training_loader
-from models import MODELS
+from models import MODELS, model_name
 from models.TimeLLM import DTYPES
 from run_main import USER_ERRORS
 from utils.cli import parse_config
@@ -53,13 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def model_name(config: Config) -> str:
-    """The model that the entry point for these flags would train."""
-    if config.tapr.use_tapr or config.gram.use_gram:
-        return "TimeLLM_Enhanced"
-    return config.run.model or "TimeLLM"
 
 
 def lines(config: Config, *, timing: bool) -> Iterator[str]:

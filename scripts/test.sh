@@ -2,16 +2,40 @@
 # The tests, with their coverage: scripts/test.sh [--all] [words for pytest]
 #
 # --all adds the slow tests and asks for 90% line coverage. Real-data tests need ETT_ROOT, the
-# folder of ETTh1.csv, and skip without it. Works from any directory; paths count from the project.
+# folder of ETTh1.csv, and skip without it. The page of scripts/report.py is opened in a browser: where
+# there is none, --all installs Debian's chromium if it may, or says that this test is skipped and why.
+# Works from any directory; paths count from the project.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$PROJECT_ROOT"
+
+# A browser and its driver for the tests of the page; without them those tests skip.
+ensure_browser() {
+    local name obstacle="no apt-get here"
+    for name in chromium chromium-browser google-chrome; do
+        command -v "$name" >/dev/null && command -v chromedriver >/dev/null && return
+    done
+    if command -v apt-get >/dev/null; then
+        obstacle="apt-get needs root"
+        if [[ "$(id -u)" == 0 ]]; then
+            say "Installing chromium, for the tests of the page"
+            obstacle="apt-get could not install it"
+            local patience=(-o Acquire::http::Timeout=30 -o Acquire::Retries=1)
+            apt-get "${patience[@]}" update >&2 &&
+                apt-get "${patience[@]}" install -y --no-install-recommends chromium chromium-driver >&2 &&
+                return
+        fi
+    fi
+    say "SKIPPED: the page in a browser (tests/scripts/test_report_page.py): no chromium with chromedriver," \
+        "and $obstacle. By hand: apt-get install chromium chromium-driver"
+}
 
 selection=(-m "not slow")
 words=()
 for word in "$@"; do
     if [[ "$word" == --all ]]; then
         selection=(--cov-fail-under=90)
+        ensure_browser
     else
         words+=("$word")
     fi

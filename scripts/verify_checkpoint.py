@@ -88,9 +88,17 @@ def _facts(payload: Mapping[str, Any]) -> dict[str, str]:
         else "none",
         "data": f"{data['name']}, {len(data['columns'])} columns, {data['frequency']}, content "
         f"{data['content_hash'][:12]}, windows {'/'.join(map(str, data['windows']))}",
+        "intervals": _intervals(payload.get("calibration")),
         "modules": f"{' '.join(modules) or 'none'}; memory of {memory} rows",
         "lengths": f"seq_len {config['seq_len']}, pred_len {config['pred_len']}, seed {config['seed']}",
     }
+
+
+def _intervals(calibration: Mapping[str, Any] | None) -> str:
+    """What prediction intervals rest on."""
+    if calibration is None:
+        return "none"
+    return f"{calibration['score']} errors of {calibration['count']} validation windows"
 
 
 if __name__ == "__main__":

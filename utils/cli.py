@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.config import GROUPS, Config, ConfigError, iter_settings, setting_type
+from utils.config import GROUPS, Config, ConfigError, iter_settings, setting_type, spaced
 from utils.family_flags import REFUSED
 from utils.paths import PRESETS
 
@@ -47,6 +47,16 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         if types == (bool,):
             groups[group].add_argument(
                 f"--{name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+            continue
+        if types == (tuple,):
+            groups[group].add_argument(
+                f"--{name}",
+                nargs="*",
+                type=_converter((float,), ()),
+                default=argparse.SUPPRESS,
+                metavar=name.removesuffix("s").upper(),
+                help=f"{text} [{spaced(item.default)}]",
             )
             continue
         shown = "" if item.default is None or item.default == "" else f" [{item.default}]"

@@ -206,6 +206,12 @@ class TrainingConfig:
     gradient_checkpointing: bool = setting(
         False, "keep less for the backward pass and compute it again: less memory, more time"
     )
+    levels: tuple[float, ...] = setting(
+        (0.8, 0.95), "levels of the prediction intervals, several numbers (none: no calibration)"
+    )
+    interval_score: Literal["auto", "absolute", "scaled"] = setting(
+        "auto", "intervals by absolute errors, or scaled by the window's deviation; auto: by validation"
+    )
     cpu: bool = setting(False, "do not use a GPU")
     deterministic: bool = setting(False, "deterministic kernels only (slower on a GPU)")
     seed: int = setting(2021, "seed of weights, data order and dropout")
@@ -244,6 +250,11 @@ class RunConfig:
     resume_counter: int | None = setting(None, "early-stopping counter to resume with")
     init_from: str | None = setting(None, "checkpoint whose weights to start from (not a resume)")
     log_steps: int = setting(50, "optimizer steps between lines of the training log")
+    report_to: Literal["none", "tensorboard", "wandb"] = setting(
+        "none", "tracker that gets the metrics too; wandb obeys WANDB_MODE, e.g. offline"
+    )
+    debug_shapes: bool = setting(False, "print the shapes of one forward pass before the run")
+    dump_prompt: bool = setting(False, "print the prompt of the first window before the run")
     max_minutes: float | None = setting(None, "save and stop (status 75) before this many minutes")
 
 
@@ -262,7 +273,8 @@ NOT_IDENTITY = frozenset(
     "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
     "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes "
-    "auto_batch_size gradient_checkpointing".split()
+    "auto_batch_size gradient_checkpointing levels interval_score report_to debug_shapes "
+    "dump_prompt".split()
 )
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
 KNOWN_BY_CONTENT = frozenset({"llm_model", "llm_model_path", "llm_dim", "trust_remote_code"})
@@ -458,6 +470,8 @@ def setting_type(group: str, name: str) -> tuple[tuple[type, ...], tuple[Any, ..
     members = get_args(hint) or (hint,)
     if getattr(hint, "__origin__", None) is Literal:
         return (), members
+    if getattr(hint, "__origin__", None) is tuple:
+        return (tuple,), ()
     types = tuple(m for m in members if isinstance(m, type))
     choices = tuple(c for m in members if getattr(m, "__origin__", None) is Literal for c in get_args(m))
     return types, choices
@@ -465,6 +479,8 @@ def setting_type(group: str, name: str) -> tuple[tuple[type, ...], tuple[Any, ..
 
 def _as_declared(group: str, name: str, value: Any) -> Any:
     """``value``, a whole number as a float where the setting is one: 1 and 1.0 are the same run."""
+    if isinstance(value, list) and setting_type(group, name)[0] == (tuple,):
+        return tuple(value)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole and float in setting_type(group, name)[0] else value
 
@@ -473,6 +489,8 @@ def _range_problems(config: Config) -> dict[str, str]:
     """Numbers out of range, by name; values that are no numbers are passed over."""
     found = {}
     for name, value in config.flat().items():
+        if isinstance(value, tuple) and not all(_is_fraction(one) for one in value):
+            found[name] = f"--{name}: expected numbers between 0 and 1, found {spaced(value)}"
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         low, high = _AT_LEAST.get(name, -math.inf), _AT_MOST.get(name, math.inf)
@@ -485,6 +503,15 @@ def _range_problems(config: Config) -> dict[str, str]:
             wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
             found[name] = f"--{name}: expected {wanted}, found {value}"
     return found
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, float) and 0 < value < 1
+
+
+def spaced(value: Any) -> str:
+    """The items of a setting of several values, as they stand behind its flag."""
+    return " ".join(map(str, value))
 
 
 def _type_problems(config: Config) -> dict[str, str]:

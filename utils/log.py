@@ -80,11 +80,21 @@ class MetricsFile:
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(temporary, self.path)
 
-    def read(self) -> list[dict[str, Any]]:
-        """All records."""
+    def read(self, *, skip_broken: bool = False) -> list[dict[str, Any]]:
+        """All records; ``skip_broken`` passes over lines that a killed run left half written."""
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if not skip_broken or _is_record(line)]
+
+
+def _is_record(line: str) -> bool:
+    """Whether a line is whole."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return isinstance(record, dict) and {"event", "step"} <= record.keys()
 
 
 def _place_of(line: str) -> tuple[float, bool]:

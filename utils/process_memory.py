@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 STATUS = Path("/proc/self/status")
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 CGROUP_USE = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
@@ -42,6 +44,11 @@ def resident_bytes() -> int:
 def peak_bytes() -> int:
     """The most memory that this process has held; 0 where the system does not say."""
     return _status("VmHWM")
+
+
+def held_bytes(device: torch.device) -> int:
+    """On a GPU the most memory that tensors have held at once; elsewhere what this process holds now."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()
 
 
 def _status(name: str) -> int:

@@ -171,6 +171,17 @@ class Standardisation(NamedTuple):
     """[N] float64, original units."""
 
 
+class SeriesIdentity(NamedTuple):
+    """What tells a series that a model was trained on from others, also where rows were added since."""
+
+    series_id: int
+    """Content hash of all its rows, as in `Batch`."""
+    trained_rows: int
+    """Its first rows, all that training read."""
+    trained_id: int
+    """Content hash of those rows alone."""
+
+
 @dataclass(frozen=True)
 class DataBundle:
     """Everything a run needs of its data."""
@@ -195,5 +206,6 @@ class DataBundle:
     """Rows of one season (24 for hourly data), cut to the lookback."""
     content_hash: str
     """sha256 of the values and dates used."""
+    identity: SeriesIdentity
     notes: Mapping[str, str]
     """Facts to record with the run, e.g. that the validation is strided."""

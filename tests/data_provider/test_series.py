@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_provider.series import Series, frequency_alias, irregular_steps, read_csv
+from data_provider.dates import frequency_alias, irregular_steps
+from data_provider.series import Series, read_csv
 
 HOURS = [f"2020-01-01 0{h}:00:00" for h in range(6)]
 

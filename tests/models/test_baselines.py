@@ -21,7 +21,7 @@ from models.baselines import (
     seasonal_naive,
 )
 from utils.config import Config
-from utils.types import Batch, DataBundle, Standardisation, WindowRows
+from utils.types import Batch, DataBundle, SeriesIdentity, Standardisation, WindowRows
 
 LOOKBACK, HORIZON, VARIABLES, SEASON = 12, 5, 2, 4
 
@@ -80,6 +80,7 @@ def bundle_of(series: Tensor) -> DataBundle:
         frequency="h",
         season=SEASON,
         content_hash="",
+        identity=SeriesIdentity(0, half, 0),
         notes={},
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from models import model_name
 from scripts import preflight
 from utils.config import Config
 
@@ -74,7 +75,7 @@ def test_what_a_user_can_mend_is_told_in_a_line(tiny_llama, capsys):
     [({}, "TimeLLM"), ({"model": "Linear"}, "Linear"), ({"use_tapr": True}, "TimeLLM_Enhanced")],
 )
 def test_the_model_is_that_of_the_entry_point(settings: dict[str, Any], name: str) -> None:
-    assert preflight.model_name(Config.from_flat(settings)) == name
+    assert model_name(Config.from_flat(settings)) == name
 
 
 def test_a_closed_form_has_no_steps_to_time(tiny_llama, capsys):

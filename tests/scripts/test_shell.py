@@ -270,11 +270,50 @@ def test_without_a_suitable_python_the_message_says_what_to_do(project, tmp_path
     assert "No Python 3.11 or newer" in done.stderr and "BASE_PYTHON=" in done.stderr
 
 
+def tool(folder, name, text="exit 0"):
+    """A program that does what ``text`` says."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!{shutil.which('bash')}\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def with_browser(tmp_path):
+    """A PATH with a browser, so that none is installed."""
+    for name in ("chromium", "chromedriver"):
+        tool(tmp_path / "browser", name)
+    return f"{tmp_path / 'browser'}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(
+    ("user", "apt", "said"),
+    [
+        (0, "exit 0", "Installing chromium"),
+        (0, "exit 1", "and apt-get could not install it"),
+        (1000, "exit 0", "and apt-get needs root"),
+        (0, None, "and no apt-get here"),
+    ],
+)
+def test_without_a_browser_it_is_installed_or_the_skip_is_said(project, tmp_path, user, apt, said):
+    mark_ready(project)
+    tools = tmp_path / "tools"
+    for name in ("bash", "dirname", "cat", "sha256sum", "cut"):
+        tool(tools, name, f'exec {shutil.which(name)} "$@"')
+    tool(tools, "id", f"echo {user}")
+    if apt is not None:
+        tool(tools, "apt-get", f'echo "$@" >>"{tmp_path}/apt"; {apt}')
+    done = bash(project / "scripts/test.sh", "--all", cwd=tmp_path, PATH=str(tools))
+    assert done.returncode == 0 and said in done.stderr, done.stderr
+    assert ("SKIPPED: the page in a browser" in done.stderr) == (said != "Installing chromium")
+    asked = (tmp_path / "apt").read_text() if (tmp_path / "apt").exists() else ""
+    assert ("chromium chromium-driver" in asked) == (apt == "exit 0" and user == 0)
+    assert "--cov-fail-under=90" in calls(project)[-1]
+
+
 def test_ci_runs_lint_format_types_and_all_tests_on_the_data_beside_it(project, tmp_path):
     mark_ready(project)
     (tmp_path / "shared/data").mkdir(parents=True)
     (project / ".venv/bin/python").write_text(FAKE_PYTHON + 'echo "ETT_ROOT=$ETT_ROOT"\n')
-    done = bash(project / ".ci/run", cwd="/")
+    done = bash(project / ".ci/run", cwd="/", PATH=with_browser(tmp_path))
     assert done.returncode == 0, done.stderr
     assert calls(project)[:3] == ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
     assert "-m pytest" in calls(project)[3] and "--cov-fail-under=90" in calls(project)[3]
@@ -284,7 +323,8 @@ def test_ci_runs_lint_format_types_and_all_tests_on_the_data_beside_it(project, 
 def test_slow_tests_are_left_out_unless_all_are_asked_for(project, tmp_path):
     mark_ready(project)
     assert bash(project / "scripts/test.sh", "tests/models", "-x", cwd=tmp_path).returncode == 0
-    assert bash(project / "scripts/test.sh", "--all", "-k", "a b", cwd=tmp_path).returncode == 0
+    everywhere = {"cwd": tmp_path, "PATH": with_browser(tmp_path)}
+    assert bash(project / "scripts/test.sh", "--all", "-k", "a b", **everywhere).returncode == 0
     quick, everything = calls(project)
     assert "-m not slow" in quick and quick.endswith("tests/models -x") and "fail-under" not in quick
     assert "not slow" not in everything and everything.endswith("--cov-fail-under=90 -k a b")

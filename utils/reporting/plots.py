@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from utils.reporting import style
 
 TAIL_IN_HORIZONS = 2
 """The lookback is shown for this many horizons: far enough to see its seasons."""
@@ -47,10 +47,7 @@ def plot_forecasts(
     shown_windows = np.unique(np.linspace(0, len(x) - 1, min(windows, len(x))).round().astype(int))
     shown_variables = [len(columns) - 1, *range(len(columns) - 1)][:variables]
 
-    figure = Figure(
-        figsize=(5.5 * len(shown_variables), 2.4 * len(shown_windows) + 0.9), layout="constrained"
-    )
-    FigureCanvasAgg(figure)
+    figure = style.new_figure(5.5 * len(shown_variables), 2.4 * len(shown_windows) + 0.9)
     axes = figure.subplots(len(shown_windows), len(shown_variables), squeeze=False, sharex=True)
     for row, window in enumerate(shown_windows):
         for column, variable in enumerate(shown_variables):
@@ -67,9 +64,7 @@ def plot_forecasts(
         axis.set_xlabel(f"{step_unit} after the forecast's origin", fontsize=8)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(title, fontsize=11)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
-    return out
+    return style.save(figure, out)
 
 
 def _draw(
@@ -87,12 +82,12 @@ def _draw(
     past, future = np.arange(1 - len(tail), 1), np.arange(0, horizon + 1)
     naive = np.resize(lookback[-season:], horizon)
     last = lookback[-1:]
-    axis.plot(past, tail, color="black", linewidth=0.9, label="lookback")
+    axis.plot(past, tail, color=style.LOOKBACK, linewidth=0.9, label="lookback")
     axis.plot(
-        future, np.concatenate([last, naive]), color="0.65", linewidth=0.9, label="last season repeated"
+        future, np.concatenate([last, naive]), color=style.NAIVE, linewidth=0.9, label="last season repeated"
     )
-    axis.plot(future, np.concatenate([last, truth]), color="tab:blue", linewidth=1.1, label="truth")
-    axis.plot(future, np.concatenate([last, forecast]), color="tab:red", linewidth=1.3, label="forecast")
+    axis.plot(future, np.concatenate([last, truth]), color=style.TRUTH, linewidth=1.1, label="truth")
+    axis.plot(future, np.concatenate([last, forecast]), color=style.FORECAST, linewidth=1.3, label="forecast")
     axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     axis.tick_params(labelsize=8)
     axis.margins(x=0.01)
@@ -102,8 +97,7 @@ def plot_curves(
     panels: Mapping[str, Mapping[str, Sequence[float]]], out: Path, *, x_label: str, y_label: str
 ) -> Path:
     """Draw named curves, one panel per title, into the PNG file ``out``, which is returned."""
-    figure = Figure(figsize=(5.5 * len(panels), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = style.new_figure(5.5 * len(panels), 3.6)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for name, values in curves.items():
@@ -114,6 +108,4 @@ def plot_curves(
         axis.ticklabel_format(axis="y", style="sci", scilimits=(-4, -4))
     axes[0].set_ylabel(y_label, fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=8)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
-    return out
+    return style.save(figure, out)

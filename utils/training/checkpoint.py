@@ -75,8 +75,13 @@ class _HashedWriter:
         """Torch asks for it; the file is flushed when it is complete."""
 
 
-def save(payload: Mapping[str, Any], path: Path) -> None:
+def save(payload: Mapping[str, Any], path: Path, *, written: int | None = None) -> None:
     """Write ``payload`` with its checksum to ``path``, whole or not at all.
+
+    Args:
+        payload: tensors and plain values.
+        path: of the file.
+        written: time in nanoseconds that the file shall say it was written at; by default now.
 
     Raises:
         SaveError: the disk is full or fails; what lay at ``path`` is as it was.
@@ -88,6 +93,9 @@ def save(payload: Mapping[str, Any], path: Path) -> None:
             writer = _HashedWriter(file)
             torch.save(content, writer)  # type: ignore[arg-type]
             _add_checksum(file, writer.sha256.hexdigest())
+            if written is not None:
+                file.flush()  # a later write would set the time again
+                os.utime(file.fileno(), ns=(written, written))
     except (OSError, RuntimeError) as error:
         cause = (writer and writer.error) or error
         if not isinstance(cause, OSError):
@@ -97,6 +105,17 @@ def save(payload: Mapping[str, Any], path: Path) -> None:
             "the checkpoints saved before are whole. Free some space, then go on from the newest with "
             "--resume_from_checkpoint"
         ) from error
+
+
+def save_again(payload: Mapping[str, Any], path: Path) -> None:
+    """Write ``payload`` over the checkpoint at ``path``, which keeps its time.
+
+    So a run that goes on from what was written last (`newest_in`) does not take it for newer.
+
+    Raises:
+        SaveError: as `save` does.
+    """
+    save(payload, path, written=path.stat().st_mtime_ns)
 
 
 def _add_checksum(file: BinaryIO, digest: str) -> None:

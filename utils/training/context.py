@@ -40,6 +40,8 @@ class RunContext:
     stop: StopRequest
     newest: Path | None = None
     """The checkpoint that was saved last, or resumed from."""
+    calibration: dict[str, Any] | None = None
+    """Of the checkpoint that is tested, where nothing is trained; None where it has none."""
     phases: dict[str, float] = field(default_factory=dict)
     saves: list[float] = field(default_factory=list)
     """Seconds of each save of a checkpoint, in which training waited."""

@@ -26,7 +26,7 @@ from accelerate.utils import (
 from torch.utils.data import DataLoader, Dataset
 
 from utils.config import Config
-from utils.log import MetricsFile, RunLogFile, setup_logging
+from utils.log import RunLogFile, setup_logging
 from utils.reporting.preflight import environment, llm_text, opening_lines
 from utils.training import checkpoint as checkpoints
 from utils.training import judging, resuming, saving
@@ -38,10 +38,12 @@ from utils.training.checkpoint import CheckpointError
 from utils.training.context import Loaders, RunContext
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
-from utils.training.outlook import seconds_per_window, windows_to_judge
+from utils.training.outlook import first_items, seconds_per_window, windows_to_judge
 from utils.training.precision import matmul_precision
 from utils.training.progress import Hooks
+from utils.training.run_status import status_kept
 from utils.training.stopping import RunStopped, StopRequest, how_to_go_on
+from utils.training.tracking import require_tracker, stop_tracking, tracked_metrics
 from utils.training.trainer import Trainer
 from utils.types import Batch, DataBundle
 
@@ -60,6 +62,8 @@ class Builders:
     """(bundle, config, num_processes=) to the training loader."""
     evaluation_loader: Callable[..., DataLoader[Batch]]
     """(dataset, batch_size, num_workers) to a loader in order."""
+    inspect: Callable[..., list[str]]
+    """(model, batch, names, shapes=, prompt=) to the lines that a look inside prints."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,14 @@ def run(config: Config, builders: Builders) -> RunResult:
         try:
             this, payload = _set_up(config, builders, stop, closing)
             log.info("run folder: %s", this.folder)
+            writes = this.accelerator.is_main_process and bool(config.run.is_training)
+            closing.enter_context(status_kept(this.folder, writes=writes))
             closing.enter_context(out_of_memory_explained(this))
             _prepare_model(this, payload)
             if config.training.auto_batch_size and config.run.is_training and payload is None:
                 choose_batch_size(this)
             trainer, loaders = _trainer(this, builders, payload)
+            _look_inside(this, builders)
             stop.can_wait = True
             if config.run.is_training:
                 with this.phase("training"):
@@ -104,6 +111,7 @@ def _set_up(
 ) -> tuple[RunContext, dict[str, Any] | None]:
     """Data, model and folder of a run, and the payload that it goes on from or tests."""
     began = time.perf_counter()
+    require_tracker(config.run.report_to)
     accelerator = _accelerator(config)
     closing.callback(accelerator.free_memory)
     setup_logging(main_process=accelerator.is_main_process)
@@ -124,6 +132,10 @@ def _set_up(
         facts = environment() | {"llm": llm, "data_hash": data.content_hash}
         folders.describe_run(folder, config, facts, resumed=resume is not None)
         closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
+    closing.callback(stop_tracking, accelerator)
+    metrics = tracked_metrics(
+        config, accelerator, folder, resumed_at=None if payload is None else payload.get("global_step")
+    )
     return RunContext(
         config=plan.apply(config),
         accelerator=accelerator,
@@ -131,12 +143,13 @@ def _set_up(
         model=model,
         plain=model,
         folder=folder,
-        metrics=MetricsFile(folder / folders.METRICS_FILE),
+        metrics=metrics,
         llm=llm,
         plan=plan,
         flags=_flags_as_begun(config, payload),
         stop=stop,
         newest=resume if config.run.is_training else None,
+        calibration=None if payload is None or config.run.is_training else payload.get("calibration"),
         phases={"data": data_seconds, "model": time.perf_counter() - began - data_seconds},
     ), payload
 
@@ -282,6 +295,18 @@ def _trainer(this: RunContext, builders: Builders, payload: dict[str, Any] | Non
         trainer.progress.global_step = payload.get("global_step", 0)
     _say_what_begins(this, steps_per_epoch=steps_per_epoch, total_steps=total)
     return trainer, loaders
+
+
+def _look_inside(this: RunContext, builders: Builders) -> None:
+    """What ``--debug_shapes`` and ``--dump_prompt`` ask for, of the first training windows."""
+    run_settings = this.config.run
+    if this.accelerator.is_main_process and (run_settings.debug_shapes or run_settings.dump_prompt):
+        batch = first_items(this.data.train, this.config.training.batch_size, this.accelerator.device)
+        shapes, prompt = run_settings.debug_shapes, run_settings.dump_prompt
+        for line in builders.inspect(
+            this.plain, batch, list(this.data.targets), shapes=shapes, prompt=prompt
+        ):
+            log.info("%s", line)
 
 
 def _loaders(this: RunContext, builders: Builders) -> Loaders:

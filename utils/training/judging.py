@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from logging import getLogger
 from typing import Any
 
 import numpy as np
 import torch
 
+from utils.reporting.report import interval_table
 from utils.training import checkpoint as checkpoints
 from utils.training import run_folder as folders
+from utils.training.calibrating import calibration_of_best
+from utils.training.calibration import IntervalSums
 from utils.training.context import Loaders, RunContext
 from utils.training.passes import forecast_state, stacked
 from utils.training.stopping import RunStopped, how_to_go_on
 from utils.training.trainer import EvaluationStopped, Trainer
 
 log = getLogger(__name__)
+INTERVALS = "intervals"
+"""Where the results say what the intervals covered."""
 SHOWN_WINDOWS = 6
 """Test windows whose forecasts are kept for a plot."""
 
@@ -28,8 +34,8 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
     """
     training = bool(this.config.run.is_training)
     try:
+        tested = _trained_scores(this, trainer, loaders) if training else _scores(this, trainer, loaders)
         with this.phase("test"):
-            tested = _trained_scores(this, trainer, loaders) if training else _scores(trainer, loaders)
             kept = _keep_forecasts(
                 this, folders.FORECASTS_FILE if training else folders.TEST_ONLY_FORECASTS_FILE
             )
@@ -45,6 +51,8 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
             entry["test"]["mae"],
             entry["test"]["windows"],
         )
+        if INTERVALS in entry:
+            log.info("%s", interval_table(entry[INTERVALS]))
     results = {
         "run_dir": str(this.folder),
         "data": this.data.name,
@@ -61,34 +69,49 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
     return results
 
 
-def _scores(trainer: Trainer, loaders: Loaders) -> dict[str, dict[str, Any]]:
-    """The scores of a checkpoint that is tested."""
-    scores = trainer.evaluate(loaders.test, name="test")
-    return {"checkpoint": {"step": trainer.progress.global_step, "test": scores}}
+def _scores(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, dict[str, Any]]:
+    """The scores of a checkpoint that is tested, and its intervals' where it keeps some."""
+    entry = {"step": trainer.progress.global_step, **_test(this, trainer, loaders, this.calibration)}
+    return {"checkpoint": entry}
+
+
+def _test(
+    this: RunContext, trainer: Trainer, loaders: Loaders, calibration: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The test scores of the weights that the model holds, and of their intervals where there are any."""
+    levels = this.config.training.levels
+    sums = IntervalSums(calibration, levels) if calibration and levels else None
+    watch = None if sums is None else sums.add
+    with this.phase("test"):
+        entry: dict[str, Any] = {"test": trainer.evaluate(loaders.test, name="test", watch=watch)}
+    if sums is not None:
+        reduced = partial(this.accelerator.reduce, reduction="sum")
+        entry[INTERVALS] = sums.reduce(reduced, targets=this.data.targets, device=this.accelerator.device)
+    return entry
 
 
 def _trained_scores(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, dict[str, Any]]:
     """The scores of the last weights, and of the best ones, which stay in the model."""
     progress = trainer.progress
-    scores = trainer.evaluate(loaders.test, name="test")
-    last = {"step": progress.global_step, "test": scores}
+    last: dict[str, Any] | None = None
     best = {"global_step": progress.global_step, "val_loss_min": progress.val_loss_min}
     if progress.best_step not in (progress.global_step, -1):
+        last = _test(this, trainer, loaders, None)
         best = checkpoints.load(this.folder / checkpoints.BEST)
         this.plain.load_state_dict(best["model"])
-        scores = trainer.evaluate(loaders.test, name="test")
+    entry = _test(this, trainer, loaders, calibration_of_best(this, trainer, loaders))
     found = best["val_loss_min"]
     validation = found if np.isfinite(found) else None
     return {
-        "last": last,
-        "best": {"step": best["global_step"], "test": scores, "validation_mse": validation},
+        "last": {"step": progress.global_step, **(last or {"test": entry["test"]})},
+        "best": {"step": best["global_step"], **entry, "validation_mse": validation},
     }
 
 
 def _write(this: RunContext, results: dict[str, Any], tested: dict[str, dict[str, Any]]) -> None:
     """``results.json``, and the scores of a trained run in the metrics."""
     for name, entry in tested.items():
-        this.metrics.append(event="test", weights=name, **entry)
+        this.metrics.append(event="test", weights=name, **{k: v for k, v in entry.items() if k != INTERVALS})
     name = folders.RESULTS_FILE if tested else folders.TEST_ONLY_RESULTS_FILE
     folders.write_json(this.folder / name, results)
 

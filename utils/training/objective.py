@@ -34,6 +34,8 @@ class Loss(NamedTuple):
     """The warm-up factor, 0 to 1."""
     terms: dict[str, Tensor]
     """Each module loss before its weights, detached."""
+    decisions: dict[str, Tensor]
+    """What the gate decided over the pass, detached; empty without retrieval."""
 
 
 class Objective:
@@ -64,6 +66,7 @@ class Objective:
             auxiliary=auxiliary.detach(),
             warmup=warmup,
             terms={name: value.detach() for name, value in terms.items()},
+            decisions={} if state.retrieval is None else gate_statistics(state.retrieval),
         )
 
 
@@ -150,4 +153,16 @@ def retrieval_losses(record: RetrievalRecord) -> dict[str, Tensor]:
     return {
         "gate_consistency": (record.confidence.detach().float() * 4 * gate * (1 - gate)).mean(),
         "gate_entropy": math.log(2) - entropy + torch.logit(past) * departure,
+    }
+
+
+@torch.no_grad()
+def gate_statistics(record: RetrievalRecord) -> dict[str, Tensor]:
+    """Mean and deviation of the gate, mean confidence, and share of series that found anything."""
+    gate = record.gate.float()
+    return {
+        "gate_mean": gate.mean(),
+        "gate_std": gate.std(unbiased=False),
+        "confidence_mean": record.confidence.float().mean(),
+        "matched_share": record.matched.float().mean(),
     }

@@ -59,12 +59,14 @@ def windows_to_judge(
     """Windows of all validations after ``step`` and of the tests: at most, if patience does not run out.
 
     A validation follows each ``--eval_steps``-th optimizer step, or each epoch, and the last step; the
-    last and the best weights are tested.
+    last and the best weights are tested. Intervals take one validation more.
     """
     every = config.training.eval_steps or steps_per_epoch
     validations = total_steps // every - step // every + bool(total_steps % every)
+    calibrations = bool(config.training.levels)
     tests = 2 + validations * config.training.eval_test_each_epoch
-    return validations * len(data.validation) + tests * len(data.test)  # type: ignore[arg-type]
+    judged = (validations + calibrations) * len(data.validation)  # type: ignore[arg-type]
+    return judged + tests * len(data.test)  # type: ignore[arg-type]
 
 
 def time_text(*, steps: int, seconds_per_step: float, evaluation: float) -> str:

@@ -52,6 +52,7 @@ def gather(this: RunContext, trainer: Trainer) -> dict[str, Any]:
         "num_processes": this.accelerator.num_processes,
         "batch": this.plan.state(),
         "numerics": numerics(this.accelerator.device),
+        "model_name": this.plain.name,
         "config": this.flags,
         "llm": this.llm,
         "data": {
@@ -60,6 +61,7 @@ def gather(this: RunContext, trainer: Trainer) -> dict[str, Any]:
             "frequency": this.data.frequency,
             "mean": this.data.standardisation.mean,
             "std": this.data.standardisation.std,
+            **this.data.identity._asdict(),
         },
     }
 

@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from utils.config import TrainingConfig
 from utils.log import MetricsFile
+from utils.process_memory import held_bytes
 from utils.training.metrics import ScoreSums, module_text
 from utils.training.objective import Loss, Objective
 from utils.training.outlook import announce, fitting_preset
 from utils.training.passes import forecast_state
 from utils.training.progress import Clock, Hooks, Progress, clock_text
 from utils.trend import TrendLabel
-from utils.types import Batch, PassOfStep
+from utils.types import Batch, ForecastState, PassOfStep
 
 log = getLogger(__name__)
 TIMED_STEPS = 3
@@ -211,8 +212,17 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def evaluate(self, loader: DataLoader[Batch], *, name: str) -> dict[str, float]:
-        """Scores over every window of ``loader``, each counted once, over all processes."""
+    def evaluate(
+        self,
+        loader: DataLoader[Batch],
+        *,
+        name: str,
+        watch: Callable[[ForecastState, Batch], None] | None = None,
+    ) -> dict[str, float]:
+        """Scores over every window of ``loader``, each counted once, over all processes.
+
+        ``watch`` sees each batch of this process too.
+        """
         was_training = self.model.training
         self.model.eval()
         sums = ScoreSums(self.accelerator.device, trend_label=self.trend_label)
@@ -222,7 +232,10 @@ class Trainer:
         batches = self._until_stop(loader)
         bar = tqdm(batches, desc=name, unit="batch", leave=False, disable=hidden, total=len(loader))
         for done, batch in enumerate(bar, start=1):
-            sums.add(forecast_state(self.plain_model, batch), batch)
+            state = forecast_state(self.plain_model, batch)
+            sums.add(state, batch)
+            if watch is not None:
+                watch(state, batch)
             now = time.perf_counter()
             if now - told > SILENCE and not sys.stderr.isatty():
                 told = now
@@ -375,5 +388,13 @@ class Trainer:
             warmup=loss.warmup,
             learning_rate=self.rate,
             seconds_per_step=None if math.isnan(seconds) else seconds,
+            samples_per_second=None if math.isnan(seconds) else self._samples_per_step() / seconds,
+            memory_bytes=held_bytes(self.accelerator.device),
             **terms,
+            **{name: value.item() for name, value in loss.decisions.items()},
         )
+
+    def _samples_per_step(self) -> int:
+        """Training samples in one optimizer step, over all passes and processes."""
+        t = self.config
+        return t.batch_size * t.gradient_accumulation_steps * self.accelerator.num_processes

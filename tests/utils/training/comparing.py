@@ -11,7 +11,7 @@ import torch
 from scripts.comparing import unequal as unequal
 from utils.training import checkpoint as checkpoints
 
-TIMES = ("seconds", "seconds_per_step")
+TIMES = ("seconds", "seconds_per_step", "samples_per_second", "memory_bytes")
 
 
 def load(path: Path) -> dict[str, Any]:

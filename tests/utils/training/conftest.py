@@ -1,4 +1,4 @@
-"""What the training tests share: a small real series, tiny settings, runs in this process and on two."""
+"""What the training tests share: tiny runs in this process and on two."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -22,7 +20,6 @@ from utils.config import Config
 from utils.paths import PROJECT_ROOT
 from utils.training.experiment import RunResult
 
-WriteSeries = Callable[..., Path]
 Settings = dict[str, Any]
 TinySettings = Callable[[Path, Path], Settings]
 StartRun = Callable[..., RunResult]
@@ -53,61 +50,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def write_series() -> WriteSeries:
-    """Write ``rows`` hourly rows of a daily cycle with noise and drift, columns a and OT."""
-
-    def write(path: Path, rows: int = 120, *, seed: int = 0) -> Path:
-        time = np.arange(rows)
-        noise = np.random.default_rng(seed).normal(0, 0.2, (rows, 2))
-        waves = np.stack([np.sin(time * np.pi / 12), np.cos(time * np.pi / 12) + time * 0.005], axis=1)
-        frame = pd.DataFrame(waves + noise, columns=["a", "OT"])
-        frame.insert(0, "date", pd.date_range("2020-01-01", periods=rows, freq="h").astype(str))
-        frame.to_csv(path, index=False)
-        return path
-
-    return write
-
-
-@pytest.fixture(scope="session")
-def series_file(tmp_path_factory: pytest.TempPathFactory, write_series: WriteSeries) -> Path:
-    """120 rows: 45 training windows of 32 + 8 rows, 5 for validation, 17 for the test."""
-    return write_series(tmp_path_factory.mktemp("series") / "waves.csv")
-
-
-@pytest.fixture(scope="session")
-def tiny_settings(tiny_gpt2: Path) -> TinySettings:
-    """Settings of a run of one epoch on a series of `write_series`, tiny in all sizes."""
-
-    def settings(series: Path, checkpoints: Path) -> Settings:
-        return {
-            "data": "custom",
-            "root_path": str(series.parent),
-            "data_path": series.name,
-            "seq_len": 32,
-            "label_len": 0,
-            "pred_len": 8,
-            "llm_model_path": str(tiny_gpt2),
-            "llm_layers": 1,
-            "d_model": 16,
-            "d_ff": 16,
-            "n_heads": 2,
-            "num_tokens": 20,
-            "d_repr": 16,
-            "memory_size": 100,
-            "batch_size": 4,
-            "eval_batch_size": 16,
-            "train_epochs": 1,
-            "aux_warmup_steps": 4,
-            "log_steps": 1,
-            "save_steps": 0,
-            "cpu": True,
-            "checkpoints": str(checkpoints),
-        }
-
-    return settings
 
 
 @pytest.fixture

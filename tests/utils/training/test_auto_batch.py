@@ -163,10 +163,11 @@ class _Sized:
 @pytest.mark.parametrize(
     ("settings", "step", "windows"),
     [
-        ({}, 0, 2 * 100 + 2 * 10),  # two epochs of ten steps
-        ({}, 10, 100 + 2 * 10),
-        ({"eval_steps": 8}, 0, 3 * 100 + 2 * 10),  # after 8, 16 and 20 steps
-        ({"eval_test_each_epoch": True}, 0, 2 * 100 + 4 * 10),
+        ({"levels": ()}, 0, 2 * 100 + 2 * 10),  # two epochs of ten steps
+        ({}, 0, 3 * 100 + 2 * 10),  # and the calibration of the intervals
+        ({}, 10, 2 * 100 + 2 * 10),
+        ({"eval_steps": 8, "levels": ()}, 0, 3 * 100 + 2 * 10),  # after 8, 16 and 20 steps
+        ({"eval_test_each_epoch": True, "levels": ()}, 0, 2 * 100 + 4 * 10),
     ],
 )
 def test_every_evaluation_to_come_is_counted(settings, step, windows):

@@ -16,6 +16,7 @@ import torch
 import run_main
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models import MODELS
+from models.inspection import inspection_lines
 from tests.utils.training.comparing import load, records, unequal
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
@@ -36,7 +37,8 @@ def spied(config: Config, seen: list[Any], *, name: str = "TimeLLM_Enhanced") ->
         seen.append(MODELS[name](of))
         return seen[-1]
 
-    return experiment.run(config, Builders(name, build, build_data, training_loader, evaluation_loader))
+    builders = Builders(name, build, build_data, training_loader, evaluation_loader, inspection_lines)
+    return experiment.run(config, builders)
 
 
 # What a run leaves
@@ -74,6 +76,7 @@ def test_a_run_writes_its_folder(start_run, tmp_path):
         "metrics.jsonl",
         "results.json",
         "run.log",
+        "status.json",
     ]
     resolved = json.loads((folder / "config.json").read_text())
     assert resolved["season"] == 24 and Config.from_flat(resolved).tapr.use_tapr
@@ -85,7 +88,7 @@ def test_a_run_writes_its_folder(start_run, tmp_path):
     results = json.loads((folder / "results.json").read_text())
     assert results == json.loads(json.dumps(result.results))
     assert set(results) == set("run_dir data notes llm last best phases saving forecasts".split())
-    assert set(results["phases"]) == set("data model memory training test".split())
+    assert set(results["phases"]) == set("data model memory training calibration test".split())
     for entry in (results["last"], results["best"]):
         assert entry["test"]["windows"] == 17 and entry["test"]["mae"] > 0 and entry["test"]["mse"] > 0
     lines = (folder / "run.log").read_text()

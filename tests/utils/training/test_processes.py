@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from utils.training.tracking import TENSORBOARD_FOLDER
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +40,8 @@ def found(tmp_path_factory, write_series, tiny_settings, two_processes) -> dict[
     runs = {name: {**common, **switches} for name, switches in MODULES.items()}
     saved = {**common, "dropout": 0.2, "use_gram": True, "save_steps": 1, "save_total_limit": 0, "seed": 3}
     runs["whole"] = saved
+    watched = {"report_to": "tensorboard", "debug_shapes": True, "log_steps": 1, "model_comment": "watched"}
+    runs["watched"] = {**common, **MODULES["gram"], **watched}
     runs["tested"] = {**common, "is_training": 0}
     # in mid-epoch of the second epoch, in the same folder: steps 5 and 6 are taken again
     runs["resumed"] = {**saved, "resume_from_checkpoint": "{whole}/checkpoint_step_4/checkpoint.pt"}
@@ -96,3 +101,16 @@ def test_a_resume_on_two_processes_is_exact_in_the_second_epoch(found):
         assert resumed["order"] == whole["order"][-len(resumed["order"]) :] and len(resumed["order"]) == 8
         differing = [k for k, t in whole["model"].items() if not torch.equal(t, resumed["model"][k])]
         assert not differing
+
+
+def test_a_tracker_and_a_look_inside_are_the_main_processs_alone_and_change_nothing(found):
+    """Two writers would mix in one log; a look that one process takes must not move its dropout."""
+    one, _ = found["watched"]
+    plain = found["gram"][0]["model"]
+    assert all(torch.equal(tensor, plain[key]) for key, tensor in one["model"].items())
+    folder = Path(one["folder"]) / TENSORBOARD_FOLDER
+    assert len(list(folder.glob("events.out.*"))) == 1
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("train/loss")]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > 2

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models import MODELS
+from models.inspection import inspection_lines
 from tests.utils.training.comparing import last_payload, load, records, unequal
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
@@ -56,7 +57,7 @@ def watched(settings: dict[str, Any]) -> tuple[list[int], Path]:
         return training_loader(bundle, config, num_processes=num_processes)
 
     name = "TimeLLM_Enhanced"
-    made = Builders(name, MODELS[name], build_data, loader, evaluation_loader)
+    made = Builders(name, MODELS[name], build_data, loader, evaluation_loader, inspection_lines)
     return order, run(Config.from_flat(settings), made).run_dir
 
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models import MODELS
 from models.forecaster import Forecaster
+from models.inspection import inspection_lines
 from utils.config import Config
 from utils.training.experiment import Builders, run
 from utils.types import Batch, DataBundle, WindowSource
@@ -40,7 +41,9 @@ class Watched:
     def find(self) -> dict[str, Any]:
         """What came out of the run, or how it failed."""
         began = time.perf_counter()
-        builders = Builders(self.kind, self.model, build_data, self.loader, evaluation_loader)
+        builders = Builders(
+            self.kind, self.model, build_data, self.loader, evaluation_loader, inspection_lines
+        )
         try:
             result = run(Config.from_flat(self.settings), builders)
         except Exception as error:  # any: the test that asked for this run says what it expected

@@ -1,0 +1,126 @@
+"""From a checkpoint to the model that wrote it: settings, frozen LLM, weights, memory. No code is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from logging import getLogger
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from layers.llm import FrozenLLM, load_llm
+from layers.llm_sources import LLMUnavailableError
+from models import MODELS, model_name
+from models.forecaster import Forecaster
+from models.TimeLLM import DTYPES
+from utils.config import Config, ConfigError
+from utils.training import checkpoint as checkpoints
+from utils.training.checkpoint import CheckpointError
+
+log = getLogger(__name__)
+NEEDED = ("config", "llm", "data")
+"""What a checkpoint must tell beside its weights."""
+SAME_LLM = ("architecture", "layers", "hidden_size", "content_hash")
+"""What makes an LLM the one that a run was trained with."""
+
+
+class LoadedRun(NamedTuple):
+    """What a checkpoint holds, ready to forecast."""
+
+    path: Path
+    """The checkpoint file."""
+    config: Config
+    model: Forecaster
+    """In eval mode, on the device asked for."""
+    facts: Mapping[str, Any]
+    """The payload without weights, optimizer and random states."""
+
+
+def checkpoint_file(where: str | Path) -> Path:
+    """The file that a path means: a file, a step folder, or a run's folder (its best weights).
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    best = Path(where) / checkpoints.BEST
+    return best if best.is_file() else checkpoints.locate(str(where), flag="--checkpoint")
+
+
+def load_run(where: str | Path, *, device: torch.device, llm_model_path: str | None = None) -> LoadedRun:
+    """The model of a checkpoint on ``device``, with the LLM it was trained with.
+
+    The caller's random state stays as it is.
+
+    Args:
+        where: as for `checkpoint_file`.
+        device: to forecast on.
+        llm_model_path: where the LLM lies now, if not where the run found it; its content is compared
+            all the same.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, broken, of weights alone, or does not fit its LLM.
+        LLMUnavailableError: its LLM is not to be found.
+    """
+    path = checkpoint_file(where)
+    payload = checkpoints.load_weights(path)
+    missing = [key for key in NEEDED if key not in payload]
+    if missing:
+        raise CheckpointError(
+            f"{path}: expected a run's checkpoint, found weights without {', '.join(missing)}: a forecast "
+            "needs the settings and the scaler that they were trained with"
+        )
+    config = _config(payload, path, device)
+    name = payload.get("model_name") or model_name(config)
+    with torch.random.fork_rng():
+        llm = _llm(config, payload["llm"], path, llm_model_path) if payload["llm"] else None
+        model = MODELS[name](config, **({"llm": llm} if llm else {}))
+    try:
+        model.load_state_dict(payload["model"])
+    except RuntimeError as error:  # torch's, for missing keys and other shapes
+        raise CheckpointError(f"{path}: its weights do not fit its settings ({name}): {error}") from error
+    if path.name == checkpoints.STEP_FILE and config.gram.use_gram and config.gram.retrieval_key != "raw":
+        log.warning("%s: its memory's keys are those of the last validation up to its step", path)
+    facts = {k: v for k, v in payload.items() if k not in ("model", "optimizer", "rng_state")}
+    return LoadedRun(path, config, model.to(device).eval(), facts)
+
+
+def _config(payload: Mapping[str, Any], path: Path, device: torch.device) -> Config:
+    """The run's settings, but for those of its engine that this device has not."""
+    values = {**payload["config"], "cpu": False}
+    if values.get("mixed_precision") == "fp16" and device.type == "cpu":
+        log.warning("%s: trained in fp16, which a CPU does not offer; forecasting in float32", path)
+        values["mixed_precision"] = "no"
+    try:
+        return Config.from_flat(values)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: expected settings of this version, found:\n{error}") from error
+
+
+def _llm(config: Config, recorded: Mapping[str, Any], path: Path, elsewhere: str | None) -> FrozenLLM:
+    """The LLM that a run recorded, found by its name and known by its content."""
+    wanted: dict[str, Any] = asdict(config.llm)
+    if elsewhere is not None:
+        wanted["llm_model_path"] = elsewhere
+    elif config.llm.llm_model_path is None and config.llm.llm_model == "auto":
+        wanted["llm_model"] = recorded["name"]
+    try:
+        llm = load_llm(type(config.llm)(**wanted), dtype=DTYPES[config.training.mixed_precision])
+    except LLMUnavailableError as error:
+        raise LLMUnavailableError(
+            f"{path}: expected its LLM, {recorded['name']} (content {recorded['content_hash'][:12]}), found "
+            f"none: {error} If it lies elsewhere now, say where with --llm_model_path."
+        ) from error
+    found = asdict(llm.identity)
+    other = [
+        f"{name}: expected {recorded.get(name)}, found {found[name]}"
+        for name in SAME_LLM
+        if recorded.get(name) != found[name]
+    ]
+    if other:
+        raise CheckpointError(
+            f"{path}: trained with another LLM than {found['name']}; its {'; its '.join(other)}. Give the "
+            "one it was trained with by --llm_model_path"
+        )
+    return llm

@@ -1,0 +1,240 @@
+"""A trained model as its checkpoint has it, and its forecasts of windows of any series.
+
+Shape legend: W windows, T rows, N variables read, M of them forecast, L lookback, H horizon.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate.utils import convert_to_fp32
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from data_provider import scaling
+from data_provider.data_factory import build_data, load_series
+from data_provider.dataset import WindowDataset
+from data_provider.dates import dates_after
+from data_provider.open_windows import open_windows, same_series
+from data_provider.series import FillMissing, Series, read_table, series_of
+from models import forecaster as models
+from models.TimeLLM import DTYPES
+from scripts.forecasting.loading import LoadedRun
+from utils.config import Config
+from utils.conformal import Calibration
+from utils.training.calibration import deviation_of
+from utils.training.checkpoint import CheckpointError
+from utils.training.passes import forecast_state, stacked
+from utils.types import Batch, DataBundle, ForecastState, SeriesIdentity, Standardisation
+
+log = getLogger(__name__)
+Array = NDArray[np.float64]
+Table: TypeAlias = pd.DataFrame | str | Path
+
+
+class Forecasts(NamedTuple):
+    """Forecasts of some windows, in original units."""
+
+    prediction: Array
+    """[W, H, M]."""
+    truth: Array
+    """[W, H, M]; NaN where it is still to come."""
+    start: NDArray[np.int64]
+    """[W], the row of the series that each lookback begins at."""
+    deviation: Array
+    """[W, M], of each lookback, floored, in standardised units: what scaled intervals are scaled by."""
+
+    def after(self, windows: int) -> Forecasts:
+        """Those behind the first ``windows``."""
+        rest = slice(windows, None)
+        return Forecasts(self.prediction[rest], self.truth[rest], self.start[rest], self.deviation[rest])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a table is read; by default as the run read its own."""
+
+    freq: str | None = None
+    """Given, it accepts gaps in the dates."""
+    fill_missing: FillMissing | None = None
+
+
+class TrainedModel:
+    """The model of a checkpoint, with all that its forecasts need: columns, scaler, frequency, intervals.
+
+    One may be used from several threads at once: their passes through the model take turns.
+    """
+
+    def __init__(self, run: LoadedRun, *, device: torch.device, batch_size: int | None = None) -> None:
+        """On ``device``, ``batch_size`` windows per pass (by default the run's own in evaluation)."""
+        self.path: Path = run.path
+        """The checkpoint file."""
+        self.config: Config = run.config
+        self.model: models.Forecaster = run.model
+        self.facts: Mapping[str, Any] = run.facts
+        """The checkpoint's content without weights: step, LLM, data, ..."""
+        self.device = device
+        training = self.config.training
+        self.batch_size = batch_size or training.eval_batch_size or training.batch_size
+        """Windows per pass."""
+        data = run.facts["data"]
+        self.columns: tuple[str, ...] = tuple(data["columns"])
+        """The variables read, in order."""
+        n_targets = 1 if self.config.data.features == "MS" else len(self.columns)
+        self.targets: tuple[str, ...] = self.columns[-n_targets:]
+        """The variables forecast, the last M of `columns`."""
+        self.frequency: str = data["frequency"]
+        self.standardisation = Standardisation(data["mean"], data["std"])
+        """Of each of `columns`."""
+        names = SeriesIdentity._fields
+        self.identity = SeriesIdentity(**{n: data[n] for n in names}) if names[0] in data else None
+        """Of the series that it was trained on; None in checkpoints of old."""
+        stored = run.facts.get("calibration")
+        self.calibration = None if stored is None else Calibration.from_state(stored)
+        """Behind the prediction intervals; None where the checkpoint has none."""
+        self._lock = threading.Lock()
+
+    @property
+    def seq_len(self) -> int:
+        """Lookback L, rows."""
+        return self.config.data.seq_len
+
+    @property
+    def pred_len(self) -> int:
+        """Horizon H, rows."""
+        return self.config.data.pred_len
+
+    # What it reads.
+
+    def series(self, table: Table, *, reading: Reading | None = None) -> Series:
+        """A table as a checked series of the columns that the model reads.
+
+        Args:
+            table: a CSV file, or a data frame with a ``date`` column (or dates as its index).
+            reading: by default missing numbers are filled where the run filled them, and gaps in the
+                dates are an error.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it lacks columns, has another frequency, dates out of order or twice, or numbers
+                that are missing; the message names the first row.
+        """
+        how = reading or Reading()
+        return series_of(
+            table if isinstance(table, pd.DataFrame) else read_table(Path(table)),
+            where="the table" if isinstance(table, pd.DataFrame) else Path(table),
+            columns=self.columns,
+            frequency=self.frequency,
+            freq=how.freq,
+            fill_missing=how.fill_missing or self.config.data.fill_missing,
+        )
+
+    def own_series(self, *, root_path: str | None = None) -> Series:
+        """The whole series that the run was trained on, read again from where it lay.
+
+        Args:
+            root_path: its folder, if it moved.
+
+        Raises:
+            OSError: it is not there.
+            CheckpointError: it is not what the run saw.
+        """
+        series = load_series(self._own_config(root_path).data)
+        self._check_own(series.content_hash)
+        return series
+
+    def own_data(self, *, root_path: str | None = None) -> DataBundle:
+        """The three parts of that series as data sets of windows; raises as `own_series` does."""
+        data = build_data(self._own_config(root_path))
+        self._check_own(data.content_hash)
+        return data
+
+    def _own_config(self, root_path: str | None) -> Config:
+        return self.config if root_path is None else self.config.replace(root_path=root_path)
+
+    def _check_own(self, content_hash: str) -> None:
+        expected = self.facts["data"]["content_hash"]
+        if content_hash != expected:
+            raise CheckpointError(
+                f"{self.path}: expected the data that it was trained on (content {expected[:12]}), found "
+                f"others ({content_hash[:12]}) in {self.config.data.file_name}"
+            )
+
+    # What it forecasts.
+
+    def windows(self, series: Series, *, first: int, count: int = 1) -> WindowDataset:
+        """The windows of ``series`` that begin at row ``first`` and after; their future may be to come.
+
+        Each knows its place, so that retrieval does not find the window itself where the series is the
+        one that was trained on (also with rows added since).
+
+        Raises:
+            ValueError: a lookback is not wholly inside the series.
+        """
+        own = self.identity is not None and same_series(series, self.identity)
+        return open_windows(
+            series,
+            self.standardisation,
+            seq_len=self.seq_len,
+            pred_len=self.pred_len,
+            n_targets=len(self.targets),
+            known_as=self.identity.series_id if own and self.identity else series.series_id,
+            first=first,
+            count=count,
+        )
+
+    def states(self, windows: Dataset[Batch]) -> Iterator[tuple[Batch, ForecastState]]:
+        """Batches of windows in order, on `device`, with what the model made of them (standardised units).
+
+        Raises:
+            ValueError: the model reads the true future (a study's oracle), and it is still to come.
+        """
+        count = len(windows)  # type: ignore[arg-type]  # torch's Dataset does not declare __len__
+        for begin in range(0, count, self.batch_size):
+            items = [windows[i] for i in range(begin, min(begin + self.batch_size, count))]
+            batch = stacked(items, self.device)
+            if self.config.gram.retrieval_control == "oracle" and bool(batch.y.isnan().any()):
+                raise ValueError("--retrieval_control oracle reads the true future, which is still to come")
+            yield batch, self._pass(batch)
+
+    @torch.no_grad()
+    def _pass(self, batch: Batch) -> ForecastState:
+        """One pass, in the precision that the run was trained in."""
+        precision = self.config.training.mixed_precision
+        # as in the run: a model without weights to train is not wrapped
+        half = precision != "no" and any(p.requires_grad for p in self.model.parameters())
+        with self._lock, torch.autocast(self.device.type, DTYPES[precision], enabled=half):
+            state = forecast_state(self.model, batch)
+        return convert_to_fp32(state) if half else state
+
+    def forecasts(self, windows: Dataset[Batch]) -> Forecasts:
+        """Forecasts of windows, in original units.
+
+        Raises:
+            ValueError: a forecast is not a finite number.
+        """
+        scale = Standardisation(*(part[-len(self.targets) :] for part in self.standardisation))
+        parts: list[Forecasts] = []
+        for batch, state in self.states(windows):
+            prediction, truth = (
+                scaling.inverse(values.cpu(), scale).numpy() for values in (state.prediction, batch.y)
+            )
+            if not np.isfinite(prediction).all():
+                raise ValueError(f"{self.path}: expected finite forecasts, found NaN or infinity")
+            own = (batch.start, deviation_of(batch).double())
+            parts.append(Forecasts(prediction, truth, *(part.cpu().numpy() for part in own)))
+        return Forecasts(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def times(self, series: Series, start: NDArray[np.int64]) -> NDArray[np.datetime64]:
+        """Times [W, H] of the forecasts of windows that begin at the rows ``start`` [W]."""
+        dates = series.dates.append(dates_after(series.dates[-1], series.frequency, self.pred_len))
+        rows = start[:, None] + self.seq_len + np.arange(self.pred_len)  # [W, H]
+        return dates.to_numpy()[rows]

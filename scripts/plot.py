@@ -1,0 +1,81 @@
+"""Pictures of a run: ``python scripts/plot.py RUN``.
+
+Writes PNG files: forecasts against truth with intervals, training curves, errors by horizon step and by
+variable, calibration. What a run cannot show (intervals without a calibration, curves without steps) is
+said. Exit status 2 where a user can mend what is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # started as a file: its own folder is on the path, the project's is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from run_main import USER_ERRORS
+from scripts.looking.evidence import gather
+from scripts.looking.options import LoadedRun, looking, parser_for, shown_levels
+from utils.log import MetricsFile, setup_logging
+from utils.reporting.run_plots import plot_calibration, plot_errors, plot_test_windows, plot_training
+from utils.training.run_folder import METRICS_FILE
+
+WINDOWS = 200
+"""Test windows forecast for the pictures, unless all are asked for."""
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Of the intervals whose coverage is drawn, beside the run's own."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw and say where; the exit status."""
+    words = _parser().parse_args(argv)
+    setup_logging(main_process=True)
+    try:
+        if words.windows is not None and words.windows < 1:
+            raise ValueError(f"--windows: expected 1 or more, or all, found {words.windows}")
+        with looking(words) as run:
+            out = Path(words.out) if words.out else run.folder / "plots"
+            for line in pictures(run, out, words.windows):
+                print(line, flush=True)
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def pictures(run: LoadedRun, out: Path, windows: int | None) -> list[str]:
+    """Draw every picture that the run has; where each lies, or why it is not there, a line each."""
+    own = shown_levels(run)
+    evidence = gather(run, windows=windows, levels=sorted({*LEVELS, *own}))
+    lines = [
+        str(plot_test_windows(evidence, out / "forecasts.png", levels=own)),
+        str(plot_errors(evidence, out / "errors.png")),
+    ]
+    try:
+        records = MetricsFile(run.folder / METRICS_FILE).read(skip_broken=True)
+        lines.append(str(plot_training(records, out / "training.png", name=evidence.name)))
+    except ValueError as error:
+        lines.append(f"no training curves: {error}")
+    try:
+        lines.append(str(plot_calibration(evidence, out / "calibration.png")))
+    except ValueError as error:
+        lines.append(f"no calibration picture: {error}")
+    return lines
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_for(__doc__)
+    parser.add_argument(
+        "--windows",
+        type=lambda word: None if word == "all" else int(word),
+        default=WINDOWS,
+        help=f"test windows to forecast, evenly spread, or all [{WINDOWS}]",
+    )
+    parser.add_argument("--out", help="folder of the pictures [RUN/plots]")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

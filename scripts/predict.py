@@ -1,0 +1,146 @@
+"""Forecast a table of your own with a trained run: ``python scripts/predict.py --help``.
+
+``--checkpoint RUN --input my.csv --output forecast.csv`` writes the rows that follow the end of
+``my.csv``; the checkpoint holds all else. ``--backtest N`` forecasts the last N windows whose future the
+file holds, and prints their errors. Exit status 2 where a user can mend what is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from logging import getLogger
+from pathlib import Path
+
+if not __package__:  # started as a file: its own folder is on the path, the project's is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import pandas as pd
+import torch
+
+from run_main import USER_ERRORS
+from scripts.forecasting import Forecaster, Reading
+from scripts.forecasting.tables import ALL
+from utils.log import setup_logging
+from utils.training.precision import matmul_precision
+from utils.training.whole_files import whole_file
+
+log = getLogger(__name__)
+OWN_LEVELS: list[float] = []
+"""What ``--levels`` without a number leaves: the levels of the run."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Forecast and write; the exit status."""
+    args = _parser().parse_args(argv)
+    setup_logging(main_process=True)
+    try:
+        _check(args)
+        forecaster = Forecaster.load(
+            args.checkpoint,
+            device="cpu" if args.cpu else None,
+            batch_size=args.batch_size,
+            llm_model_path=args.llm_model_path,
+        )
+        _say_what(forecaster)
+        with matmul_precision(forecaster.config.training.matmul_precision, forecaster.device):
+            frame = _forecast(forecaster, args)
+        with whole_file(args.output) as file:
+            file.write(frame.to_csv(index=False, float_format="%.9g").encode())
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of memory; lower --batch_size, or use --cpu ({error})", file=sys.stderr)
+        return 2
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(frame)} rows, {frame['date'].min()} to {frame['date'].max()}: {args.output}")
+    return 0
+
+
+def _forecast(forecaster: Forecaster, args: argparse.Namespace) -> pd.DataFrame:
+    """The table that is asked for; a backtest's scores are printed."""
+    levels = args.levels or ()
+    if args.levels == OWN_LEVELS:
+        levels = forecaster.config.training.levels
+        if not levels:
+            raise ValueError("--levels: expected numbers, as the run itself has none, found none")
+    how = {
+        "levels": levels,
+        "recalibrate": args.recalibrate,
+        "reading": Reading(freq=args.freq, fill_missing=args.fill_missing),
+    }
+    if args.backtest is None:
+        return forecaster.predict(args.input, **how)
+    tested = forecaster.backtest(args.input, args.backtest, **how)
+    print(f"\nlast {args.backtest} windows of {args.input}: {forecaster.pred_len} rows ahead")
+    print("mse, mae and width in each variable's own units (squared for mse), or standardised as in training")
+    print(tested.scores.T.rename(columns={ALL: f"({ALL})"}).to_string(float_format="%.4f", na_rep="") + "\n")
+    return tested.frame
+
+
+def _say_what(forecaster: Forecaster) -> None:
+    """Which weights, and which LLM around them."""
+    facts, llm = forecaster.facts, forecaster.facts["llm"]
+    log.info(
+        "%s, step %d of %s; LLM: %s; on %s",
+        forecaster.model.name,
+        facts.get("global_step", 0),
+        forecaster.path,
+        " ".join(filter(None, (llm["name"], llm["note"]))) if llm else "none",
+        forecaster.device,
+    )
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Before anything is loaded: numbers that can be, and an output that destroys nothing.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    for name in ("backtest", "recalibrate", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}: expected 1 or more, found {value}")
+    if args.recalibrate is not None and args.levels is None:
+        raise ValueError("--recalibrate: it calibrates intervals; say which with --levels")
+    if args.output.exists() and args.output.samefile(args.input):
+        raise ValueError(f"--output: expected another file than --input, found {args.output}")
+    if args.output.is_dir():
+        raise ValueError(f"--output: expected a file, found the folder {args.output}")
+    if args.output.exists() and not args.overwrite:
+        raise ValueError(f"--output: {args.output} is there already; name another, or say --overwrite")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="run folder (its best weights), step folder or checkpoint file")
+    add("--input", required=True, type=Path, help="CSV with a date column and the columns trained on")
+    add("--output", required=True, type=Path, help="CSV to write; a row per step, a column per variable")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--last", action="store_true", help="the future after the end of the file (default)")
+    which.add_argument("--backtest", type=int, metavar="N", help="the last N windows, with truth and errors")
+    add(
+        "--levels",
+        type=float,
+        nargs="*",
+        help="bounds of prediction intervals, e.g. 0.8 0.95 (no number: the run's)",
+    )
+    add(
+        "--recalibrate",
+        type=int,
+        metavar="N",
+        help="intervals by the N windows before each forecast, not by validation",
+    )
+    add("--fill_missing", choices=("interpolate", "ffill"), help="as in training (default: what the run had)")
+    add("--freq", help="frequency of the rows, where the dates have gaps that shall be accepted")
+    add("--llm_model_path", help="where the run's LLM lies now, if it moved; its content is checked")
+    add("--batch_size", type=int, help="windows per pass (default: the run's)")
+    add("--cpu", action="store_true", help="do not use a GPU")
+    add("--overwrite", action="store_true", help="replace an output that is there")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

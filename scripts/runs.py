@@ -1,0 +1,38 @@
+"""List the runs of a folder, in what they differ, and what they scored: ``python scripts/runs.py [FOLDER]``.
+
+Status is finished, running, failed, or cut off at a step. Folders that cannot be read are named and
+passed over. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # called as a file: only its folder is there
+
+from utils.config import RunConfig  # noqa: E402
+from utils.reporting.runs import as_json, as_text, read_runs  # noqa: E402
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the runs; the exit status, 2 where there is no such folder."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    default = RunConfig().checkpoints
+    parser.add_argument("folder", nargs="?", default=default, help=f"folder of run folders [{default}]")
+    parser.add_argument("--json", action="store_true", help="everything, with all settings, as JSON")
+    words = parser.parse_args(argv)
+    try:
+        runs, broken = read_runs(Path(words.folder))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(as_json(runs, broken), indent=2) if words.json else as_text(runs, broken))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+"""Pictures of a run: forecasts with intervals, training curves, errors by step and variable, calibration.
+
+Shape legend: W windows, H horizon, M variables forecast, T rows shown of a lookback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from utils.reporting import style
+
+Values = NDArray[np.float64]
+UNITS = "original units"
+STANDARDISED = "standardised units"
+LOSS_TERMS = ("direction", "magnitude", "consistency", "ordinal", "gate_consistency", "gate_entropy")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Forecasts of test windows, in original units."""
+
+    name: str
+    """Of the data."""
+    targets: Sequence[str]
+    frequency: str
+    season: int
+    test_windows: int
+    """How many the whole test has."""
+    start: NDArray[np.int64]
+    """[W]."""
+    lookback_times: NDArray[np.datetime64]
+    """[W, T]."""
+    lookback: Values
+    """[W, T, M]."""
+    times: NDArray[np.datetime64]
+    """[W, H]."""
+    truth: Values
+    """[W, H, M]."""
+    prediction: Values
+    """[W, H, M]."""
+    deviation: Values
+    """[M]: divided by it, errors are in standardised units."""
+    half_width: Mapping[float, Values]
+    """By level, half the width [W, H, M] of the interval around the prediction."""
+
+    @property
+    def error(self) -> Values:
+        """[W, H, M], standardised units."""
+        found: Values = (self.prediction - self.truth) / self.deviation
+        return found
+
+    @property
+    def naive_error(self) -> Values:
+        """As `error`, of the last season repeated."""
+        horizon = self.truth.shape[1]
+        repeated = self.lookback[:, -self.season :][:, np.arange(horizon) % self.season]
+        found: Values = (repeated - self.truth) / self.deviation
+        return found
+
+    @property
+    def scope(self) -> str:
+        """Which windows these are, for a title."""
+        if len(self.start) == self.test_windows:
+            return f"all {self.test_windows} test windows"
+        return f"{len(self.start)} of {self.test_windows} test windows, evenly spread"
+
+
+def step_label(frequency: str) -> str:
+    """What the horizon's axis counts."""
+    names = {"h": "hours", "min": "minutes", "D": "days"}
+    return f"{names[frequency]} ahead" if frequency in names else f"steps ahead ({frequency} each)"
+
+
+def plot_test_windows(
+    evidence: Evidence, out: Path, *, levels: Sequence[float], windows: int = 3, variables: int = 2
+) -> Path:
+    """Some windows (rows) of some variables (columns), the last variable first, against time.
+
+    Drawn are the intervals of those of the ``levels`` that there are.
+    """
+    shown = np.unique(np.linspace(0, len(evidence.start) - 1, windows).round().astype(int))
+    last = len(evidence.targets) - 1
+    columns = [last, *range(last)][:variables]
+    figure = style.new_figure(6.2 * len(columns), 2.7 * len(shown) + 0.9)
+    axes = figure.subplots(len(shown), len(columns), squeeze=False)
+    for row, window in enumerate(shown):
+        for column, variable in enumerate(columns):
+            axis = axes[row, column]
+            draw_window(axis, evidence, int(window), variable, levels=levels)
+            origin = np.datetime_as_string(evidence.times[window, 0], unit="m").replace("T", " ")
+            title = f"{evidence.targets[variable]}, forecast from {origin}"
+            style.label(
+                axis, title=title, y=UNITS if not column else "", x="time" if row == len(shown) - 1 else ""
+            )
+    intervals = "" if evidence.half_width else "; this run has no calibration, so no intervals"
+    figure.suptitle(f"{evidence.name}: forecasts of test windows{intervals}", fontsize=style.TITLE + 1)
+    style.legend_below(figure, axes[0, 0])
+    return style.save(figure, out)
+
+
+def draw_window(
+    axis: Axes, evidence: Evidence, window: int, variable: int, *, levels: Sequence[float]
+) -> None:
+    """One variable of one window: lookback, truth, forecast and its intervals."""
+    past, future = evidence.lookback_times[window], evidence.times[window]
+    lookback = evidence.lookback[window, :, variable]
+    joined = np.concatenate([past[-1:], future])
+
+    def from_origin(values: Values) -> Values:
+        return np.concatenate([lookback[-1:], values])
+
+    prediction = evidence.prediction[window, :, variable]
+    drawn = sorted((level for level in levels if level in evidence.half_width), reverse=True)
+    for place, level in enumerate(drawn):
+        width = evidence.half_width[level][window, :, variable]
+        axis.fill_between(
+            future, prediction - width, prediction + width, color=style.FORECAST, alpha=0.13 + 0.09 * place,
+            linewidth=0, label=f"{level:.0%} interval",
+        )  # fmt: skip
+    axis.plot(past, lookback, color=style.LOOKBACK, linewidth=1.0, label="lookback (its end)")
+    truth = evidence.truth[window, :, variable]
+    axis.plot(joined, from_origin(truth), color=style.TRUTH, linewidth=1.3, label="truth")
+    axis.plot(joined, from_origin(prediction), color=style.FORECAST, linewidth=1.5, label="forecast")
+    axis.axvline(past[-1], color="0.8", linewidth=0.8, zorder=0)
+    style.time_axis(axis)
+
+
+def plot_training(records: Sequence[Mapping[str, Any]], out: Path, *, name: str) -> Path:
+    """Losses, their terms, learning rate and gate, and speed and memory, against the optimizer step.
+
+    Raises:
+        ValueError: the records hold no training step.
+    """
+    steps = [r for r in records if r["event"] == "train"]
+    validations = [r for r in records if r["event"] == "validation"]
+    if not steps:
+        raise ValueError("expected records of training steps, found none: the model takes no steps")
+    figure = style.new_figure(12.4, 8.0)
+    losses, terms, rate, speed = figure.subplots(2, 2).ravel()
+    _curves(losses, steps, {"loss": "training (one pass)", "auxiliary": "auxiliary, before its warm-up"})
+    at = [r["step"] for r in validations]
+    for metric, colour in (("mse", style.FORECAST), ("mae", "tab:green")):
+        values = [r["validation"][metric] for r in validations]
+        losses.plot(at, values, "o-", color=colour, label=f"validation {metric.upper()}")
+    style.label(losses, title="losses", y=f"loss ({STANDARDISED})")
+    _curves(terms, steps, {term: term.replace("_", " ") for term in LOSS_TERMS if term in steps[0]})
+    style.label(terms, title="losses of the modules, before their weights", y="loss")
+    if not terms.has_data():
+        terms.text(0.5, 0.5, "TAPR and GRA-M are off", ha="center", transform=terms.transAxes)
+    _rate_and_gate(rate, steps)
+    _speed_and_memory(speed, steps)
+    for axis in (losses, terms):
+        if axis.has_data():
+            style.legend_under(axis, columns=2 if axis is losses else 3)
+    figure.suptitle(f"{name}: training", fontsize=style.TITLE + 1)
+    return style.save(figure, out)
+
+
+def _curves(axis: Axes, steps: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
+    """A line for each name that the records have."""
+    for key, text in names.items():
+        found = [(r["step"], r[key]) for r in steps if r.get(key) is not None]
+        if found:
+            axis.plot(*zip(*found, strict=True), linewidth=1.3, label=text)
+
+
+def _rate_and_gate(axis: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
+    axis.plot([r["step"] for r in steps], [r["learning_rate"] for r in steps], color="black", linewidth=1.3)
+    axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, -3))
+    style.label(axis, title="learning rate (black)", x="optimizer step", y="learning rate")
+    gates = [r for r in steps if "gate_mean" in r]
+    if not gates:
+        return
+    style.label(axis, title="learning rate (black), gate (colours)", x="optimizer step", y="learning rate")
+    own = axis.twinx()
+    at, mean, spread = (np.array([r[k] for r in gates]) for k in ("step", "gate_mean", "gate_std"))
+    own.fill_between(at, np.clip(mean - spread, 0, 1), np.clip(mean + spread, 0, 1), alpha=0.2, linewidth=0)
+    own.plot(at, mean, label="gate, mean and deviation over series")
+    own.plot(at, [r["confidence_mean"] for r in gates], label="confidence, mean")
+    own.set_ylim(-0.02, 1.02)
+    own.set_ylabel("gate: 0 history, 1 the window alone", fontsize=style.LABEL)
+    own.tick_params(labelsize=style.TICK)
+    style.legend_under(own, columns=2)
+
+
+def _speed_and_memory(axis: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
+    speeds = [(r["step"], r["samples_per_second"]) for r in steps if r.get("samples_per_second")]
+    if speeds:
+        axis.plot(*zip(*speeds, strict=True), color="tab:blue", linewidth=1.3)
+    style.label(axis, title="speed (blue), memory (orange)", x="optimizer step", y="samples per second")
+    axis.set_ylim(bottom=0)
+    held = [(r["step"], r["memory_bytes"] / 2**30) for r in steps if r.get("memory_bytes")]
+    if held:
+        own = axis.twinx()
+        own.plot(*zip(*held, strict=True), color="tab:orange", linewidth=1.3)
+        own.set_ylim(bottom=0)
+        own.set_ylabel("memory, GiB", fontsize=style.LABEL)
+        own.tick_params(labelsize=style.TICK)
+
+
+def plot_errors(evidence: Evidence, out: Path) -> Path:
+    """Error by horizon step and by variable, beside the last season repeated; and both together."""
+    figure = style.new_figure(12.4, 7.4)
+    by_step, by_variable, both, by_time = figure.subplots(2, 2).ravel()
+    error, naive = evidence.error, evidence.naive_error
+    ahead = np.arange(1, error.shape[1] + 1)
+    label = step_label(evidence.frequency)
+    for metric, line in (("MSE", "-"), ("MAE", "--")):
+        for values, colour, who in ((error, style.FORECAST, "model"), (naive, style.NAIVE, "last season")):
+            by_step.plot(ahead, _mean(values, metric, (0, 2)), line, color=colour, label=f"{metric}, {who}")
+    style.label(by_step, title="error by horizon step", x=label, y=f"error ({STANDARDISED})")
+    by_step.set_ylim(bottom=0)
+    style.legend_under(by_step, columns=4)
+    _bars_by_variable(by_variable, evidence, error, naive)
+    image = both.imshow(_mean(error, "MAE", (0,)).T, aspect="auto", cmap="viridis", interpolation="nearest",
+                        extent=(0.5, len(ahead) + 0.5, len(evidence.targets) - 0.5, -0.5))  # fmt: skip
+    both.set_yticks(range(len(evidence.targets)), evidence.targets)
+    style.label(both, title="MAE by step and variable", x=label)
+    figure.colorbar(image, ax=both, label=f"MAE ({STANDARDISED})")
+    by_time.plot(evidence.times[:, 0], _mean(error, "MAE", (1, 2)), color=style.FORECAST, label="model")
+    by_time.plot(evidence.times[:, 0], _mean(naive, "MAE", (1, 2)), color=style.NAIVE, label="last season")
+    style.label(by_time, title="MAE of each window", x="start of the forecast", y=f"MAE ({STANDARDISED})")
+    by_time.set_ylim(bottom=0)
+    by_time.legend(fontsize=style.TICK)
+    style.time_axis(by_time)
+    mse, mae = _mean(error, "MSE", None), _mean(error, "MAE", None)
+    figure.suptitle(
+        f"{evidence.name}: errors over {evidence.scope}; MSE {mse:.3f}, MAE {mae:.3f}",
+        fontsize=style.TITLE + 1,
+    )
+    return style.save(figure, out)
+
+
+def _mean(error: Values, metric: str, axes: tuple[int, ...] | None) -> Any:
+    return np.mean(error**2 if metric == "MSE" else np.abs(error), axis=axes)
+
+
+def _bars_by_variable(axis: Axes, evidence: Evidence, error: Values, naive: Values) -> None:
+    places = np.arange(len(evidence.targets))
+    for offset, (values, colour, who) in zip(
+        (-0.2, 0.2), ((error, style.FORECAST, "model"), (naive, style.NAIVE, "last season")), strict=True
+    ):
+        bars = axis.bar(places + offset, _mean(values, "MSE", (0, 1)), 0.38, color=colour, label=who)
+        if len(places) <= 8:
+            axis.bar_label(bars, fmt="%.2f", fontsize=style.TICK - 1)
+    axis.set_xticks(places, evidence.targets, rotation=0 if len(places) <= 8 else 90)
+    style.label(axis, title="MSE by variable", y=f"MSE ({STANDARDISED})")
+    axis.legend(fontsize=style.TICK)
+
+
+def plot_calibration(evidence: Evidence, out: Path) -> Path:
+    """How often the truth lies inside the intervals: over all, by step, by variable; and their width.
+
+    Raises:
+        ValueError: there are no intervals.
+    """
+    if not evidence.half_width:
+        raise ValueError("expected intervals, found none: this run has no calibration")
+    levels = sorted(evidence.half_width)
+    inside = {level: _inside(evidence, level) for level in levels}
+    figure = style.new_figure(12.4, 7.4)
+    overall, by_step, by_variable, width = figure.subplots(2, 2).ravel()
+    overall.plot([0, 1], [0, 1], color=style.NAIVE, linewidth=1, label="exact")
+    found = [float(inside[level].mean()) for level in levels]
+    overall.plot(levels, found, "o-", color=style.FORECAST, label="found")
+    for level, share in zip(levels, found, strict=True):
+        overall.annotate(f"{share:.1%}", (level, share), fontsize=style.TICK, textcoords="offset points",
+                         xytext=(6, -12))  # fmt: skip
+    style.label(overall, title="coverage by level", x="level asked for", y="share of truths inside")
+    overall.set_xlim(-0.02, 1.07)
+    overall.legend(fontsize=style.TICK)
+    ahead, label = np.arange(1, evidence.truth.shape[1] + 1), step_label(evidence.frequency)
+    marked = _marked(levels)
+    for level, colour in zip(marked, style.NEIGHBOURS, strict=False):
+        by_step.plot(ahead, inside[level].mean(axis=(0, 2)), color=colour, label=f"{level:.0%}")
+        by_step.axhline(level, color=colour, linewidth=0.8, linestyle=":")
+        half = evidence.half_width[level] / evidence.deviation
+        width.plot(ahead, 2 * half.mean(axis=(0, 2)), color=colour, label=f"{level:.0%}")
+    style.label(by_step, title="coverage by horizon step (dotted: asked for)", x=label, y="share inside")
+    style.legend_under(by_step)
+    style.label(width, title="mean width of the intervals", x=label, y=f"width ({STANDARDISED})")
+    width.set_ylim(bottom=0)
+    width.legend(fontsize=style.TICK)
+    _coverage_bars(by_variable, evidence, marked, inside)
+    for axis in (overall, by_step, by_variable):
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    overall.xaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.suptitle(f"{evidence.name}: calibration over {evidence.scope}", fontsize=style.TITLE + 1)
+    return style.save(figure, out)
+
+
+def _inside(evidence: Evidence, level: float) -> NDArray[np.bool_]:
+    """[W, H, M]."""
+    found: NDArray[np.bool_] = np.abs(evidence.truth - evidence.prediction) <= evidence.half_width[level]
+    return found
+
+
+def _marked(levels: Sequence[float]) -> list[float]:
+    """At most three levels to show step by step: those near 50%, 80% and 95%."""
+    near = [min(levels, key=lambda level: abs(level - wanted)) for wanted in (0.5, 0.8, 0.95)]
+    return list(dict.fromkeys(near))
+
+
+def _coverage_bars(
+    axis: Axes, evidence: Evidence, levels: Sequence[float], inside: Mapping[float, NDArray[np.bool_]]
+) -> None:
+    places, width = np.arange(len(evidence.targets)), 0.8 / len(levels)
+    for i, (level, colour) in enumerate(zip(levels, style.NEIGHBOURS, strict=False)):
+        axis.bar(places + (i - (len(levels) - 1) / 2) * width, inside[level].mean(axis=(0, 1)), 0.9 * width,
+                 color=colour, label=f"{level:.0%}")  # fmt: skip
+        axis.axhline(level, color=colour, linewidth=0.8, linestyle=":")
+    axis.set_xticks(places, evidence.targets, rotation=0 if len(places) <= 8 else 90)
+    style.label(axis, title="coverage by variable (dotted: asked for)", y="share inside")

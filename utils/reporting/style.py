@@ -1,0 +1,65 @@
+"""One look for all pictures: colours, sizes, axes with times. No display, no global state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from PIL import Image
+
+from utils.training.whole_files import whole_file
+
+LOOKBACK, TRUTH, FORECAST, NAIVE = "black", "tab:blue", "tab:red", "0.6"
+NEIGHBOURS = ("tab:green", "tab:olive", "tab:cyan", "tab:purple", "tab:brown")
+DPI = 110
+COLOURS = 128
+"""Of the palette: a third of the bytes of true colour, with no difference to be seen."""
+TITLE, LABEL, TICK = 11, 10, 9
+"""Font sizes, points."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, out: Path) -> Path:
+    """Write the figure as PNG, whole or not at all; returns ``out``."""
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    with whole_file(out) as file:
+        image.quantize(COLOURS).save(file, format="PNG", optimize=True)
+    return out
+
+
+def label(axis: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
+    """Title and axis labels, in the common sizes."""
+    axis.set_title(title, fontsize=TITLE)
+    axis.set_xlabel(x, fontsize=LABEL)
+    axis.set_ylabel(y, fontsize=LABEL)
+    axis.tick_params(labelsize=TICK)
+    axis.margins(x=0.01)
+
+
+def time_axis(axis: Axes, *, most: int = 7) -> None:
+    """Dates along x, as few words as tell them apart."""
+    locator = AutoDateLocator(minticks=3, maxticks=most)
+    axis.xaxis.set_major_locator(locator)
+    axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def legend_below(figure: Figure, axis: Axes, *, columns: int = 6) -> None:
+    """The legend of one axis, for all of them."""
+    handles = axis.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=columns, fontsize=TICK)
+
+
+def legend_under(axis: Axes, *, columns: int = 3) -> None:
+    """An axis's own legend, below it, where it hides nothing."""
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, fontsize=TICK, frameon=False)
