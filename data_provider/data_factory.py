@@ -13,52 +13,66 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_provider import scaling
 from data_provider.dataset import TrainingWindows, WindowDataset
-from data_provider.download import FILES, ensure_file, file_sha256
+from data_provider.download import LocalFile, ensure_data, file_sha256
 from data_provider.sampler import EpochSampler
-from data_provider.series import Series, frequency_alias, irregular_steps, read_csv
+from data_provider.series import Series, frequency_alias, irregular_steps, read_csv, require_file
 from data_provider.splits import Splits, split_rows
 from data_provider.synthetic import make_series
 from data_provider.time_features import season_rows, time_marks
 from utils.config import Config, ConfigError, DataConfig
+from utils.data_sets import DATA_SETS, SYNTHETIC
 from utils.types import Batch, DataBundle
 
-SYNTHETIC = "synthetic"
 LARGEST = 1e9
 """Deviations from the mean beyond which sums of squares come near the end of float32's range."""
 HIDDEN = 1e-6
 """Share of a column's deviation below which its middle half is lost in float32 (of 7 digits)."""
 
 
-def data_file(config: DataConfig) -> Path:
+def data_file(config: DataConfig) -> LocalFile | None:
     """The CSV file that a configuration names; a public one is downloaded if it is not there.
 
+    None where the series is made.
+
     Raises:
+        FileNotFoundError: if a file of one's own is not there.
         DataUnavailableError: if a public file is neither there nor to be had.
     """
-    if config.data in FILES and config.file_name == f"{config.data}.csv":
-        return ensure_file(config.data, config.root_path)
-    return Path(config.root_path) / config.file_name
+    if config.data == SYNTHETIC:
+        return None
+    if is_published(config):
+        return ensure_data(config.data, config.root_path)[0]
+    path = Path(config.root_path) / config.file_name
+    require_file(path)
+    return LocalFile(path, file_sha256(path))
 
 
-def load_series(config: DataConfig) -> Series:
-    """The whole series that a configuration names, in original units.
+def is_published(config: DataConfig) -> bool:
+    """Whether a configuration names a public file under its own name."""
+    files = DATA_SETS[config.data].files
+    return any(file.name == config.file_name for file in files)
+
+
+def load_series(config: DataConfig, file: LocalFile | None) -> Series:
+    """The whole series that a configuration names, in original units; ``file`` from `data_file`.
 
     Raises:
-        FileNotFoundError, DataUnavailableError: if its file is not there.
-        ValueError: if its file, or --freq or --target, is at fault.
+        ValueError: if the file, or --freq or --target, is at fault.
     """
-    if config.data == SYNTHETIC:
+    if file is None:
         series = make_series(frequency=frequency_alias(config.freq or "h"))
         if config.features == "M":
             return series
         others = [c for c in series.columns if c != config.target and config.features == "MS"]
         return series.select([*others, config.target])
+    published = is_published(config)
     return read_csv(
-        data_file(config),
+        file.path,
         features=config.features,
         target=config.target,
-        freq=config.freq,
+        freq=config.freq or (DATA_SETS[config.data].frequency if published else None),
         fill_missing=config.fill_missing,
+        as_published=published,
     )
 
 
@@ -73,7 +87,8 @@ def build_data(config: Config) -> DataBundle:
         ValueError: if it is at fault or too short for one window per part.
     """
     data = config.data
-    series = load_series(data)
+    file = data_file(data)
+    series = load_series(data, file)
     n_targets = 1 if data.features == "MS" else len(series.columns)
     _check_variables(data, read=len(series.columns), forecast=n_targets)
     splits = split_rows(
@@ -109,9 +124,9 @@ def build_data(config: Config) -> DataBundle:
         columns=series.columns,
         targets=series.columns[-n_targets:],
         frequency=series.frequency,
-        season=min(data.season or season_rows(series.frequency), data.seq_len),
+        season=min(_season(data, series), data.seq_len),
         content_hash=series.content_hash,
-        notes=_notes(data, series, splits),
+        notes=_notes(data, file, series, splits),
     )
 
 
@@ -197,13 +212,21 @@ def _check_scaled(series: Series, values: Tensor, splits: Splits) -> None:
         )
 
 
-def _notes(data: DataConfig, series: Series, splits: Splits) -> dict[str, str]:
+def _season(data: DataConfig, series: Series) -> int:
+    """Rows of one season: as asked for, or the data set's, or what the frequency says."""
+    known = DATA_SETS[data.data]
+    if data.season is None and known.season is not None and known.frequency == series.frequency:
+        return known.season
+    return data.season or season_rows(series.frequency)
+
+
+def _notes(data: DataConfig, file: LocalFile | None, series: Series, splits: Splits) -> dict[str, str]:
     """Facts about the data that belong beside every result."""
     notes: dict[str, str] = {}
-    if data.data == SYNTHETIC:
+    if file is None:
         notes["data"] = "built-in synthetic series, no real data"
     else:
-        notes["file_sha256"] = file_sha256(data_file(data))
+        notes["file_sha256"] = file.sha256
     if data.fill_missing:
         notes["fill_missing"] = f"missing numbers are filled (--fill_missing {data.fill_missing})"
     gaps = len(irregular_steps(series.dates, series.frequency))

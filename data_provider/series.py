@@ -40,7 +40,7 @@ class Series:
     values: FloatArray
     """[T, N] float64, original units, finite."""
     dates: pd.DatetimeIndex
-    """[T], strictly increasing, without a time zone."""
+    """[T], strictly increasing (but where a published file is used as it is), without a time zone."""
     columns: tuple[str, ...]
     """[N] names of the variables."""
     frequency: str
@@ -100,6 +100,7 @@ def read_csv(
     target: str,
     freq: str | None = None,
     fill_missing: FillMissing | None = None,
+    as_published: bool = False,
 ) -> Series:
     """Read a CSV file with a ``date`` column and numeric columns into a `Series`.
 
@@ -112,6 +113,8 @@ def read_csv(
         fill_missing: what to do with missing and infinite numbers. None: an error. interpolate:
             linear between the rows before and after, the nearest at the ends. ffill: the number
             before. Interpolation looks at rows that come later. A warning counts what was filled.
+        as_published: take the rows of a benchmark's file in their order, as every published result
+            does; times that repeat or go back are a warning instead of an error.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -120,6 +123,7 @@ def read_csv(
     path = Path(path)
     frame = _read_frame(path)
     dates = _parse_dates(frame["date"], path)
+    _check_increasing(dates, path, only_warn=as_published)
     columns = [str(c) for c in frame.columns if c != "date"]
     if not columns:
         raise ValueError(f"{path}: expected numeric columns beside 'date', found none")
@@ -129,6 +133,15 @@ def read_csv(
     values = np.stack([_numbers(frame[c], path, fill_missing) for c in columns], axis=1)  # [T, N]
     frequency = _check_frequency(dates, freq, path)
     return Series.from_values(path.stem, values=values, dates=dates, columns=columns, frequency=frequency)
+
+
+def require_file(path: Path) -> None:
+    """Raise FileNotFoundError, with what to do, unless there is such a file."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; put a CSV file with a 'date' column and numeric columns there, "
+            "or name another with --root_path and --data_path"
+        )
 
 
 def irregular_steps(dates: pd.DatetimeIndex, frequency: str) -> NDArray[np.int64]:
@@ -185,11 +198,7 @@ def _row(index: int) -> str:
 
 def _read_frame(path: Path) -> pd.DataFrame:
     """The file as a table with a ``date`` column of text and at least one row."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; put a CSV file with a 'date' column and numeric columns there, "
-            "or name another with --root_path and --data_path"
-        )
+    require_file(path)
     try:
         _check_header(path)
         frame = pd.read_csv(path, dtype={"date": str}, encoding="utf-8-sig", low_memory=False)
@@ -238,7 +247,7 @@ def _check_header(path: Path) -> None:
 
 
 def _parse_dates(text: pd.Series, path: Path) -> pd.DatetimeIndex:
-    """The ``date`` column as strictly increasing times; an offset from UTC is dropped."""
+    """The ``date`` column as times; an offset from UTC is dropped."""
     try:
         parsed = pd.to_datetime(text, format="ISO8601", errors="coerce")
         if parsed.isna().any():
@@ -260,12 +269,11 @@ def _parse_dates(text: pd.Series, path: Path) -> pd.DatetimeIndex:
         )
     dates = pd.DatetimeIndex(parsed).tz_localize(None)
     dates.name = None
-    _check_increasing(dates, path)
     return dates
 
 
-def _check_increasing(dates: pd.DatetimeIndex, path: Path) -> None:
-    """Raise ValueError at the first date that does not follow the one before."""
+def _check_increasing(dates: pd.DatetimeIndex, path: Path, *, only_warn: bool) -> None:
+    """Raise ValueError, or only warn, at the first date that does not follow the one before."""
     backward = np.flatnonzero(np.diff(dates.asi8) <= 0)
     if not backward.size:
         return
@@ -274,10 +282,10 @@ def _check_increasing(dates: pd.DatetimeIndex, path: Path) -> None:
         problem, advice = "a duplicate", "keep one row per time"
     else:
         problem, advice = f"an earlier time than {dates[first - 1]} before it", "sort the rows by date"
-    raise ValueError(
-        f"{path}: column 'date', {_row(first)}: expected increasing times, found {dates[first]}, "
-        f"{problem}; {advice}"
-    )
+    text = f"{path}: column 'date', {_row(first)}: expected increasing times, found {dates[first]}, {problem}"
+    if not only_warn:
+        raise ValueError(f"{text}; {advice}")
+    logger.warning("%s (%d such rows); the published file is used as it is", text, backward.size)
 
 
 def _numbers(column: pd.Series, path: Path, fill_missing: FillMissing | None) -> FloatArray:

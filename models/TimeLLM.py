@@ -28,7 +28,7 @@ from layers.reprogramming import ReprogrammingLayer
 from layers.step_value import StepValue
 from models.forecaster import Forecaster
 from utils.config import BackboneConfig, Config
-from utils.prompt_bank import GENERAL, describe
+from utils.prompt_bank import GENERAL, describe, read_description
 from utils.types import InstanceStatistics, PassOfStep
 from utils.windows import per_series
 
@@ -89,11 +89,12 @@ class Model(Forecaster):
         self._build(config, d_llm)
         self.prompt = PromptBuilder(
             llm.tokenizer,
-            description=describe(config.data.data if config.backbone.prompt_domain else GENERAL),
+            description=_description(config),
             seq_len=config.data.seq_len,
             pred_len=config.data.pred_len,
             digits=config.backbone.prompt_digits,
         )
+        self.prompt_text = self.prompt.constant_text
         self.register_state_dict_post_hook(_drop_llm)
         self.register_load_state_dict_pre_hook(_pass_over_llm)
         self.register_load_state_dict_post_hook(_do_not_miss_llm)
@@ -252,6 +253,13 @@ class Model(Forecaster):
 def _state_of(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """Where the weights lie and how often they changed: another value after any change, in place or not."""
     return tuple((weight.data_ptr(), weight._version) for weight in module.parameters())
+
+
+def _description(config: Config) -> str:
+    """What the prompts say of the data."""
+    if config.backbone.prompt_file is not None:
+        return read_description(config.backbone.prompt_file)
+    return describe(config.data.data if config.backbone.prompt_domain else GENERAL)
 
 
 def _channels(config: Config) -> int:

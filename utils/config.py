@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
-ETT_NAMES = ("ETTh1", "ETTh2", "ETTm1", "ETTm2")
+from utils.data_sets import DATA_SETS, default_flags, known_as, name_problem
+
 SPLIT_INTO_HEADS = ("Autoformer", "PatchTST")
 """Models whose width is divided among their heads."""
 KEY_SEASONS = 7
@@ -46,9 +47,9 @@ def setting(default: Any, text: str) -> Any:
 class DataConfig:
     """Which series, cut into which windows."""
 
-    data: str = setting("ETTh1", "data set: ETTh1, ETTh2, ETTm1, ETTm2, custom, synthetic")
-    root_path: str = setting("./dataset/ETT-small", "folder of the data file")
-    data_path: str | None = setting(None, "data file inside root_path (default <data>.csv)")
+    data: str = setting("ETTh1", f"data set: {', '.join(DATA_SETS)}")
+    root_path: str = setting("./dataset/ETT-small", "folder of the data file (default: the data set's)")
+    data_path: str | None = setting(None, "data file inside root_path (default: the data set's)")
     features: Literal["M", "S", "MS"] = setting(
         "M", "M: all variables from all; S: the target from itself; MS: the target from all variables"
     )
@@ -75,7 +76,8 @@ class DataConfig:
     @property
     def file_name(self) -> str:
         """The data file's name inside ``root_path``."""
-        return self.data_path or f"{self.data}.csv"
+        files = DATA_SETS[self.data].files
+        return self.data_path or (files[0].name if files else f"{self.data}.csv")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,9 @@ class BackboneConfig:
     dropout: float = setting(0.15, "dropout rate of the trained parts")
     input_dropout: float = setting(0.0, "dropout rate on the normalised lookback")
     prompt_domain: int = setting(1, "1: the prompt describes this data set; 0: it speaks of any series")
+    prompt_file: str | None = setting(
+        None, "text file that describes the data to the LLM (default: the prompt bank's)"
+    )
     prompt_digits: int = setting(3, "decimals of the statistics in the prompt")
 
     def patch_count(self, seq_len: int) -> int:
@@ -263,7 +268,16 @@ NOT_IDENTITY = frozenset(
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
 KNOWN_BY_CONTENT = frozenset({"llm_model", "llm_model_path", "llm_dim", "trust_remote_code"})
 """Settings that say where the LLM lies: which one it is, its content hash tells."""
-MAY_CHANGE_ON_RESUME = NOT_IDENTITY | KNOWN_BY_CONTENT | {"max_steps", "train_epochs", "init_from"}
+MAY_CHANGE_ON_RESUME = (
+    NOT_IDENTITY
+    | KNOWN_BY_CONTENT
+    | {
+        "max_steps",
+        "train_epochs",
+        "init_from",
+        "prompt_file",  # known by its content, which the checkpoint holds
+    }
+)
 """Settings in which a run and the checkpoint it goes on from may differ."""
 
 
@@ -284,9 +298,13 @@ class Config:
     def from_flat(cls, values: Mapping[str, Any]) -> Config:
         """A configuration from ``{flag name: value}``; what is missing takes its default.
 
+        Where the data set's own default (`utils.data_sets`) differs from the general one, it is taken.
+
         Raises:
             ConfigError: for an unknown name or a value that fails a check, all at once.
         """
+        values = {**default_flags(values, default_data=DataConfig.data), **values}
+        values |= {name: known_as(values[name]) for name in ("data",) if name in values}
         known = {name for _, name, _ in iter_settings()}
         problems = [f"--{name}: no such setting" for name in values if name not in known]
         parts = {
@@ -354,6 +372,8 @@ class Config:
     def problems(self) -> list[str]:
         """What is wrong with this configuration, one line each; empty when all is well."""
         wrong = {**_type_problems(self), **_range_problems(self)}
+        if "data" not in wrong and (unknown := name_problem(self.data.data)):
+            wrong["data"] = unknown
         right = dataclasses.replace(
             self,
             **{
@@ -372,6 +392,8 @@ class Config:
         """Settings that are right alone and do not fit together."""
         found = []
         d, b, g, t = self.data, self.backbone, self.gram, self.training
+        if b.prompt_file is not None and not b.prompt_domain:
+            found.append("--prompt_file: --prompt_domain 0 leaves every description out; drop one of them")
         if b.patch_len > d.seq_len:
             found.append(f"--patch_len: expected at most --seq_len ({d.seq_len}), found {b.patch_len}")
         if d.label_len > d.seq_len:

@@ -113,7 +113,7 @@ def _set_up(
     asked, config = config, resolve(config, data)
     data_seconds = time.perf_counter() - began
     model = _model(config, builders, accelerator)
-    llm = asdict(model.llm_identity) if model.llm_identity else {}
+    llm = asdict(model.llm_identity) | {"prompt": model.prompt_text} if model.llm_identity else {}
     name = asked.run_name(model=builders.model_name, llm_name=llm.get("name", "none"))
     resume = resuming.checkpoint_to_resume(
         config, asked, name=name, model_name=builders.model_name, llm_hash=llm.get("content_hash")

@@ -105,8 +105,8 @@ def other_than(
     found = checkpoints.differences(payload["config"], flags, free=MAY_CHANGE_ON_RESUME | SPLIT_OTHERWISE)
     found += [
         f"LLM {name}: the checkpoint has {payload['llm'].get(name)!r}, this run {llm.get(name)!r}"
-        for name in ("architecture", "layers", "hidden_size", "content_hash")
-        if payload["llm"].get(name) != llm.get(name)
+        for name in ("architecture", "layers", "hidden_size", "content_hash", "prompt")
+        if payload["llm"].get(name, llm.get(name)) != llm.get(name)
     ]
     return found + [
         f"data {name}: the checkpoint saw {payload['data'][name]!r}, this run {value!r}"

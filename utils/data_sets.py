@@ -1,0 +1,188 @@
+"""Every data set by name: where its files come from, how it is divided, and the flags that suit it.
+
+One table, `DATA_SETS`; whatever differs between data sets is read from it. Sources of the values:
+ETT and its borders from Informer (Zhou et al. 2021), the other long series and their fractions from
+Autoformer (Wu et al. 2021), M4 from Makridakis et al. (2020). Of all checksums only ETTh1's was taken
+from the file itself; the others are recorded at the first download, beside the file, and compared from
+then on (`data_provider.download`). The addresses were not tried where this table was written, but for
+M4's, which other packages use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from utils.m4_table import M4_PATTERNS
+
+CUSTOM, SYNTHETIC, M4 = "custom", "synthetic", "M4"
+HOME = "./dataset"
+_ETT_SOURCE = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small"
+_HUB_SOURCE = "https://huggingface.co/datasets/thuml/Time-Series-Library/resolve/main"
+_M4_SOURCE = "https://raw.githubusercontent.com/Mcompetitions/M4-methods/master/Dataset"
+_MONTH = 30 * 24
+"""Rows of an ETT month at hourly rate: 30 days each."""
+_ETT_MONTHS = (12, 4, 4)
+
+
+class DataFile(NamedTuple):
+    """Where a file comes from and what it must be."""
+
+    name: str
+    """Its name inside the data set's folder."""
+    url: str
+    sha256: str | None = None
+    """Expected checksum, or None where none is pinned."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a run needs to know of a data set beside its files."""
+
+    files: tuple[DataFile, ...] = ()
+    """None for a file of the user's own, and for a series that is made."""
+    folder: str = "ETT-small"
+    """Where the files lie inside `HOME`."""
+    parts: tuple[int, int, int] | None = None
+    """Rows of training, validation and test where they are fixed; otherwise fractions 0.7, 0.1, 0.2."""
+    rows: int | None = None
+    """Length of the published file."""
+    variables: int | None = None
+    """Number of its variables; a run reads the number from the file."""
+    frequency: str | None = None
+    """pandas alias of its step."""
+    season: int | None = None
+    """Rows of one season."""
+    prompt: str = CUSTOM
+    """Which text of the prompt bank describes it."""
+    flags: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Defaults of settings where they differ from the general ones."""
+
+    @property
+    def root_path(self) -> str:
+        """The folder that its files are looked for in by default."""
+        return f"{HOME}/{self.folder}"
+
+
+def _ett(name: str, *, per_hour: int, sha256: str | None = None) -> DataSet:
+    """An ETT file: 12, 4 and 4 months, the rest of the file unused."""
+    train, validation, test = (months * _MONTH * per_hour for months in _ETT_MONTHS)
+    return DataSet(
+        files=(DataFile(f"{name}.csv", f"{_ETT_SOURCE}/{name}.csv", sha256),),
+        parts=(train, validation, test),
+        rows=17_420 * per_hour,
+        variables=7,
+        frequency="h" if per_hour == 1 else "15min",
+        season=24 * per_hour,
+        prompt="ETT",
+    )
+
+
+def _hub(folder: str, name: str, **facts: Any) -> DataSet:
+    """One of the long series that Autoformer collected."""
+    return DataSet(
+        files=(DataFile(name, f"{_HUB_SOURCE}/{folder}/{name}"),),
+        folder=folder,
+        flags=MappingProxyType({"root_path": f"{HOME}/{folder}", **facts.pop("flags", {})}),
+        **facts,
+    )
+
+
+_ILLNESS_FLAGS = {"seq_len": 104, "label_len": 18, "pred_len": 24, "patch_len": 24, "stride": 2}
+"""Two years back, horizons 24 to 60, as PatchTST (Nie et al. 2023) and after."""
+
+DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
+    {
+        "ETTh1": _ett(
+            "ETTh1",
+            per_hour=1,
+            sha256="f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
+        ),
+        "ETTh2": _ett("ETTh2", per_hour=1),
+        "ETTm1": _ett("ETTm1", per_hour=4),
+        "ETTm2": _ett("ETTm2", per_hour=4),
+        "ECL": _hub(
+            "electricity",
+            "electricity.csv",
+            rows=26_304,
+            variables=321,
+            frequency="h",
+            season=24,
+            prompt="ECL",
+        ),
+        "Traffic": _hub(
+            "traffic",
+            "traffic.csv",
+            rows=17_544,
+            variables=862,
+            frequency="h",
+            season=24,
+            prompt="Traffic",
+        ),
+        "Weather": _hub(
+            "weather",
+            "weather.csv",
+            rows=52_696,
+            variables=21,
+            frequency="10min",
+            season=144,
+            prompt="Weather",
+        ),
+        "Exchange": _hub(
+            "exchange_rate",
+            "exchange_rate.csv",
+            rows=7_588,
+            variables=8,
+            frequency="D",
+            season=7,
+            prompt="Exchange",
+        ),
+        "ILI": _hub(
+            "illness",
+            "national_illness.csv",
+            rows=966,
+            variables=7,
+            frequency="W",
+            season=52,
+            prompt="ILI",
+            flags=_ILLNESS_FLAGS,
+        ),
+        M4: DataSet(
+            files=tuple(
+                DataFile(f"{name}-{part.lower()}.csv", f"{_M4_SOURCE}/{part}/{name}-{part.lower()}.csv")
+                for name in M4_PATTERNS
+                for part in ("Train", "Test")
+            ),
+            folder="m4",
+            variables=1,
+            prompt=M4,
+            flags=MappingProxyType({"root_path": f"{HOME}/m4"}),
+        ),
+        CUSTOM: DataSet(),
+        SYNTHETIC: DataSet(prompt=SYNTHETIC),
+    }
+)
+
+
+def known_as(name: Any) -> Any:
+    """The table's spelling of a name in another case, such as the family's ``m4``; any other as it is."""
+    spellings = {known.lower(): known for known in DATA_SETS}
+    return spellings.get(name.lower(), name) if isinstance(name, str) else name
+
+
+def default_flags(values: Mapping[str, Any], *, default_data: str) -> dict[str, Any]:
+    """The defaults of the settings that the data set in ``values`` (or the default one) decides."""
+    data_set = DATA_SETS.get(known_as(values.get("data", default_data)))
+    return {} if data_set is None else dict(data_set.flags)
+
+
+def name_problem(name: str) -> str | None:
+    """What is wrong with ``--data NAME``, or None."""
+    if name in DATA_SETS:
+        return None
+    return (
+        f"--data: expected one of {', '.join(DATA_SETS)}, found {name}; "
+        "a file of your own is --data custom with --root_path and --data_path"
+    )
