@@ -96,7 +96,7 @@ def build_data(config: Config) -> DataBundle:
     )
     original = torch.from_numpy(series.values)  # [T, N]
     standardisation = scaling.fit(original[splits.train.begin : splits.train.end])
-    values = scaling.transform(original, standardisation).float()
+    values = scaling.transform_to_float32(original, standardisation)
     _check_scaled(series, values, splits)
     marks = torch.from_numpy(time_marks(series.dates, series.frequency))  # [T, F]
     windows = partial(

@@ -62,17 +62,19 @@ class Series:
     ) -> Series:
         """A series of ``values`` [T, N] at ``dates`` [T], with its hashes."""
         assert values.shape == (len(dates), len(columns)), (values.shape, len(dates), len(columns))
-        little_endian = np.ascontiguousarray(values, dtype="<f8").tobytes()
-        identity = hashlib.sha256(little_endian + "\0".join(columns).encode())
-        microseconds = dates.as_unit("us").asi8.astype("<i8").tobytes()
+        values = np.ascontiguousarray(values, dtype=np.float64)
+        identity = hashlib.sha256(values.astype("<f8", copy=False).data)
+        content = identity.copy()
+        identity.update("\0".join(columns).encode())
+        content.update(dates.as_unit("us").asi8.astype("<i8", copy=False).data)
         return cls(
             name=name,
-            values=np.ascontiguousarray(values, dtype=np.float64),
+            values=values,
             dates=dates,
             columns=tuple(columns),
             frequency=frequency,
             series_id=max(1, int.from_bytes(identity.digest()[:8], "big") >> 1),
-            content_hash=hashlib.sha256(little_endian + microseconds).hexdigest(),
+            content_hash=content.hexdigest(),
         )
 
     def select(self, columns: Sequence[str]) -> Series:
@@ -130,7 +132,9 @@ def read_csv(
     if features != "M":
         _check_target(target, columns, path)
         columns = [c for c in columns if c != target and features == "MS"] + [target]
-    values = np.stack([_numbers(frame[c], path, fill_missing) for c in columns], axis=1)  # [T, N]
+    values = np.empty((len(frame), len(columns)))  # [T, N]
+    for position, column in enumerate(columns):
+        values[:, position] = _numbers(frame[column], path, fill_missing)
     frequency = _check_frequency(dates, freq, path)
     return Series.from_values(path.stem, values=values, dates=dates, columns=columns, frequency=frequency)
 
