@@ -201,7 +201,7 @@ def with_gaps(
         state = np.where(state, draw >= ends, draw < begins)
     frame = pd.DataFrame(np.where(absent, np.nan, series.values), columns=list(series.columns))
     frame.insert(0, "date", series.dates.astype(str))
-    draws = lost.random(rows)
+    draws: FloatArray = np.asarray(lost.random(rows))
     draws[[0, -1]] = 1.0
     return frame[draws >= dropped]
 

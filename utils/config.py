@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
-from utils.data_sets import DATA_SETS, default_flags, known_as, name_problem
+from utils.data_sets import DATA_SETS, default_flags, known_as, name_problem, transfer_problems
 
 SPLIT_INTO_HEADS = ("Autoformer", "PatchTST")
 """Models whose width is divided among their heads."""
@@ -66,6 +66,11 @@ class DataConfig:
     label_len: int = setting(48, "decoder start length, rows (read by encoder-decoder models only)")
     pred_len: int = setting(96, "horizon H, rows")
     percent: int = setting(100, "share of the training part that is used, percent")
+    eval_data: str | None = setting(
+        None, "data set to test on, in place of --data: zero-shot transfer (default: --data itself)"
+    )
+    eval_root_path: str | None = setting(None, "folder of --eval_data's file (default: the data set's)")
+    eval_data_path: str | None = setting(None, "file of --eval_data (default: the data set's)")
     channel_sampling: Literal["joint", "single"] = setting(
         "joint", "training sample: all variables of a window, or one variable"
     )
@@ -263,9 +268,11 @@ NOT_IDENTITY = frozenset(
     "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
     "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes "
-    "auto_batch_size".split()
+    "auto_batch_size eval_data eval_root_path eval_data_path".split()
 )
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
+TESTED_ON = frozenset({"eval_data", "eval_root_path", "eval_data_path"})
+"""Settings that decide what is tested, not what is trained."""
 KNOWN_BY_CONTENT = frozenset({"llm_model", "llm_model_path", "llm_dim", "trust_remote_code"})
 """Settings that say where the LLM lies: which one it is, its content hash tells."""
 MAY_CHANGE_ON_RESUME = (
@@ -304,7 +311,7 @@ class Config:
             ConfigError: for an unknown name or a value that fails a check, all at once.
         """
         values = {**default_flags(values, default_data=DataConfig.data), **values}
-        values |= {name: known_as(values[name]) for name in ("data",) if name in values}
+        values |= {name: known_as(values[name]) for name in ("data", "eval_data") if name in values}
         known = {name for _, name, _ in iter_settings()}
         problems = [f"--{name}: no such setting" for name in values if name not in known]
         parts = {
@@ -372,8 +379,10 @@ class Config:
     def problems(self) -> list[str]:
         """What is wrong with this configuration, one line each; empty when all is well."""
         wrong = {**_type_problems(self), **_range_problems(self)}
-        if "data" not in wrong and (unknown := name_problem(self.data.data)):
-            wrong["data"] = unknown
+        for flag in ("data", "eval_data"):
+            name = getattr(self.data, flag)
+            if flag not in wrong and name is not None and (unknown := name_problem(name, flag=flag)):
+                wrong[flag] = unknown
         right = dataclasses.replace(
             self,
             **{
@@ -390,8 +399,8 @@ class Config:
 
     def _joint_problems(self) -> list[str]:
         """Settings that are right alone and do not fit together."""
-        found = []
         d, b, g, t = self.data, self.backbone, self.gram, self.training
+        found = list(transfer_problems(d))
         if b.prompt_file is not None and not b.prompt_domain:
             found.append("--prompt_file: --prompt_domain 0 leaves every description out; drop one of them")
         if b.patch_len > d.seq_len:

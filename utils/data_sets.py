@@ -10,10 +10,10 @@ M4's, which other packages use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from utils.m4_table import M4_PATTERNS
 
@@ -178,11 +178,35 @@ def default_flags(values: Mapping[str, Any], *, default_data: str) -> dict[str, 
     return {} if data_set is None else dict(data_set.flags)
 
 
-def name_problem(name: str) -> str | None:
+def name_problem(name: str, *, flag: str = "data") -> str | None:
     """What is wrong with ``--data NAME``, or None."""
     if name in DATA_SETS:
         return None
+    prefix = flag.removesuffix("data")
     return (
-        f"--data: expected one of {', '.join(DATA_SETS)}, found {name}; "
-        "a file of your own is --data custom with --root_path and --data_path"
+        f"--{flag}: expected one of {', '.join(DATA_SETS)}, found {name}; "
+        f"a file of your own is --{flag} custom with --{prefix}root_path and --{prefix}data_path"
     )
+
+
+class TransferSettings(Protocol):
+    """What `transfer_problems` reads of `utils.config.DataConfig`."""
+
+    @property
+    def eval_data(self) -> str | None: ...  # noqa: D102
+    @property
+    def eval_root_path(self) -> str | None: ...  # noqa: D102
+    @property
+    def eval_data_path(self) -> str | None: ...  # noqa: D102
+
+
+def transfer_problems(data: TransferSettings) -> Iterator[str]:
+    """What does not fit together among the flags of a test on another data set."""
+    if data.eval_data is None:
+        for name in ("eval_root_path", "eval_data_path"):
+            if getattr(data, name) is not None:
+                yield f"--{name}: there is nothing to look for without --eval_data; add it, or drop this"
+    elif data.eval_data == CUSTOM and data.eval_data_path is None:
+        yield "--eval_data custom: expected its file's name as --eval_data_path, found none"
+    elif data.eval_data == M4:
+        yield "--eval_data: expected one long series, found M4, a collection of short ones"

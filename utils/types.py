@@ -182,7 +182,7 @@ class DataBundle:
     validation: Dataset[Batch]
     """Every ``eval_stride``-th validation window, all variables at once."""
     test: Dataset[Batch]
-    """Every test window, all variables at once."""
+    """Every test window, all variables at once; of the data set of ``--eval_data`` where one is named."""
     source: WindowSource
     standardisation: Standardisation
     columns: Sequence[str]
@@ -195,5 +195,11 @@ class DataBundle:
     """Rows of one season (24 for hourly data), cut to the lookback."""
     content_hash: str
     """sha256 of the values and dates used."""
+    tested: str
+    """What to call the series of ``test``: ``name``, or that of ``--eval_data``."""
+    test_targets: Sequence[str]
+    """The variables of ``test`` that are forecast."""
+    windows: tuple[int, int, int]
+    """Training samples, validation and test windows of the series itself: how it is divided."""
     notes: Mapping[str, str]
     """Facts to record with the run, e.g. that the validation is strided."""

@@ -80,6 +80,9 @@ def bundle_of(series: Tensor) -> DataBundle:
         frequency="h",
         season=SEASON,
         content_hash="",
+        tested="tiny",
+        test_targets=["a", "b"],
+        windows=(0, 0, 0),
         notes={},
     )
 

@@ -30,9 +30,7 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
     try:
         with this.phase("test"):
             tested = _trained_scores(this, trainer, loaders) if training else _scores(trainer, loaders)
-            kept = _keep_forecasts(
-                this, folders.FORECASTS_FILE if training else folders.TEST_ONLY_FORECASTS_FILE
-            )
+            kept = _keep_forecasts(this, _named(this, folders.FORECASTS_FILE))
     except EvaluationStopped:
         asked = this.stop.reason or "another process"
         raise RunStopped(f"stopped by {asked} in the test; {how_to_go_on(this.newest)}") from None
@@ -48,6 +46,7 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
     results = {
         "run_dir": str(this.folder),
         "data": this.data.name,
+        "tested_on": this.data.tested,
         "notes": dict(this.data.notes),
         "llm": this.llm,
         **tested,
@@ -89,8 +88,14 @@ def _write(this: RunContext, results: dict[str, Any], tested: dict[str, dict[str
     """``results.json``, and the scores of a trained run in the metrics."""
     for name, entry in tested.items():
         this.metrics.append(event="test", weights=name, **entry)
-    name = folders.RESULTS_FILE if tested else folders.TEST_ONLY_RESULTS_FILE
-    folders.write_json(this.folder / name, results)
+    folders.write_json(this.folder / _named(this, folders.RESULTS_FILE), results)
+
+
+def _named(this: RunContext, name: str) -> str:
+    """The name of a file that a run leaves: a later test does not overwrite what the training left."""
+    if this.config.run.is_training:
+        return name
+    return folders.test_only(name, this.config.data.eval_data and this.data.tested)
 
 
 @torch.no_grad()
@@ -109,6 +114,6 @@ def _keep_forecasts(this: RunContext, name: str) -> str:
             y=batch.y.cpu().numpy(),
             prediction=prediction.float().cpu().numpy(),
             start=batch.start.cpu().numpy(),
-            columns=np.array(list(this.data.targets)),
+            columns=np.array(list(this.data.test_targets)),
         )
     return name
