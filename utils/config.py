@@ -194,6 +194,9 @@ class TrainingConfig:
     auto_batch_size: bool = setting(
         False, "lower batch_size until it fits into memory, with more passes: the same effective batch"
     )
+    max_channels_per_step: int | None = setting(
+        None, "variables per forward pass, for many of them: the same result in less memory (default: all)"
+    )
     eval_batch_size: int | None = setting(None, "windows per evaluation pass (default: batch_size)")
     gradient_accumulation_steps: int = setting(1, "forward passes per optimizer step")
     learning_rate: float = setting(0.0005, "peak learning rate")
@@ -282,6 +285,7 @@ MAY_CHANGE_ON_RESUME = (
         "max_steps",
         "train_epochs",
         "init_from",
+        "max_channels_per_step",  # the same sums, other dropout
         "prompt_file",  # known by its content, which the checkpoint holds
     }
 )
@@ -429,6 +433,9 @@ class Config:
             )
         if self.run.model in SPLIT_INTO_HEADS and b.d_model % b.n_heads:
             found.append(f"--d_model: {self.run.model} needs a multiple of --n_heads, found {b.d_model}")
+        if t.max_channels_per_step is not None and (d.features == "MS" or self.run.model == "Autoformer"):
+            reads_all = "--features MS" if d.features == "MS" else "Autoformer"
+            found.append(f"--max_channels_per_step: {reads_all} reads all variables at once; leave it out")
         if self.run.model == "Autoformer" and d.channel_sampling == "single":
             found.append("--channel_sampling: Autoformer reads all variables of a window; use joint")
         if self.run.itr > 1 and (self.run.resume_from_checkpoint or not self.run.is_training):
@@ -453,7 +460,8 @@ _AT_LEAST: dict[str, float] = {
         "seq_len pred_len percent eval_stride llm_layers d_model d_ff n_heads patch_len stride "
         "num_tokens n_scales top_k d_repr memory_size max_memory_size train_epochs max_steps "
         "batch_size eval_batch_size gradient_accumulation_steps patience eval_steps log_steps "
-        "season llm_dim enc_in dec_in c_out itr e_layers d_layers moving_avg".split(),
+        "season llm_dim enc_in dec_in c_out itr e_layers d_layers moving_avg "
+        "max_channels_per_step".split(),
         1,
     ),
     **dict.fromkeys(

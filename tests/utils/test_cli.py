@@ -21,8 +21,8 @@ FLAGS = """
 --is_training --itr --kernel_size --label_len --label_smoothing --lambda_dir --lambda_hcl --lambda_mag
 --lambda_ord --lambda_retrieval --lambda_trend --learning_rate --llm_dim --llm_layers --llm_model
 --llm_model_path --load_in_4bit --loader --log_steps --loss --loss_scale --lr_warmup_steps --lradj
---matmul_precision --max_grad_norm --max_memory_size --max_minutes --max_steps --memory_size
---mixed_precision --model --model_comment --model_id --moving_avg --n_heads --n_scales
+--matmul_precision --max_channels_per_step --max_grad_norm --max_memory_size --max_minutes --max_steps
+--memory_size --mixed_precision --model --model_comment --model_id --moving_avg --n_heads --n_scales
 --no-auto_batch_size --no-build_memory --no-cpu --no-deterministic --no-eval_test_each_epoch
 --no-load_in_4bit --no-trust_remote_code --no-use_gram --no-use_tapr --num_tokens --num_workers
 --optimizer --output_attention --padding_patch --patch_len --patience --pct_start --percent --pred_len

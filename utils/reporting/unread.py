@@ -10,7 +10,7 @@ from utils.config import GROUPS, Config, iter_settings
 
 STEPS_READ = frozenset(
     "batch_size eval_batch_size mixed_precision matmul_precision cpu deterministic seed "
-    "auto_batch_size".split()
+    "auto_batch_size max_channels_per_step".split()
 )
 """Training settings that a run without optimizer steps reads too."""
 RESOLVED = frozenset({"season", "enc_in", "freq"})

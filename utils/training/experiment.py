@@ -326,7 +326,8 @@ def _evaluation_seconds(this: RunContext, trainer: Trainer, steps_per_epoch: int
         total_steps=trainer.total_steps,
         steps_per_epoch=steps_per_epoch,
     )
-    seconds = seconds_per_window(this.plain, this.data.test, this.accelerator.device)
+    most = this.config.training.max_channels_per_step
+    seconds = seconds_per_window(this.plain, this.data.test, this.accelerator.device, most=most)
     return windows * seconds / this.accelerator.num_processes
 
 

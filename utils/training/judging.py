@@ -11,7 +11,7 @@ import torch
 from utils.training import checkpoint as checkpoints
 from utils.training import run_folder as folders
 from utils.training.context import Loaders, RunContext
-from utils.training.passes import forecast_state, stacked
+from utils.training.passes import forecasts, stacked
 from utils.training.stopping import RunStopped, how_to_go_on
 from utils.training.trainer import EvaluationStopped, Trainer
 
@@ -106,7 +106,7 @@ def _keep_forecasts(this: RunContext, name: str) -> str:
     items = [test[int(i)] for i in positions]
     batch = stacked(items, this.accelerator.device)
     this.plain.eval()
-    prediction = forecast_state(this.plain, batch).prediction
+    prediction = forecasts(this.plain, batch, this.config.training.max_channels_per_step)
     if this.accelerator.is_main_process:
         np.savez_compressed(
             this.folder / name,

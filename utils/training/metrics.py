@@ -41,11 +41,14 @@ class ScoreSums:
         self.sums = torch.zeros(len(_SLOTS), dtype=torch.float64, device=device)
         self.trend_label = trend_label
 
-    def add(self, state: ForecastState, batch: Batch) -> None:
-        """Count one batch."""
+    def add(self, state: ForecastState, batch: Batch, *, new_windows: bool = True) -> None:
+        """Count one batch; ``new_windows`` is False where others of its variables were counted before."""
         error = state.prediction.double() - batch.y.double()
         self._count(
-            squared=error.square().sum(), absolute=error.abs().sum(), values=error.numel(), windows=len(error)
+            squared=error.square().sum(),
+            absolute=error.abs().sum(),
+            values=error.numel(),
+            windows=len(error) if new_windows else 0,
         )
         if state.trend is not None:
             self._add_trend(state.trend, state.prediction.float(), batch.y)

@@ -6,6 +6,7 @@ Shape legend: B windows, N variables, L lookback, H horizon, S = B * N series.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,22 @@ class Loss(NamedTuple):
     """The warm-up factor, 0 to 1."""
     terms: dict[str, Tensor]
     """Each module loss before its weights, detached."""
+
+    @classmethod
+    def mean_of(cls, losses: Sequence[Loss], shares: Sequence[float]) -> Loss:
+        """The loss of a batch from those of its parts, all of one step, without a gradient."""
+
+        def mean(values: Sequence[Tensor]) -> Tensor:
+            weighted = [share * value.detach() for share, value in zip(shares, values, strict=True)]
+            return torch.stack(weighted).sum()
+
+        return cls(
+            total=mean([loss.total for loss in losses]),
+            main=mean([loss.main for loss in losses]),
+            auxiliary=mean([loss.auxiliary for loss in losses]),
+            warmup=losses[0].warmup,
+            terms={name: mean([loss.terms[name] for loss in losses]) for name in losses[0].terms},
+        )
 
 
 class Objective:

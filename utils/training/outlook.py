@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from utils.config import Config
-from utils.training.passes import forecast_state, stacked
+from utils.training.passes import forecasts, stacked
 from utils.training.progress import clock_text
 from utils.types import Batch, DataBundle
 
@@ -31,17 +31,21 @@ def first_items(dataset: Dataset[Batch], count: int, device: torch.device) -> Ba
 
 
 @torch.no_grad()
-def seconds_per_window(model: Any, dataset: Dataset[Batch], device: torch.device) -> float:
+def seconds_per_window(
+    model: Any, dataset: Dataset[Batch], device: torch.device, *, most: int | None
+) -> float:
     """Seconds of evaluation per window, on a few windows; the model's mode is as it was afterwards.
+
+    ``most`` variables are forecast at a time, all where None.
 
     A first pass makes what an evaluation makes once. Nothing random is drawn.
     """
     batch = first_items(dataset, TIMED_WINDOWS, device)
     was_training = model.training
     model.eval()
-    forecast_state(model, batch)
+    forecasts(model, batch, most)
     began = now(device)
-    forecast_state(model, batch)
+    forecasts(model, batch, most)
     seconds = now(device) - began
     model.train(was_training)
     return seconds / len(batch.x)

@@ -149,6 +149,12 @@ def announce_changes(this: RunContext, payload: Mapping[str, Any]) -> None:
             had.get(name),
             has[name],
         )
+    most = "max_channels_per_step"
+    if payload["config"].get(most) != this.flags[most]:
+        log.warning(
+            "resume: the checkpoint was made with --%s %s, this run has %s: other dropout, and results that "
+            "differ slightly", most, payload["config"].get(most), this.flags[most],
+        )  # fmt: skip
     plan = BatchPlan(**{name: payload["batch"][name] for name in ("size", "passes", "processes")})
     if plan != this.plan:
         log.warning(

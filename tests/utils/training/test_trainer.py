@@ -16,7 +16,7 @@ from utils.training.optim import build_optimizer, build_schedule
 from utils.training.progress import Hooks, clock_text
 from utils.training.stopping import RunStopped
 from utils.training.trainer import NonFiniteLossError, Trainer
-from utils.types import Batch, ForecastState
+from utils.types import Batch, ForecastState, PassOfStep
 
 LOOKBACK, HORIZON = 4, 2
 
@@ -33,6 +33,9 @@ class Linear(nn.Module):
     def forward(self, x_enc: Tensor, *, return_state: bool = False, **_: Any) -> Any:
         prediction = self.map(self.dropout(x_enc).transpose(1, 2)).transpose(1, 2)
         return ForecastState(prediction, None, None) if return_state else prediction
+
+    def begin_pass(self, place: PassOfStep) -> None:
+        pass
 
     def batch_statistics(self, state: ForecastState) -> Tensor | None:
         return state.prediction.new_ones(())
