@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 from data_provider import scaling
 from data_provider.dataset import TrainingWindows, WindowDataset
 from data_provider.download import LocalFile, ensure_data, file_sha256
+from data_provider.m4 import build_m4
 from data_provider.sampler import EpochSampler
 from data_provider.series import Series, frequency_alias, irregular_steps, read_csv, require_file
 from data_provider.splits import Split, Splits, split_rows
 from data_provider.synthetic import make_series
 from data_provider.time_features import season_rows, time_marks
-from utils.config import Config, ConfigError, DataConfig
+from utils.config import SHORT_TERM, Config, ConfigError, DataConfig
 from utils.data_sets import DATA_SETS, SYNTHETIC
 from utils.types import Batch, DataBundle, Standardisation
 
@@ -116,6 +117,8 @@ def build_data(config: Config) -> DataBundle:
         ValueError: if it is at fault or too short for one window per part.
     """
     data = config.data
+    if config.run.task_name == SHORT_TERM:
+        return build_m4(config)
     own = _prepared(data)
     _check_variables(data, read=len(own.series.columns), forecast=own.n_targets)
     tested = own if data.eval_data is None else _prepared(transfer_config(data))

@@ -141,14 +141,14 @@ class Model(Forecaster):
 
     def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
         """Windows [B, L, N] to [B, H, M]; the time marks are not read."""
-        series = self.normalise(x_enc)
+        series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
         states = self.decode([], series, self.embed(series))
         return self.denormalise(self.output_projection(states), series.statistics)
 
     # The steps of a forecast, shared with the enhanced model.
 
-    def normalise(self, x_enc: Tensor) -> Series:
-        """Instance normalisation, and the variables taken apart."""
+    def normalise(self, x_enc: Tensor, observed: Tensor | None = None) -> Series:
+        """Instance normalisation over the rows that are ``observed`` [B, L, 1], and the variables apart."""
         expected, joint = self.config.data.seq_len, self.config.data.features == "MS"
         if x_enc.dim() != 3 or x_enc.shape[1] != expected:
             raise ValueError(f"x_enc: expected [B, {expected}, N], found {list(x_enc.shape)}")
@@ -156,7 +156,7 @@ class Model(Forecaster):
             raise ValueError(
                 f"x_enc: expected {self.config.data.enc_in} variables (--enc_in), found {x_enc.shape[2]}"
             )
-        normalised, statistics = self.normalize_layers(x_enc)
+        normalised, statistics = self.normalize_layers(x_enc, observed)
         if not joint:
             series = per_series(normalised)
             return Series(per_series(x_enc), series, series.unsqueeze(1), statistics)

@@ -93,7 +93,8 @@ class Model(TimeLLM.Model):
 
         Args:
             x_enc: lookback windows.
-            x_mark_enc, x_dec, x_mark_dec: the family's; not read.
+            x_mark_enc: the insample mask of series without dates; otherwise not read.
+            x_dec, x_mark_dec: the family's; not read.
             start: absolute row of each window in its series, [B]. With ``series_id`` [B] it keeps
                 retrieval from finding the window itself or one that overlaps it; without both,
                 the windows are taken to be new to the memory.
@@ -102,7 +103,7 @@ class Model(TimeLLM.Model):
             target: the true future [B, H, M], read by the retrieval oracle alone.
             return_state: give a `ForecastState` instead of the prediction alone.
         """
-        series = self.normalise(x_enc)
+        series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
         patches = self.embed(series)
         leading: list[Tensor] = []
         trend: TrendRecord | None = None

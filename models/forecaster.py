@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from utils.config import Config
+from utils.config import SHORT_TERM, Config
 from utils.types import Batch, ForecastState, LLMIdentity, PassOfStep, WindowSource
 
 
@@ -59,6 +59,10 @@ class Forecaster(nn.Module):
         """Forecast [B, H, N] of windows ``x_enc`` [B, L, N], both in standardised units."""
         prediction = self.forecast(x_enc, x_mark_enc, x_mark_dec)
         return ForecastState(prediction, None, None) if return_state else prediction
+
+    def insample_mask(self, x_mark_enc: Tensor | None) -> Tensor | None:
+        """Which rows of a window exist, [B, L, 1], for series without dates; None where all do."""
+        return x_mark_enc if self.config.run.task_name == SHORT_TERM else None
 
     def fit_statistics(self, source: WindowSource) -> None:
         """Learn from the training windows what is counted rather than trained."""

@@ -15,7 +15,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
-from utils.data_sets import DATA_SETS, default_flags, known_as, name_problem, transfer_problems
+from utils.data_sets import (
+    DATA_SETS,
+    default_flags,
+    known_as,
+    m4_problems,
+    name_problem,
+    transfer_problems,
+)
 
 SPLIT_INTO_HEADS = ("Autoformer", "PatchTST")
 """Models whose width is divided among their heads."""
@@ -25,6 +32,7 @@ ATTENTION_HEADS = 4
 """Heads of every attention inside TAPR and GRA-M; their widths are multiples of it."""
 CHANNEL_INDEPENDENT = ("DLinear", "Linear", "PatchTST", "Persistence", "Ridge", "SeasonalNaive")
 """Models whose forecast of a variable reads that variable alone."""
+LONG_TERM, SHORT_TERM = "long_term_forecast", "short_term_forecast"
 DEVIATION_FLOOR = 0.1
 """Smallest deviation, in standardised units, that anything is divided by."""
 
@@ -58,6 +66,9 @@ class DataConfig:
     dec_in: int | None = setting(None, "as --enc_in, for the decoder (checked only)")
     c_out: int | None = setting(None, "expected number of variables forecast (checked only)")
     freq: str | None = setting(None, "frequency of the rows, a pandas alias (default: inferred)")
+    seasonal_patterns: Literal["Yearly", "Quarterly", "Monthly", "Weekly", "Daily", "Hourly"] = setting(
+        "Monthly", "group of M4's series"
+    )
     fill_missing: Literal["interpolate", "ffill"] | None = setting(
         None, "missing and infinite numbers: interpolate between rows, or ffill (default: an error)"
     )
@@ -185,7 +196,7 @@ class GRAMConfig:
 class TrainingConfig:
     """How the model is fitted and judged."""
 
-    loss: Literal["MSE", "MAE", "Huber"] = setting("MSE", "main loss")
+    loss: Literal["MSE", "MAE", "Huber", "SMAPE"] = setting("MSE", "main loss; SMAPE for M4 (its default)")
     loss_scale: Literal["none", "std"] = setting("none", "std: errors in deviations of the window")
     aux_warmup_steps: int = setting(500, "optimizer steps until the module losses have full weight")
     train_epochs: int = setting(50, "most epochs")
@@ -224,7 +235,9 @@ class TrainingConfig:
 class RunConfig:
     """Where a run writes, what it resumes."""
 
-    task_name: Literal["long_term_forecast"] = setting("long_term_forecast", "task")
+    task_name: Literal["long_term_forecast", "short_term_forecast"] = setting(
+        "long_term_forecast", "long_term_forecast, or short_term_forecast for M4 (its default)"
+    )
     model: (
         Literal[
             "TimeLLM",
@@ -404,7 +417,7 @@ class Config:
     def _joint_problems(self) -> list[str]:
         """Settings that are right alone and do not fit together."""
         d, b, g, t = self.data, self.backbone, self.gram, self.training
-        found = list(transfer_problems(d))
+        found = [*transfer_problems(d), *m4_problems(self.flat())]
         if b.prompt_file is not None and not b.prompt_domain:
             found.append("--prompt_file: --prompt_domain 0 leaves every description out; drop one of them")
         if b.patch_len > d.seq_len:

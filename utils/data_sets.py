@@ -15,10 +15,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-from utils.m4_table import M4_PATTERNS
+from utils.m4_table import M4_PATTERNS, M4Pattern
 
 CUSTOM, SYNTHETIC, M4 = "custom", "synthetic", "M4"
 HOME = "./dataset"
+DEFAULT_PATTERN = "Monthly"
+M4_ONLY: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {"features": ("M", "S"), "percent": (100,), "eval_data": (None,), "data_path": (None,)}
+)
+"""Settings that M4 leaves no choice in."""
 _ETT_SOURCE = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small"
 _HUB_SOURCE = "https://huggingface.co/datasets/thuml/Time-Series-Library/resolve/main"
 _M4_SOURCE = "https://raw.githubusercontent.com/Mcompetitions/M4-methods/master/Dataset"
@@ -179,7 +184,50 @@ def known_as(name: Any) -> Any:
 def default_flags(values: Mapping[str, Any], *, default_data: str) -> dict[str, Any]:
     """The defaults of the settings that the data set in ``values`` (or the default one) decides."""
     data_set = DATA_SETS.get(known_as(values.get("data", default_data)))
-    return {} if data_set is None else dict(data_set.flags)
+    flags = {} if data_set is None else dict(data_set.flags)
+    if data_set is DATA_SETS[M4]:
+        pattern = M4_PATTERNS.get(values.get("seasonal_patterns", DEFAULT_PATTERN))
+        flags |= {} if pattern is None else _m4_flags(pattern)
+    return flags
+
+
+def _m4_flags(pattern: M4Pattern) -> dict[str, Any]:
+    """The competition's horizon, twice that to look back on, as the family; patches of a quarter of it."""
+    patch = min(16, max(2, pattern.horizon // 2))
+    return {
+        "task_name": "short_term_forecast",
+        "loss": "SMAPE",
+        "pred_len": pattern.horizon,
+        "seq_len": 2 * pattern.horizon,
+        "label_len": pattern.horizon,
+        "patch_len": patch,
+        "stride": max(1, patch // 2),
+    }
+
+
+def m4_problems(flags: Mapping[str, Any]) -> Iterator[str]:
+    """What does not fit together between M4, its task and the other flags."""
+    short = flags["task_name"] == "short_term_forecast"
+    if short != (flags["data"] == M4):
+        yield (
+            f"--task_name {flags['task_name']}: expected short_term_forecast with --data M4 and no other, "
+            f"found --data {flags['data']} (your own series in M4's form: --data M4 --root_path FOLDER)"
+        )
+    elif short:
+        name = flags["seasonal_patterns"]
+        pattern = M4_PATTERNS[name]
+        if flags["pred_len"] != pattern.horizon:
+            found = flags["pred_len"]
+            yield f"--pred_len: expected {pattern.horizon}, the horizon of M4 {name}, found {found}"
+        only_these = {**M4_ONLY, "freq": (None, pattern.frequency)}
+        for name, only in only_these.items():
+            if flags[name] not in only:
+                yield f"--{name}: expected {only[0]} with M4's series without dates, found {flags[name]}"
+    if flags["loss"] == "SMAPE" and (not short or flags["loss_scale"] != "none"):
+        yield (
+            "--loss SMAPE: expected --task_name short_term_forecast and --loss_scale none: a relative error "
+            "needs values whose zero means nothing"
+        )
 
 
 def name_problem(name: str, *, flag: str = "data") -> str | None:

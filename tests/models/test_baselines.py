@@ -58,7 +58,10 @@ class Source:
         y = torch.stack([self.windows[s].y[:, v] for s, v in pairs])
         return WindowRows(x, y, torch.zeros_like(index), variable, start)
 
-    def lookbacks(self, *, variable: Tensor, start: Tensor) -> Tensor:
+    def holds(self, series_id: Tensor) -> bool:
+        return not bool(series_id.any())
+
+    def lookbacks(self, *, series_id: Tensor, variable: Tensor, start: Tensor) -> Tensor:
         return torch.stack(
             [self.windows[s].x[:, v] for s, v in zip(start.tolist(), variable.tolist(), strict=True)]
         )

@@ -11,6 +11,7 @@ import torch
 from utils.training import checkpoint as checkpoints
 from utils.training import run_folder as folders
 from utils.training.context import Loaders, RunContext
+from utils.training.metrics import decisive, score_text
 from utils.training.passes import forecasts, stacked
 from utils.training.stopping import RunStopped, how_to_go_on
 from utils.training.trainer import EvaluationStopped, Trainer
@@ -36,11 +37,10 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
         raise RunStopped(f"stopped by {asked} in the test; {how_to_go_on(this.newest)}") from None
     for name, entry in tested.items():
         log.info(
-            "test, %s weights (step %d): mse %.4f mae %.4f over %d windows",
+            "test, %s weights (step %d): %s over %d windows",
             name,
             entry["step"],
-            entry["test"]["mse"],
-            entry["test"]["mae"],
+            score_text(entry["test"]),
             entry["test"]["windows"],
         )
     results = {
@@ -80,7 +80,11 @@ def _trained_scores(this: RunContext, trainer: Trainer, loaders: Loaders) -> dic
     validation = found if np.isfinite(found) else None
     return {
         "last": last,
-        "best": {"step": best["global_step"], "test": scores, "validation_mse": validation},
+        "best": {
+            "step": best["global_step"],
+            "test": scores,
+            f"validation_{decisive(scores)[0]}": validation,
+        },
     }
 
 

@@ -18,6 +18,8 @@ from utils.trend import direction_of, magnitude_of, ordinal_bin_of, ordinal_scal
 from utils.types import Batch, ForecastState, RetrievalRecord, TrendRecord
 from utils.windows import per_series
 
+SMALLEST_SIZE = 1e-8
+"""Of what SMAPE divides by, in standardised units."""
 NEVER = 1e4
 """A logit beyond which there is no bin."""
 
@@ -90,8 +92,11 @@ def warmup_factor(step: int, warmup_steps: int) -> float:
 
 
 def forecast_loss(prediction: Tensor, batch: Batch, config: TrainingConfig) -> Tensor:
-    """MSE, MAE or Huber of predictions [B, H, M], in standardised units or window deviations."""
+    """MSE, MAE, Huber or SMAPE of predictions [B, H, M], in standardised units or window deviations."""
     error = prediction.float() - batch.y
+    if config.loss == "SMAPE":  # the denominator without gradient, as the family has it
+        size = prediction.detach().float().abs() + batch.y.abs()
+        return 200 * (error.abs() / size.clamp(min=SMALLEST_SIZE)).mean()
     if config.loss_scale == "std":
         own = batch.x[..., -error.shape[-1] :]
         error = error / own.std(dim=1, unbiased=False, keepdim=True).clamp(min=DEVIATION_FLOOR)

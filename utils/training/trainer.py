@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from utils.config import TrainingConfig
 from utils.log import MetricsFile
-from utils.training.metrics import ScoreSums, module_text
+from utils.training.metrics import ScoreSums, decisive, module_text
 from utils.training.objective import Loss, Objective
 from utils.training.outlook import announce, fitting_preset
 from utils.training.passes import channel_parts, forecast_state
@@ -231,7 +231,8 @@ class Trainer:
         """Scores over every window of ``loader``, each counted once, over all processes."""
         was_training = self.model.training
         self.model.eval()
-        sums = ScoreSums(self.accelerator.device, trend_label=self.trend_label)
+        reference = getattr(loader.dataset, "reference", None)
+        sums = ScoreSums(self.accelerator.device, trend_label=self.trend_label, reference=reference)
         hidden = None if self.accelerator.is_main_process else True
         log.info("%s: %d windows in %d batches", name, len(loader.dataset), len(loader))  # type: ignore[arg-type]
         began = told = time.perf_counter()
@@ -282,7 +283,7 @@ class Trainer:
         except EvaluationStopped:
             hooks.stopped()
         losses = self._mean_losses()
-        loss = scores["mse"]
+        loss = decisive(scores)[1]
         improved = loss < progress.val_loss_min
         if improved:
             progress.val_loss_min, progress.counter, progress.best_step = loss, 0, progress.global_step
@@ -318,12 +319,12 @@ class Trainer:
         trained = ""
         if losses:
             trained = f" | Train Loss: {losses['main']:.4f} | Aux Loss: {losses['auxiliary']:.4f}"
-        tested = f" | Test Loss: {test['mse']:.4f}" if test else ""
+        tested = f" | Test Loss: {decisive(test)[1]:.4f}" if test else ""
         log.info(
             "%s%s | Vali Loss: %.4f%s%s",
             place,
             trained,
-            scores["mse"],
+            decisive(scores)[1],
             tested,
             module_text(scores),
         )

@@ -175,11 +175,19 @@ def test_the_vocabulary_is_mapped_once_a_step(tiny_gpt2, monkeypatch):
     """Mapping it in every part would cost more than the parts themselves."""
     model = built("TimeLLM", tiny_gpt2, {})
     places: list[PassOfStep] = []
-    begin = model.begin_pass
-    monkeypatch.setattr(model, "begin_pass", lambda place: (places.append(place), begin(place)))
-    calls: list[int] = []
-    mapped = model._map_words
-    monkeypatch.setattr(model, "_map_words", lambda mapping: (calls.append(1), mapped(mapping))[1])
+    calls: list[nn.Module] = []
+    begin, mapped = model.begin_pass, model._map_words
+
+    def noted_pass(place: PassOfStep) -> None:
+        places.append(place)
+        begin(place)
+
+    def noted_map(mapping: nn.Module) -> Any:
+        calls.append(mapping)
+        return mapped(mapping)
+
+    monkeypatch.setattr(model, "begin_pass", noted_pass)
+    monkeypatch.setattr(model, "_map_words", noted_map)
     learned(model, BATCH, 3)
     assert places == [PassOfStep(True, False), PassOfStep(False, False), PassOfStep(False, True)]
     assert len(calls) == 1
