@@ -269,7 +269,8 @@ def _check_transfer(config: Config, own: Prepared, tested: Prepared) -> None:
     reads_all = config.data.features == "MS" or config.run.model == "Autoformer"
     if reads_all and len(own.series.columns) != len(tested.series.columns):
         wrong.append(f"--eval_data {tested.series.name}: expected as many variables as the {counts}")
-    if config.run.model == "Autoformer" and own.marks.shape[1] != tested.marks.shape[1]:
+    reads_marks = config.run.model == "Autoformer" or config.backbone.use_time_marks
+    if reads_marks and own.marks.shape[1] != tested.marks.shape[1]:
         wrong.append(
             f"--eval_data {tested.series.name}: expected rows of {own.series.frequency}, whose time marks "
             f"the model reads, found {tested.series.frequency}"

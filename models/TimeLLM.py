@@ -26,14 +26,18 @@ from layers.patching import PatchEmbedding
 from layers.prompt import PromptBuilder
 from layers.reprogramming import ReprogrammingLayer
 from layers.step_value import StepValue
+from layers.time_marks import TimeMarks
 from models.forecaster import Forecaster
 from utils.config import BackboneConfig, Config
+from utils.frequency import mark_names
 from utils.prompt_bank import GENERAL, describe, read_description
 from utils.types import InstanceStatistics, PassOfStep
 from utils.windows import per_series
 
 LLM_PREFIX = "llm_model."
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULT_FREQUENCY = "h"
+"""Of rows where neither the data nor the settings say."""
 DEFAULT_SEASON = 24
 """Rows of one season where neither the data nor the settings say: hourly data's day."""
 
@@ -123,6 +127,9 @@ class Model(Forecaster):
         self.output_projection = FlattenHead(
             n_features=b.d_ff * config.patch_count, horizon=config.data.pred_len, dropout=b.dropout
         )
+        if b.use_time_marks:
+            self.reads_time_marks = True
+            self.time_marks = _time_marks(config)
 
     def train(self, mode: bool = True) -> Model:
         """Training mode for the trained parts; the frozen LLM stays in eval mode (its dropout is off)."""
@@ -140,10 +147,10 @@ class Model(Forecaster):
         self._pass = LLMPass(self.llm_model, plain=True)
 
     def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
-        """Windows [B, L, N] to [B, H, M]; the time marks are not read."""
+        """Windows [B, L, N] to [B, H, M]; the time marks are read with ``--use_time_marks`` alone."""
         series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
-        states = self.decode([], series, self.embed(series))
-        return self.denormalise(self.output_projection(states), series.statistics)
+        states = self.decode([], series, self.embed(series, x_mark_enc))
+        return self.denormalise(self.project(states, x_mark_dec), series.statistics)
 
     # The steps of a forecast, shared with the enhanced model.
 
@@ -163,10 +170,23 @@ class Model(Forecaster):
         own = InstanceStatistics(*(value[..., -1:] for value in statistics))
         return Series(x_enc[..., -1], normalised[..., -1], normalised.transpose(1, 2), own)
 
-    def embed(self, series: Series) -> Tensor:
-        """Patch embeddings [S, P, D]."""
+    def embed(self, series: Series, marks: Tensor | None) -> Tensor:
+        """Patch embeddings [S, P, D]; ``marks`` [B, L, F] are the lookback's."""
         dropped = F.dropout(series.channels, self.config.backbone.input_dropout, self.training)
-        return self.patch_embedding(dropped)
+        patches = self.patch_embedding(dropped)
+        if not self.config.backbone.use_time_marks:
+            return patches
+        return patches + self.time_marks.of_patches(
+            _given(marks, "x_mark_enc"), series.statistics.mean.shape[-1]
+        )
+
+    def project(self, states: Tensor, marks: Tensor | None) -> Tensor:
+        """States at the patches [S, P, d_ff] to forecasts [S, H]; ``marks`` [B, H, F] are the future's."""
+        forecast = self.output_projection(states)
+        if not self.config.backbone.use_time_marks:
+            return forecast
+        future = _given(marks, "x_mark_dec")[:, -self.config.data.pred_len :]
+        return forecast + self.time_marks.of_future(future, states)
 
     def reprogram(self, patches: Tensor) -> Tensor:
         """Patches [S, P, D] in the LLM's word space, [S, P, d_llm]."""
@@ -253,6 +273,30 @@ class Model(Forecaster):
 def _state_of(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """Where the weights lie and how often they changed: another value after any change, in place or not."""
     return tuple((weight.data_ptr(), weight._version) for weight in module.parameters())
+
+
+def _time_marks(config: Config) -> TimeMarks:
+    """The part that reads time marks, which follow from ``--freq``; a run takes that from its data."""
+    b = config.backbone
+    names = mark_names(config.data.freq or DEFAULT_FREQUENCY)
+    if not names:
+        raise ValueError(f"--use_time_marks: expected rows that have marks, found {config.data.freq}")
+    return TimeMarks(
+        names=names,
+        width=b.d_model,
+        d_model=b.d_model,
+        n_features=b.d_ff,
+        patch_len=b.patch_len,
+        stride=b.stride,
+        pad_end=b.padding_patch == "end",
+    )
+
+
+def _given(marks: Tensor | None, name: str) -> Tensor:
+    """Marks that ``--use_time_marks`` needs."""
+    if marks is None:
+        raise ValueError(f"{name}: --use_time_marks reads time marks, found none")
+    return marks
 
 
 def _description(config: Config) -> str:

@@ -127,6 +127,9 @@ class BackboneConfig:
     )
     dropout: float = setting(0.15, "dropout rate of the trained parts")
     input_dropout: float = setting(0.0, "dropout rate on the normalised lookback")
+    use_time_marks: bool = setting(
+        False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"
+    )
     prompt_domain: int = setting(1, "1: the prompt describes this data set; 0: it speaks of any series")
     prompt_file: str | None = setting(
         None, "text file that describes the data to the LLM (default: the prompt bank's)"

@@ -21,7 +21,13 @@ CUSTOM, SYNTHETIC, M4 = "custom", "synthetic", "M4"
 HOME = "./dataset"
 DEFAULT_PATTERN = "Monthly"
 M4_ONLY: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {"features": ("M", "S"), "percent": (100,), "eval_data": (None,), "data_path": (None,)}
+    {
+        "features": ("M", "S"),
+        "percent": (100,),
+        "eval_data": (None,),
+        "data_path": (None,),
+        "use_time_marks": (False,),
+    }
 )
 """Settings that M4 leaves no choice in."""
 _ETT_SOURCE = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small"
