@@ -170,7 +170,7 @@ class Model(Forecaster):
         own = InstanceStatistics(*(value[..., -1:] for value in statistics))
         return Series(x_enc[..., -1], normalised[..., -1], normalised.transpose(1, 2), own)
 
-    def embed(self, series: Series, marks: Tensor | None) -> Tensor:
+    def embed(self, series: Series, marks: Tensor | None = None) -> Tensor:
         """Patch embeddings [S, P, D]; ``marks`` [B, L, F] are the lookback's."""
         dropped = F.dropout(series.channels, self.config.backbone.input_dropout, self.training)
         patches = self.patch_embedding(dropped)
