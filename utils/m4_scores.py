@@ -53,8 +53,8 @@ def seasonal_indices(values: Array, season: int) -> Array:
     half = len(weights) // 2
     ratios = values[half : len(values) - half] / np.convolve(values, weights, mode="valid")
     phases = np.arange(half, len(values) - half) % season
-    indices = np.array([ratios[phases == phase].mean() for phase in range(season)])
-    return indices / indices.mean()
+    indices = np.bincount(phases, weights=ratios, minlength=season) / np.bincount(phases, minlength=season)
+    return np.asarray(indices / indices.mean())
 
 
 def naive2(insample: Array, horizon: int, season: int) -> Array:

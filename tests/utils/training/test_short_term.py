@@ -188,3 +188,23 @@ def test_the_groups_are_summed_up_as_the_competition_does(tmp_path, tiny, m4, ca
     assert "4 of 6 groups are missing: Monthly" in said
     assert m4_summary.main([str(tmp_path)]) == 2
     assert m4_summary.main([str(folders[0].run_dir)] * 2) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_score_every_series_once_and_parts_of_a_window_agree(m4, tmp_path, two_processes, tiny):
+    """Sums over processes of M4's measures; and gradients exchanged in the last part of a window alone."""
+    long = {**tiny, "use_tapr": True, "use_gram": True, "dropout": 0.0, "max_steps": 3}
+    runs = {
+        "m4": {**m4, **ENHANCED, "dropout": 0.0, "max_steps": 3},
+        "whole": long,
+        "parts": {**long, "max_channels_per_step": 1},
+    }
+    found = two_processes(tmp_path, runs)
+    assert [f["error"] for both in found.values() for f in both] == [None] * 6
+    assert json.loads(found["m4"][0]["results"])["best"]["test"]["windows"] == 24
+    for name, weight in found["whole"][0]["model"].items():
+        assert torch.equal(weight, found["whole"][1]["model"][name])
+        assert torch.equal(found["parts"][0]["model"][name], found["parts"][1]["model"][name])
+        torch.testing.assert_close(
+            found["parts"][0]["model"][name], weight, rtol=1e-3, atol=2e-3, check_dtype=True, msg=name
+        )
