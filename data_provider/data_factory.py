@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,106 +15,187 @@ from torch.utils.data import DataLoader, Dataset
 from data_provider import scaling
 from data_provider.dataset import TrainingWindows, WindowDataset
 from data_provider.dates import frequency_alias, irregular_steps
-from data_provider.download import FILES, ensure_file, file_sha256
+from data_provider.download import LocalFile, ensure_data, file_sha256
+from data_provider.m4 import build_m4
 from data_provider.sampler import EpochSampler
-from data_provider.series import Series, identity_of, read_csv
-from data_provider.splits import Splits, split_rows
+from data_provider.series import Series, identity_of, read_csv, require_file
+from data_provider.splits import Split, Splits, split_rows
 from data_provider.synthetic import make_series
 from data_provider.time_features import season_rows, time_marks
-from utils.config import Config, ConfigError, DataConfig
-from utils.types import Batch, DataBundle, SeriesIdentity
+from utils.config import SHORT_TERM, Config, ConfigError, DataConfig
+from utils.data_sets import DATA_SETS, SYNTHETIC
+from utils.types import Batch, DataBundle, SeriesIdentity, Standardisation
 
-SYNTHETIC = "synthetic"
 LARGEST = 1e9
 """Deviations from the mean beyond which sums of squares come near the end of float32's range."""
 HIDDEN = 1e-6
 """Share of a column's deviation below which its middle half is lost in float32 (of 7 digits)."""
 
 
-def data_file(config: DataConfig) -> Path:
+def data_file(config: DataConfig) -> LocalFile | None:
     """The CSV file that a configuration names; a public one is downloaded if it is not there.
 
+    None where the series is made.
+
     Raises:
+        FileNotFoundError: if a file of one's own is not there.
         DataUnavailableError: if a public file is neither there nor to be had.
     """
-    if config.data in FILES and config.file_name == f"{config.data}.csv":
-        return ensure_file(config.data, config.root_path)
-    return Path(config.root_path) / config.file_name
+    if config.data == SYNTHETIC:
+        return None
+    if is_published(config):
+        return ensure_data(config.data, config.root_path)[0]
+    path = Path(config.root_path) / config.file_name
+    require_file(path)
+    return LocalFile(path, file_sha256(path))
 
 
-def load_series(config: DataConfig) -> Series:
-    """The whole series that a configuration names, in original units.
+def is_published(config: DataConfig) -> bool:
+    """Whether a configuration names a public file under its own name."""
+    files = DATA_SETS[config.data].files
+    return any(file.name == config.file_name for file in files)
+
+
+def load_series(config: DataConfig, file: LocalFile | None) -> Series:
+    """The whole series that a configuration names, in original units; ``file`` from `data_file`.
 
     Raises:
-        FileNotFoundError, DataUnavailableError: if its file is not there.
-        ValueError: if its file, or --freq or --target, is at fault.
+        ValueError: if the file, or --freq or --target, is at fault.
     """
-    if config.data == SYNTHETIC:
+    if file is None:
         series = make_series(frequency=frequency_alias(config.freq or "h"))
         if config.features == "M":
             return series
         others = [c for c in series.columns if c != config.target and config.features == "MS"]
         return series.select([*others, config.target])
+    published = is_published(config)
     return read_csv(
-        data_file(config),
+        file.path,
         features=config.features,
         target=config.target,
-        freq=config.freq,
+        freq=config.freq or (DATA_SETS[config.data].frequency if published else None),
         fill_missing=config.fill_missing,
+        as_published=published,
     )
+
+
+class Prepared(NamedTuple):
+    """A series, divided and standardised by its own training part."""
+
+    series: Series
+    file: LocalFile | None
+    splits: Splits
+    standardisation: Standardisation
+    values: Tensor
+    """[T, N] float32, standardised."""
+    marks: Tensor
+    """[T, F]."""
+    n_targets: int
+
+    def part(self, part: Split, data: DataConfig, **options: Any) -> WindowDataset:
+        """The windows of one part."""
+        return WindowDataset(
+            self.values,
+            self.marks,
+            part,
+            seq_len=data.seq_len,
+            pred_len=data.pred_len,
+            series_id=self.series.series_id,
+            n_targets=self.n_targets,
+            **options,
+        )
 
 
 def build_data(config: Config) -> DataBundle:
     """Series, scaler, windows of the three parts and the memory's source.
 
     The scaler is fitted on the training rows that are used (``--percent``), nothing else. Validation
-    takes every ``--eval_stride``-th window, the test all of them.
+    takes every ``--eval_stride``-th window, the test all of them: of the data set of ``--eval_data``
+    where one is named, which is standardised by its own training part, as the published protocol has it.
 
     Raises:
         OSError: if the data file is not there and can not be had.
         ValueError: if it is at fault or too short for one window per part.
     """
     data = config.data
-    series = load_series(data)
-    n_targets = 1 if data.features == "MS" else len(series.columns)
-    _check_variables(data, read=len(series.columns), forecast=n_targets)
+    if config.run.task_name == SHORT_TERM:
+        return build_m4(config)
+    own = _prepared(data)
+    _check_variables(data, read=len(own.series.columns), forecast=own.n_targets)
+    tested = own if data.eval_data is None else _prepared(transfer_config(data))
+    if tested is not own:
+        _check_transfer(config, own, tested)
+    train = own.part(own.splits.train, data, channel_sampling=data.channel_sampling)
+    validation = own.part(own.splits.validation, data, stride=data.eval_stride)
+    test = own.part(own.splits.test, data)
+    targets = own.series.columns[-own.n_targets :]
+    return DataBundle(
+        name=own.series.name,
+        train=train,
+        validation=validation,
+        test=test if tested is own else tested.part(tested.splits.test, data),
+        source=TrainingWindows(
+            own.values[:, -own.n_targets :],
+            own.splits.train,
+            seq_len=data.seq_len,
+            pred_len=data.pred_len,
+            series_id=own.series.series_id,
+        ),
+        standardisation=own.standardisation,
+        columns=own.series.columns,
+        targets=targets,
+        frequency=own.series.frequency,
+        season=min(_season(data, own.series), data.seq_len),
+        content_hash=own.series.content_hash,
+        identity=_identity(own.series, own.splits),
+        tested=tested.series.name,
+        test_targets=tested.series.columns[-tested.n_targets :],
+        windows=(len(train), len(validation), len(test)),
+        notes=_notes(data, own) | ({} if tested is own else _transfer_notes(data, own, tested)),
+    )
+
+
+def transfer_config(data: DataConfig) -> DataConfig:
+    """The settings of the data set that ``--eval_data`` names, with the same windows.
+
+    Its folder is ``--root_path`` where both data sets are at home in one, otherwise its own.
+    """
+    assert data.eval_data is not None
+    known = DATA_SETS[data.eval_data]
+    together = known.folder == DATA_SETS[data.data].folder
+    return replace(
+        data,
+        data=data.eval_data,
+        root_path=data.eval_root_path or (data.root_path if together else known.root_path),
+        data_path=data.eval_data_path,
+        percent=100,
+        freq=None,
+        season=None,
+        eval_data=None,
+        eval_root_path=None,
+        eval_data_path=None,
+    )
+
+
+def _prepared(data: DataConfig) -> Prepared:
+    """The series that a configuration names, divided and standardised."""
+    file = data_file(data)
+    series = load_series(data, file)
     splits = split_rows(
         data.data, len(series.values), seq_len=data.seq_len, pred_len=data.pred_len, percent=data.percent
     )
     original = torch.from_numpy(series.values)  # [T, N]
     standardisation = scaling.fit(original[splits.train.begin : splits.train.end])
-    values = scaling.transform(original, standardisation).float()
+    values = scaling.transform_to_float32(original, standardisation)
     _check_scaled(series, values, splits)
-    marks = torch.from_numpy(time_marks(series.dates, series.frequency))  # [T, F]
-    windows = partial(
-        WindowDataset,
-        values,
-        marks,
-        seq_len=data.seq_len,
-        pred_len=data.pred_len,
-        series_id=series.series_id,
-        n_targets=n_targets,
-    )
-    return DataBundle(
-        name=series.name,
-        train=windows(splits.train, channel_sampling=data.channel_sampling),
-        validation=windows(splits.validation, stride=data.eval_stride),
-        test=windows(splits.test),
-        source=TrainingWindows(
-            values[:, -n_targets:],
-            splits.train,
-            seq_len=data.seq_len,
-            pred_len=data.pred_len,
-            series_id=series.series_id,
-        ),
+    return Prepared(
+        series=series,
+        file=file,
+        splits=splits,
         standardisation=standardisation,
-        columns=series.columns,
-        targets=series.columns[-n_targets:],
-        frequency=series.frequency,
-        season=min(data.season or season_rows(series.frequency), data.seq_len),
-        content_hash=series.content_hash,
-        identity=_identity(series, splits),
-        notes=_notes(data, series, splits),
+        values=values,
+        marks=torch.from_numpy(time_marks(series.dates, series.frequency)),
+        n_targets=1 if data.features == "MS" else len(series.columns),
     )
 
 
@@ -176,6 +258,46 @@ def _check_variables(data: DataConfig, *, read: int, forecast: int) -> None:
         raise ConfigError(wrong)
 
 
+def _check_transfer(config: Config, own: Prepared, tested: Prepared) -> None:
+    """Raise ConfigError where a model of ``own`` can not forecast ``tested``."""
+    same = own.series.columns == tested.series.columns
+    counts = f"{len(own.series.columns)} of {own.series.name}, found {len(tested.series.columns)}"
+    wrong = []
+    if config.gram.use_gram and config.gram.retrieval_scope == "variable" and not same:
+        wrong.append(
+            f"--retrieval_scope: expected all, since {tested.series.name} has other variables than "
+            f"{own.series.name}, found variable"
+        )
+    reads_all = config.data.features == "MS" or config.run.model == "Autoformer"
+    if reads_all and len(own.series.columns) != len(tested.series.columns):
+        wrong.append(f"--eval_data {tested.series.name}: expected as many variables as the {counts}")
+    reads_marks = config.run.model == "Autoformer" or config.backbone.use_time_marks
+    if reads_marks and own.marks.shape[1] != tested.marks.shape[1]:
+        wrong.append(
+            f"--eval_data {tested.series.name}: expected rows of {own.series.frequency}, whose time marks "
+            f"the model reads, found {tested.series.frequency}"
+        )
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def _transfer_notes(data: DataConfig, own: Prepared, tested: Prepared) -> dict[str, str]:
+    """Facts about a test on another data set."""
+    name = tested.series.name
+    notes = {
+        "eval_data": f"tested on {name} alone, of which nothing was trained on; in its own standardised units"
+    }
+    if tested.file is not None:
+        notes["eval_file_sha256"] = tested.file.sha256
+    if tested.series.frequency != own.series.frequency:
+        notes["eval_frequency"] = (
+            f"{name} has rows of {tested.series.frequency}, the training {own.series.frequency}"
+        )
+    if DATA_SETS[data.data].prompt != DATA_SETS[data.eval_data or data.data].prompt:
+        notes["eval_prompt"] = f"the prompts go on describing {own.series.name} (--prompt_domain 0: none)"
+    return notes
+
+
 def _check_scaled(series: Series, values: Tensor, splits: Splits) -> None:
     """Raise ValueError where extreme values leave nothing of a column, or cannot be computed with.
 
@@ -205,13 +327,22 @@ def _identity(series: Series, splits: Splits) -> SeriesIdentity:
     return SeriesIdentity(series.series_id, end, identity_of(series.values[:end], series.columns))
 
 
-def _notes(data: DataConfig, series: Series, splits: Splits) -> dict[str, str]:
+def _season(data: DataConfig, series: Series) -> int:
+    """Rows of one season: as asked for, or the data set's, or what the frequency says."""
+    known = DATA_SETS[data.data]
+    if data.season is None and known.season is not None and known.frequency == series.frequency:
+        return known.season
+    return data.season or season_rows(series.frequency)
+
+
+def _notes(data: DataConfig, own: Prepared) -> dict[str, str]:
     """Facts about the data that belong beside every result."""
     notes: dict[str, str] = {}
-    if data.data == SYNTHETIC:
+    file, series, splits = own.file, own.series, own.splits
+    if file is None:
         notes["data"] = "built-in synthetic series, no real data"
     else:
-        notes["file_sha256"] = file_sha256(data_file(data))
+        notes["file_sha256"] = file.sha256
     if data.fill_missing:
         notes["fill_missing"] = f"missing numbers are filled (--fill_missing {data.fill_missing})"
     gaps = len(irregular_steps(series.dates, series.frequency))

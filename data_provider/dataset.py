@@ -127,16 +127,23 @@ class TrainingWindows:
             start=window + self.split.begin,
         )
 
-    def lookbacks(self, *, variable: Tensor, start: Tensor) -> Tensor:
+    def holds(self, series_id: Tensor) -> bool:
+        """Whether all of these ids are this series'."""
+        return not bool((series_id != self.series_id).any())
+
+    def lookbacks(self, *, series_id: Tensor, variable: Tensor, start: Tensor) -> Tensor:
         """The lookbacks [R, L] that begin at these absolute positions of these variables.
 
         Args:
+            series_id: [R] int64, this series' own.
             variable: [R] int64 in [0, N).
             start: [R] int64; the whole lookback must lie in the training part.
 
         Raises:
-            IndexError: for a variable that is not there or a lookback that leaves the part.
+            IndexError: for another series, a variable that is not there or a lookback that leaves the part.
         """
+        if not self.holds(series_id):
+            raise IndexError(f"series_id: expected {self.series_id} alone, found another")
         variable, start = variable.to(self._lookbacks.device), start.to(self._lookbacks.device)
         _check_range("variable", variable, 0, self.num_variables - 1)
         _check_range("start", start, self.split.begin, self.split.end - self.seq_len)

@@ -75,8 +75,11 @@ def date_column(frame: pd.DataFrame, where: object) -> pd.Series:
     return column.astype(object).where(column.isna(), column.astype(str))
 
 
-def parse_dates(text: pd.Series, where: object) -> pd.DatetimeIndex:
-    """The ``date`` column as strictly increasing times; an offset from UTC is dropped."""
+def parse_dates(text: pd.Series, where: object, *, only_warn: bool = False) -> pd.DatetimeIndex:
+    """The ``date`` column as times; an offset from UTC is dropped.
+
+    They must increase strictly; with ``only_warn`` it is said where they do not, as in published files.
+    """
     try:
         parsed = pd.to_datetime(text, format="ISO8601", errors="coerce")
         if parsed.isna().any():
@@ -98,12 +101,12 @@ def parse_dates(text: pd.Series, where: object) -> pd.DatetimeIndex:
         )
     dates = pd.DatetimeIndex(parsed).tz_localize(None)
     dates.name = None
-    _check_increasing(dates, where)
+    _check_increasing(dates, where, only_warn=only_warn)
     return dates
 
 
-def _check_increasing(dates: pd.DatetimeIndex, where: object) -> None:
-    """Raise ValueError at the first date that does not follow the one before."""
+def _check_increasing(dates: pd.DatetimeIndex, where: object, *, only_warn: bool) -> None:
+    """Raise ValueError, or only warn, at the first date that does not follow the one before."""
     backward = np.flatnonzero(np.diff(dates.asi8) <= 0)
     if not backward.size:
         return
@@ -112,10 +115,11 @@ def _check_increasing(dates: pd.DatetimeIndex, where: object) -> None:
         problem, advice = "a duplicate", "keep one row per time"
     else:
         problem, advice = f"an earlier time than {dates[first - 1]} before it", "sort the rows by date"
-    raise ValueError(
-        f"{where}: column 'date', {row_text(first)}: expected increasing times, found {dates[first]}, "
-        f"{problem}; {advice}"
-    )
+    place = f"{where}: column 'date', {row_text(first)}"
+    text = f"{place}: expected increasing times, found {dates[first]}, {problem}"
+    if not only_warn:
+        raise ValueError(f"{text}; {advice}")
+    logger.warning("%s (%d such rows); the published file is used as it is", text, backward.size)
 
 
 def check_frequency(dates: pd.DatetimeIndex, freq: str | None, where: object) -> str:

@@ -1,6 +1,8 @@
-"""Fetch a public data file once, checked, or say which file to put where.
+"""Fetch the files of a public data set once, checked, or say which file to put where.
 
-``python -m data_provider.download ETTh1`` does so from the command line.
+``python -m data_provider.download ETTh1 Weather`` does so from the command line; one that was cut off
+goes on where it stopped when it is called again. Proxies are those of the environment (``http_proxy``
+and ``https_proxy``, ``no_proxy``).
 """
 
 from __future__ import annotations
@@ -9,90 +11,103 @@ import argparse
 import contextlib
 import hashlib
 import http.client
+import json
 import logging
 import os
 import queue
+import re
 import sys
-import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from utils.config import DataConfig
+from utils.data_sets import DATA_SETS, DataFile, known_as
+from utils.training.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
 
-_ETT_FOLDER = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small"
 _CHUNK = 1 << 16
-
-
-class DataFile(NamedTuple):
-    """Where a file comes from and what it must be."""
-
-    url: str
-    sha256: str | None
-    """Expected checksum, or None where none is pinned (the download then says so)."""
+DOWNLOADABLE = tuple(name for name, data_set in DATA_SETS.items() if data_set.files)
 
 
 class DataUnavailableError(OSError):
     """A data file is neither there nor to be had; the message says what to do."""
 
 
-FILES: Mapping[str, DataFile] = {
-    "ETTh1": DataFile(
-        f"{_ETT_FOLDER}/ETTh1.csv", "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066"
-    ),
-    "ETTh2": DataFile(f"{_ETT_FOLDER}/ETTh2.csv", None),
-    "ETTm1": DataFile(f"{_ETT_FOLDER}/ETTm1.csv", None),
-    "ETTm2": DataFile(f"{_ETT_FOLDER}/ETTm2.csv", None),
-}
+class LocalFile(NamedTuple):
+    """A file that is there."""
+
+    path: Path
+    sha256: str
 
 
-def ensure_file(
-    name: str, root_path: str | Path, *, files: Mapping[str, DataFile] = FILES, seconds: float = 10.0
-) -> Path:
-    """The path of ``<root_path>/<name>.csv``, downloaded first if it is not there.
-
-    A file that is there is used as it is; where its checksum is not the pinned one (line endings
-    may differ) a warning names both. Two processes may ask at once: each writes its own temporary
-    file and moves it into place as a whole.
+def ensure_data(
+    name: str,
+    root_path: str | Path | None = None,
+    *,
+    wanted: Callable[[DataFile], bool] = lambda file: True,
+    seconds: float = 10.0,
+) -> list[LocalFile]:
+    """The files of a data set of the table, each downloaded first if it is not there.
 
     Args:
-        name: a key of ``files``.
-        root_path: the folder, made if need be.
-        files: what can be downloaded.
+        name: of the data set.
+        root_path: the folder, made if need be; by default the table's.
+        wanted: which of its files.
+        seconds: see `ensure_file`.
+
+    Raises:
+        DataUnavailableError: if one can not be had, or not with the checksum it must have; the message
+            lists every file that is missing, and its place.
+        ValueError: for a name without files in the table.
+    """
+    if known_as(name) not in DOWNLOADABLE:
+        raise ValueError(f"download: expected one of {', '.join(DOWNLOADABLE)}, found {name!r}")
+    data_set = DATA_SETS[known_as(name)]
+    folder = Path(root_path if root_path is not None else data_set.root_path)
+    files = [file for file in data_set.files if wanted(file)]
+    try:
+        return [ensure_file(file, folder, seconds=seconds) for file in files]
+    except DataUnavailableError as error:
+        missing = [file for file in files if not (folder / file.name).is_file()]
+        raise DataUnavailableError(f"{error}\n{_what_to_do(missing, folder)}") from error
+
+
+def ensure_file(wanted: DataFile, folder: Path, *, seconds: float = 10.0) -> LocalFile:
+    """A file in ``folder``, downloaded first if it is not there.
+
+    A file that is there is used as it is; where its checksum is neither the pinned one nor the one
+    recorded at its download (line endings may differ) a warning names both. Of several processes that
+    ask at once one downloads, and the others wait for it.
+
+    Args:
+        wanted: name, address and, where it is pinned, checksum.
+        folder: made if need be.
         seconds: time to reach the host, name look-up included; also the longest pause while reading.
 
     Raises:
-        DataUnavailableError: if the file can not be had, or not with the pinned checksum.
-        ValueError: for a name that is not in ``files``.
+        DataUnavailableError: if the file can not be had, or not with the checksum it must have.
     """
-    if name not in files:
-        raise ValueError(f"download: expected one of {', '.join(files)}, found {name!r}")
-    path = Path(root_path) / f"{name}.csv"
-    wanted = files[name]
+    path = folder / wanted.name
     if path.is_file():
-        found = file_sha256(path)
-        if wanted.sha256 not in (None, found):
-            logger.warning(
-                "%s is not the published file (sha256 expected %s, found %s); used as it is",
-                path, wanted.sha256, found,
-            )  # fmt: skip
-        return path
+        return _as_it_is(wanted, path)
     try:
-        _download(wanted, path, seconds)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_one(path):
+            if not path.is_file():  # otherwise another process has fetched it meanwhile
+                _download(wanted, path, seconds)
     except (OSError, http.client.HTTPException) as error:
         raise DataUnavailableError(
             f"{path} is not there and could not be downloaded from {wanted.url} "
-            f"({type(error).__name__}: {error}). Get {name}.csv elsewhere and save it as "
-            f"{path.absolute()}, or name the folder that holds it with --root_path"
+            f"({type(error).__name__}: {error})"
         ) from error
-    return path
+    return _as_it_is(wanted, path)
 
 
 def file_sha256(path: Path) -> str:
@@ -101,28 +116,120 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _what_to_do(missing: Iterable[DataFile], folder: Path) -> str:
+    """Which file to put where."""
+    places = "\n".join(f"  {(folder / file.name).absolute()}  from {file.url}" for file in missing)
+    return (
+        f"Call this again to go on, or get what is missing elsewhere and save it as\n{places}\n"
+        "or name the folder that holds it with --root_path"
+    )
+
+
+def _as_it_is(wanted: DataFile, path: Path) -> LocalFile:
+    """A file that is there, after a look at its checksum."""
+    found, kind = file_sha256(path), "published"
+    expected = wanted.sha256
+    if expected is None:
+        expected, kind = _recorded(path), "recorded at its download"
+    if expected not in (None, found):
+        logger.warning(
+            "%s is not the file that was %s (sha256 expected %s, found %s); used as it is",
+            path, kind, expected, found,
+        )  # fmt: skip
+    return LocalFile(path, found)
+
+
+def _record_of(path: Path) -> Path:
+    """Where the checksum of a download is recorded, as ``sha256sum -c`` reads it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _recorded(path: Path) -> str | None:
+    """The checksum recorded when this file was downloaded, or None."""
+    record = _record_of(path)
+    found = re.match(r"[0-9a-f]{64}\b", record.read_text("utf-8")) if record.is_file() else None
+    return found.group() if found else None
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Any:
+    """Held by one process at a time, and let go by the system if that one is killed."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("waiting for another process that downloads %s", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+        if path.is_file():  # who waits holds the lock's file open, finds the data, and is done
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
 def _download(wanted: DataFile, path: Path, seconds: float) -> None:
-    """Fetch into a temporary file beside ``path``, check it, and move it into place."""
-    response = _open(wanted.url, seconds)
-    with contextlib.closing(response):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                found = _copy(response, stream, path.name)
-            if wanted.sha256 not in (None, found):
-                raise OSError(f"sha256 expected {wanted.sha256}, found {found}")
-            os.chmod(temporary, 0o644)  # mkstemp makes it private, data files are shared
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-    checked = "checked" if wanted.sha256 else "no checksum is pinned for it, so it was not checked"
+    """Fetch into ``.<name>.part`` beside ``path``, on from what lies there; check it, move it into place."""
+    part = path.with_name(f".{path.name}.part")
+    _fetch(wanted.url, part, seconds)
+    found = file_sha256(part)
+    expected = wanted.sha256 or _recorded(path)
+    if expected not in (None, found):
+        _forget(part)
+        source = "pinned" if wanted.sha256 else f"recorded in {_record_of(path).name}"
+        raise OSError(f"sha256 expected {expected} ({source}), found {found}")
+    if wanted.sha256 is None and expected is None:
+        with whole_file(_record_of(path)) as file:
+            file.write(f"{found}  {path.name}\n".encode())
+    os.replace(part, path)
+    _forget(part)
+    checked = "checked"
+    if wanted.sha256 is None:
+        checked = "as at the first download" if expected else "none is pinned: recorded to compare with later"
     logger.info("downloaded %s to %s (sha256 %s, %s)", wanted.url, path, found, checked)
 
 
-def _open(url: str, seconds: float) -> http.client.HTTPResponse:
-    """The response to a GET of ``url`` within ``seconds`` in all.
+def _fetch(url: str, part: Path, seconds: float) -> None:
+    """The body of ``url`` into ``part``; what an earlier call left there is not fetched again.
+
+    A server tells by ``If-Range`` whether what it has is still what the part was cut from; one that
+    gave nothing to tell it by is asked for the whole.
+    """
+    told = part.with_name(f"{part.name}.json")
+    known = json.loads(told.read_text("utf-8")) if told.is_file() and part.is_file() else {}
+    there = part.stat().st_size if known.get("url") == url and known.get("validator") else 0
+    if there and there == known.get("length"):
+        return
+    headers = {"Range": f"bytes={there}-", "If-Range": known["validator"]} if there else {}
+    response = _open(urllib.request.Request(url, headers=headers), seconds)
+    with contextlib.closing(response):
+        begin = _first_byte(response) if response.status == 206 else 0
+        if begin not in (0, there):
+            raise OSError(f"asked for bytes from {there} on, was given those from {begin} on")
+        length = response.headers.get("Content-Length")
+        total = begin + int(length) if length is not None else None
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        with whole_file(told) as file:
+            file.write(json.dumps({"url": url, "validator": validator, "length": total}).encode())
+        _copy(response, part, begin=begin, total=total)
+
+
+def _first_byte(response: http.client.HTTPResponse) -> int:
+    """Where a partial answer begins."""
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    if found is None:
+        raise OSError("a partial answer that does not say which part it is")
+    return int(found.group(1))
+
+
+def _forget(part: Path) -> None:
+    """Remove a part and what was noted of it."""
+    part.unlink(missing_ok=True)
+    part.with_name(f"{part.name}.json").unlink(missing_ok=True)
+
+
+def _open(request: urllib.request.Request, seconds: float) -> http.client.HTTPResponse:
+    """The response to a request within ``seconds`` in all.
 
     urllib's own timeout does not bound the name look-up and counts anew for each address, so the
     attempt runs in a daemon thread that is left behind when time is up.
@@ -132,7 +239,8 @@ def _open(url: str, seconds: float) -> http.client.HTTPResponse:
 
     def attempt() -> None:
         try:
-            response = urllib.request.urlopen(url, timeout=seconds)
+            # an opener of its own: urlopen keeps the first call's, with the proxies of that moment
+            response = urllib.request.build_opener().open(request, timeout=seconds)
         except Exception as error:  # handed to the caller below
             if isinstance(error, urllib.error.HTTPError):  # it holds the connection
                 error.close()
@@ -153,32 +261,35 @@ def _open(url: str, seconds: float) -> http.client.HTTPResponse:
     return answer
 
 
-def _copy(response: http.client.HTTPResponse, stream: IO[bytes], label: str) -> str:
-    """Copy the body with a progress bar (on a terminal only) and return its sha256."""
-    length = response.headers.get("Content-Length")
-    total = int(length) if length is not None else None
-    digest, received = hashlib.sha256(), 0
-    with tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=None) as bar:
+def _copy(response: http.client.HTTPResponse, part: Path, *, begin: int, total: int | None) -> None:
+    """The body behind the first ``begin`` bytes of ``part``, with a progress bar (on a terminal only)."""
+    received = begin
+    bar = tqdm(total=total, initial=begin, unit="B", unit_scale=True, desc=part.name[1:-5], disable=None)
+    with bar, part.open("r+b" if begin else "wb") as stream:
+        stream.seek(begin)
+        stream.truncate()
         while chunk := response.read(_CHUNK):
             stream.write(chunk)
-            digest.update(chunk)
             received += len(chunk)
             bar.update(len(chunk))
     if total is not None and received != total:
         raise OSError(f"expected {total} bytes, found {received}: the connection was cut")
-    return digest.hexdigest()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: fetch the named files and print where they are."""
+    """Command line: fetch the files of the named data sets and print where they are."""
     parser = argparse.ArgumentParser(prog="python -m data_provider.download", description=main.__doc__)
-    parser.add_argument("names", nargs="+", choices=list(FILES), help="data sets to fetch")
-    parser.add_argument("--root_path", default=DataConfig.root_path, help="folder [%(default)s]")
+    parser.add_argument(
+        "names", nargs="+", type=known_as, choices=DOWNLOADABLE, metavar="NAME",
+        help=f"data sets to fetch: {', '.join(DOWNLOADABLE)}",
+    )  # fmt: skip
+    parser.add_argument("--root_path", help="folder (default: each data set's own in ./dataset)")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         for name in args.names:
-            print(ensure_file(name, args.root_path))
+            for file in ensure_data(name, args.root_path):
+                print(file.path)
     except DataUnavailableError as error:
         print(error, file=sys.stderr)
         return 1

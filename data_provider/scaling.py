@@ -7,6 +7,8 @@ from torch import Tensor
 
 from utils.types import Standardisation
 
+ROWS_AT_ONCE = 1024
+
 
 def fit(values: Tensor) -> Standardisation:
     """Mean and population deviation of each column of ``values`` [T, N].
@@ -27,6 +29,18 @@ def transform(values: Tensor, standardisation: Standardisation) -> Tensor:
     """``values`` [..., N] in original units -> standardised, float64."""
     mean, std = _matching(values, standardisation)
     return (values.to(torch.float64) - mean) / std
+
+
+def transform_to_float32(values: Tensor, standardisation: Standardisation) -> Tensor:
+    """``values`` [T, N] in original units -> standardised float32, a block of rows at a time.
+
+    As `transform` and then rounded, without a second copy of the series in float64.
+    """
+    result = torch.empty(values.shape, dtype=torch.float32, device=values.device)
+    for rows in torch.arange(len(values)).split(ROWS_AT_ONCE):
+        block = slice(int(rows[0]), int(rows[-1]) + 1)
+        result[block] = transform(values[block], standardisation)
+    return result
 
 
 def inverse(values: Tensor, standardisation: Standardisation) -> Tensor:

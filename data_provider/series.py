@@ -37,7 +37,7 @@ class Series:
     values: FloatArray
     """[T, N] float64, original units, finite."""
     dates: pd.DatetimeIndex
-    """[T], strictly increasing, without a time zone."""
+    """[T], strictly increasing (but where a published file is used as it is), without a time zone."""
     columns: tuple[str, ...]
     """[N] names of the variables."""
     frequency: str
@@ -59,16 +59,17 @@ class Series:
     ) -> Series:
         """A series of ``values`` [T, N] at ``dates`` [T], with its hashes."""
         assert values.shape == (len(dates), len(columns)), (values.shape, len(dates), len(columns))
-        little_endian = np.ascontiguousarray(values, dtype="<f8").tobytes()
-        microseconds = dates.as_unit("us").asi8.astype("<i8").tobytes()
+        values = np.ascontiguousarray(values, dtype=np.float64)
+        content = hashlib.sha256(values.astype("<f8", copy=False).data)
+        content.update(dates.as_unit("us").asi8.astype("<i8", copy=False).data)
         return cls(
             name=name,
-            values=np.ascontiguousarray(values, dtype=np.float64),
+            values=values,
             dates=dates,
             columns=tuple(columns),
             frequency=frequency,
             series_id=identity_of(values, columns),
-            content_hash=hashlib.sha256(little_endian + microseconds).hexdigest(),
+            content_hash=content.hexdigest(),
         )
 
     def select(self, columns: Sequence[str]) -> Series:
@@ -91,9 +92,9 @@ class Series:
 
 def identity_of(values: FloatArray, columns: Sequence[str]) -> int:
     """63 bits of the sha256 of ``values`` [T, N] and the columns' names; positive."""
-    little_endian = np.ascontiguousarray(values, dtype="<f8").tobytes()
-    digest = hashlib.sha256(little_endian + "\0".join(columns).encode()).digest()
-    return max(1, int.from_bytes(digest[:8], "big") >> 1)
+    digest = hashlib.sha256(np.ascontiguousarray(values, dtype="<f8").data)
+    digest.update("\0".join(columns).encode())
+    return max(1, int.from_bytes(digest.digest()[:8], "big") >> 1)
 
 
 def read_csv(
@@ -103,6 +104,7 @@ def read_csv(
     target: str,
     freq: str | None = None,
     fill_missing: FillMissing | None = None,
+    as_published: bool = False,
 ) -> Series:
     """Read a CSV file with a ``date`` column and numeric columns into a `Series`.
 
@@ -115,6 +117,8 @@ def read_csv(
         fill_missing: what to do with missing and infinite numbers. None: an error. interpolate:
             linear between the rows before and after, the nearest at the ends. ffill: the number
             before. Interpolation looks at rows that come later. A warning counts what was filled.
+        as_published: take the rows of a benchmark's file in their order, as every published result
+            does; times that repeat or go back are a warning instead of an error.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -122,14 +126,16 @@ def read_csv(
     """
     path = Path(path)
     frame = read_table(path)
-    dates = parse_dates(frame["date"], path)
+    dates = parse_dates(frame["date"], path, only_warn=as_published)
     columns = [str(c) for c in frame.columns if c != "date"]
     if not columns:
         raise ValueError(f"{path}: expected numeric columns beside 'date', found none")
     if features != "M":
         _check_target(target, columns, path)
         columns = [c for c in columns if c != target and features == "MS"] + [target]
-    values = np.stack([_numbers(frame[c], path, fill_missing) for c in columns], axis=1)  # [T, N]
+    values = np.empty((len(frame), len(columns)))  # [T, N]
+    for position, column in enumerate(columns):
+        values[:, position] = _numbers(frame[column], path, fill_missing)
     frequency = check_frequency(dates, freq, path)
     return Series.from_values(path.stem, values=values, dates=dates, columns=columns, frequency=frequency)
 
@@ -180,6 +186,15 @@ def series_of(
     return Series.from_values(name, values=values, dates=dates, columns=columns, frequency=found)
 
 
+def require_file(path: Path) -> None:
+    """Raise FileNotFoundError, with what to do, unless there is such a file."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; put a CSV file with a 'date' column and numeric columns there, "
+            "or name another with --root_path and --data_path"
+        )
+
+
 def _listed(columns: Sequence[object]) -> str:
     """The first column names, for a message."""
     shown = ", ".join(str(c) for c in columns[:12])
@@ -202,11 +217,7 @@ def read_table(path: Path) -> pd.DataFrame:
         FileNotFoundError: where there is no such file.
         ValueError: for anything but comma-separated rows under a header that names each column once.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; put a CSV file with a 'date' column and numeric columns there, "
-            "or name another with --root_path and --data_path"
-        )
+    require_file(path)
     try:
         _check_header(path)
         frame = pd.read_csv(path, dtype={"date": str}, encoding="utf-8-sig", low_memory=False)

@@ -1,4 +1,4 @@
-"""Where training, validation and test begin and end: one table, one rule for all other data.
+"""Where training, validation and test begin and end: fixed by `utils.data_sets`, or one rule for all.
 
 Validation and test begin one lookback early, so that their first forecast starts right after the
 part before; the forecast rows themselves never overlap between parts. The ETT borders are those of
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-_MONTH = 30 * 24
-"""Rows of an ETT month at hourly rate: 30 days each."""
-_ETT_MONTHS = (12, 4, 4)
-_ROWS_PER_HOUR = {"ETTh1": 1, "ETTh2": 1, "ETTm1": 4, "ETTm2": 4}
+from utils.data_sets import DATA_SETS
+
 _TRAIN_FRACTION, _TEST_FRACTION = 0.7, 0.2
 
 
@@ -39,7 +37,7 @@ def split_rows(data: str, rows: int, *, seq_len: int, pred_len: int, percent: in
     """The parts of a series of ``rows`` rows.
 
     Args:
-        data: the data set; the ETT names have fixed borders, all others fractions 0.7/0.1/0.2.
+        data: the data set; where the table fixes no borders, fractions 0.7/0.1/0.2.
         rows: length of the series.
         seq_len: lookback L.
         pred_len: horizon H, only to check that each part holds a window.
@@ -70,14 +68,13 @@ def split_rows(data: str, rows: int, *, seq_len: int, pred_len: int, percent: in
 
 def _part_lengths(data: str, rows: int) -> tuple[int, int, int]:
     """Rows of training, validation and test, lookback not counted."""
-    if data in _ROWS_PER_HOUR:
-        month = _MONTH * _ROWS_PER_HOUR[data]
-        train, validation, test = (months * month for months in _ETT_MONTHS)
-        if rows < train + validation + test:
+    fixed = DATA_SETS[data].parts
+    if fixed is not None:
+        if rows < sum(fixed):
             raise ValueError(
-                f"--data {data}: expected {train + validation + test} rows or more, found {rows}; "
+                f"--data {data}: expected {sum(fixed)} rows or more, found {rows}; "
                 "use the complete file, or --data custom for a file of your own"
             )
-        return train, validation, test
+        return fixed
     train, test = int(rows * _TRAIN_FRACTION), int(rows * _TEST_FRACTION)
     return train, rows - train - test, test

@@ -99,6 +99,8 @@ class PatternValueDualRetriever(nn.Module):
     @torch.no_grad()
     def unmatched_share(self, source: WindowSource) -> float:
         """Share of the training rows for which the memory holds no admissible row."""
+        if len(self.memory_series.unique()) > 1:  # every row may see those of another series
+            return 0.0
         starts = self.memory_start.cpu()
         variable = self.memory_variable.cpu()
         unmatched = 0
@@ -121,7 +123,7 @@ class PatternValueDualRetriever(nn.Module):
         Raises:
             ValueError: the memory was built from another series than ``source`` reads.
         """
-        if bool((self.memory_series != source.series_id).any()):
+        if not source.holds(self.memory_series):
             raise ValueError(
                 "the retrieval memory was built from another series; --build_memory builds it from this one"
             )
@@ -133,7 +135,9 @@ class PatternValueDualRetriever(nn.Module):
             for begin in range(0, len(self.memory_start), BUILD_BLOCK):
                 rows = slice(begin, begin + BUILD_BLOCK)
                 lookback = source.lookbacks(
-                    variable=self.memory_variable[rows].cpu(), start=self.memory_start[rows].cpu()
+                    series_id=self.memory_series[rows].cpu(),
+                    variable=self.memory_variable[rows].cpu(),
+                    start=self.memory_start[rows].cpu(),
                 )
                 blocks.append(self.keys(lookback.to(device)))
         self.memory_keys = torch.cat(blocks)

@@ -229,7 +229,8 @@ class LLMPass:
 
     def _agrees(self) -> bool:
         """Whether this way gives the plain one's states, also behind a prefix and padding."""
-        return _close(self._check_states(), LLMPass(self.llm, plain=True)._check_states())
+        wanted = LLMPass(self.llm, plain=True)._check_states()
+        return _close(self._check_states(), wanted)
 
     @torch.no_grad()
     def _check_states(self) -> Tensor:

@@ -26,9 +26,19 @@ class InstanceNorm(nn.Module):
         super().__init__()
         self.epsilon = epsilon
 
-    def forward(self, x: Tensor) -> tuple[Tensor, InstanceStatistics]:
-        """The normalised window [B, L, N] and what was taken out of it, without gradient."""
+    def forward(self, x: Tensor, observed: Tensor | None = None) -> tuple[Tensor, InstanceStatistics]:
+        """The normalised window [B, L, N] and what was taken out of it, without gradient.
+
+        ``observed`` [B, L, 1] is 1 where a row exists and 0 elsewhere: those rows become 0 and count in
+        no statistic.
+        """
         detached = x.detach()
+        if observed is not None:
+            count = observed.sum(dim=1, keepdim=True)
+            mean = (detached * observed).sum(dim=1, keepdim=True) / count
+            variance = ((detached - mean).square() * observed).sum(dim=1, keepdim=True) / count
+            std = (variance + self.epsilon).sqrt()
+            return (x - mean) / std * observed, InstanceStatistics(mean, std)
         mean = detached.mean(dim=1, keepdim=True)  # [B, 1, N]
         # A mean of large values is off by some units in their last place, which would make a constant
         # window look like one off its mean: taken again around itself, it is right to the last place.

@@ -24,7 +24,7 @@ from layers.autoformer_layers import (
 )
 from layers.decomposition import SeriesDecomposition
 from models.forecaster import Forecaster
-from utils.config import Config
+from utils.config import SHORT_TERM, Config
 from utils.frequency import mark_names
 
 ENCODER_LAYERS = 2
@@ -53,7 +53,8 @@ class Model(Forecaster):
         if d.enc_in is None:
             raise ValueError("--enc_in: Autoformer needs the number of variables, found none")
         self.n_targets = 1 if d.features == "MS" else d.enc_in
-        self.n_marks = len(mark_names(d.freq or DEFAULT_FREQUENCY))
+        short_term = self.config.run.task_name == SHORT_TERM  # its one mark is the insample mask
+        self.n_marks = 1 if short_term else len(mark_names(d.freq or DEFAULT_FREQUENCY))
         sizes = AutoformerSizes(b.d_model, b.d_ff, b.n_heads, own.factor, own.moving_avg, b.dropout)
         self.decomposition = SeriesDecomposition(own.moving_avg)
         self.encoder_embedding, self.decoder_embedding = (

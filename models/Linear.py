@@ -29,6 +29,6 @@ class Model(Forecaster):
 
     def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
         """[B, L, N] to [B, H, N]."""
-        normalised, statistics = self.normalize_layers(x_enc)
+        normalised, statistics = self.normalize_layers(x_enc, self.insample_mask(x_mark_enc))
         forecast = self.linear(self.dropout(normalised.transpose(1, 2))).transpose(1, 2)
         return self.normalize_layers.denormalize(forecast, statistics)

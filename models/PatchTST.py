@@ -49,7 +49,7 @@ class Model(Forecaster):
     def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
         """[B, L, N] to [B, H, N]."""
         b = self.config.backbone
-        normalised, statistics = self.normalize_layers(x_enc)
+        normalised, statistics = self.normalize_layers(x_enc, self.insample_mask(x_mark_enc))
         series = self.padding(normalised.transpose(1, 2))  # [B, N, L + padding]
         patches = series.unfold(-1, b.patch_len, b.stride).flatten(0, 1)  # [B * N, P, patch_len]
         states = self.encoder(self.dropout(self.patch_projection(patches) + self.position))

@@ -26,15 +26,19 @@ from layers.patching import PatchEmbedding
 from layers.prompt import PromptBuilder
 from layers.reprogramming import ReprogrammingLayer
 from layers.step_value import StepValue
+from layers.time_marks import TimeMarks
 from models.forecaster import Forecaster
 from utils.config import BackboneConfig, Config
+from utils.frequency import mark_names
 from utils.process_memory import give_back_freed
-from utils.prompt_bank import GENERAL, describe
+from utils.prompt_bank import GENERAL, describe, read_description
 from utils.types import InstanceStatistics, PassOfStep
 from utils.windows import per_series
 
 LLM_PREFIX = "llm_model."
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULT_FREQUENCY = "h"
+"""Of rows where neither the data nor the settings say."""
 DEFAULT_SEASON = 24
 """Rows of one season where neither the data nor the settings say: hourly data's day."""
 
@@ -94,11 +98,12 @@ class Model(Forecaster):
         self._build(config, d_llm)
         self.prompt = PromptBuilder(
             llm.tokenizer,
-            description=describe(config.data.data if config.backbone.prompt_domain else GENERAL),
+            description=_description(config),
             seq_len=config.data.seq_len,
             pred_len=config.data.pred_len,
             digits=config.backbone.prompt_digits,
         )
+        self.prompt_text = self.prompt.constant_text
         self.register_state_dict_post_hook(_drop_llm)
         self.register_load_state_dict_pre_hook(_pass_over_llm)
         self.register_load_state_dict_post_hook(_do_not_miss_llm)
@@ -127,6 +132,9 @@ class Model(Forecaster):
         self.output_projection = FlattenHead(
             n_features=b.d_ff * config.patch_count, horizon=config.data.pred_len, dropout=b.dropout
         )
+        if b.use_time_marks:
+            self.reads_time_marks = True
+            self.time_marks = _time_marks(config)
 
     def train(self, mode: bool = True) -> Model:
         """Training mode for the trained parts; the frozen LLM stays in eval mode (its dropout is off)."""
@@ -144,15 +152,15 @@ class Model(Forecaster):
         self._pass = LLMPass(self.llm_model, plain=True)
 
     def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
-        """Windows [B, L, N] to [B, H, M]; the time marks are not read."""
-        series = self.normalise(x_enc)
-        states = self.decode([], series, self.embed(series))
-        return self.denormalise(self.output_projection(states), series.statistics)
+        """Windows [B, L, N] to [B, H, M]; the time marks are read with ``--use_time_marks`` alone."""
+        series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
+        states = self.decode([], series, self.embed(series, x_mark_enc))
+        return self.denormalise(self.project(states, x_mark_dec), series.statistics)
 
     # The steps of a forecast, shared with the enhanced model.
 
-    def normalise(self, x_enc: Tensor) -> Series:
-        """Instance normalisation, and the variables taken apart."""
+    def normalise(self, x_enc: Tensor, observed: Tensor | None = None) -> Series:
+        """Instance normalisation over the rows that are ``observed`` [B, L, 1], and the variables apart."""
         expected, joint = self.config.data.seq_len, self.config.data.features == "MS"
         if x_enc.dim() != 3 or x_enc.shape[1] != expected:
             raise ValueError(f"x_enc: expected [B, {expected}, N], found {list(x_enc.shape)}")
@@ -160,17 +168,30 @@ class Model(Forecaster):
             raise ValueError(
                 f"x_enc: expected {self.config.data.enc_in} variables (--enc_in), found {x_enc.shape[2]}"
             )
-        normalised, statistics = self.normalize_layers(x_enc)
+        normalised, statistics = self.normalize_layers(x_enc, observed)
         if not joint:
             series = per_series(normalised)
             return Series(per_series(x_enc), series, series.unsqueeze(1), statistics)
         own = InstanceStatistics(*(value[..., -1:] for value in statistics))
         return Series(x_enc[..., -1], normalised[..., -1], normalised.transpose(1, 2), own)
 
-    def embed(self, series: Series) -> Tensor:
-        """Patch embeddings [S, P, D]."""
+    def embed(self, series: Series, marks: Tensor | None = None) -> Tensor:
+        """Patch embeddings [S, P, D]; ``marks`` [B, L, F] are the lookback's."""
         dropped = F.dropout(series.channels, self.config.backbone.input_dropout, self.training)
-        return self.patch_embedding(dropped)
+        patches = self.patch_embedding(dropped)
+        if not self.config.backbone.use_time_marks:
+            return patches
+        return patches + self.time_marks.of_patches(
+            _given(marks, "x_mark_enc"), series.statistics.mean.shape[-1]
+        )
+
+    def project(self, states: Tensor, marks: Tensor | None) -> Tensor:
+        """States at the patches [S, P, d_ff] to forecasts [S, H]; ``marks`` [B, H, F] are the future's."""
+        forecast = self.output_projection(states)
+        if not self.config.backbone.use_time_marks:
+            return forecast
+        future = _given(marks, "x_mark_dec")[:, -self.config.data.pred_len :]
+        return forecast + self.time_marks.of_future(future, states)
 
     def reprogram(self, patches: Tensor) -> Tensor:
         """Patches [S, P, D] in the LLM's word space, [S, P, d_llm]."""
@@ -261,6 +282,37 @@ class Model(Forecaster):
 def _state_of(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """Where the weights lie and how often they changed: another value after any change, in place or not."""
     return tuple((weight.data_ptr(), weight._version) for weight in module.parameters())
+
+
+def _time_marks(config: Config) -> TimeMarks:
+    """The part that reads time marks, which follow from ``--freq``; a run takes that from its data."""
+    b = config.backbone
+    names = mark_names(config.data.freq or DEFAULT_FREQUENCY)
+    if not names:
+        raise ValueError(f"--use_time_marks: expected rows that have marks, found {config.data.freq}")
+    return TimeMarks(
+        names=names,
+        width=b.d_model,
+        d_model=b.d_model,
+        n_features=b.d_ff,
+        patch_len=b.patch_len,
+        stride=b.stride,
+        pad_end=b.padding_patch == "end",
+    )
+
+
+def _given(marks: Tensor | None, name: str) -> Tensor:
+    """Marks that ``--use_time_marks`` needs."""
+    if marks is None:
+        raise ValueError(f"{name}: --use_time_marks reads time marks, found none")
+    return marks
+
+
+def _description(config: Config) -> str:
+    """What the prompts say of the data."""
+    if config.backbone.prompt_file is not None:
+        return read_description(config.backbone.prompt_file)
+    return describe(config.data.data if config.backbone.prompt_domain else GENERAL)
 
 
 def _channels(config: Config) -> int:

@@ -93,7 +93,10 @@ class Model(TimeLLM.Model):
 
         Args:
             x_enc: lookback windows.
-            x_mark_enc, x_dec, x_mark_dec: the family's; not read.
+            x_mark_enc: time marks [B, L, F], read with ``--use_time_marks``; of series without dates the
+                insample mask [B, L, 1].
+            x_dec: the family's; not read.
+            x_mark_dec: time marks of the future, the last H rows [B, H, F], read with ``--use_time_marks``.
             start: absolute row of each window in its series, [B]. With ``series_id`` [B] it keeps
                 retrieval from finding the window itself or one that overlaps it; without both,
                 the windows are taken to be new to the memory.
@@ -102,8 +105,8 @@ class Model(TimeLLM.Model):
             target: the true future [B, H, M], read by the retrieval oracle alone.
             return_state: give a `ForecastState` instead of the prediction alone.
         """
-        series = self.normalise(x_enc)
-        patches = self.embed(series)
+        series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
+        patches = self.embed(series, x_mark_enc)
         leading: list[Tensor] = []
         trend: TrendRecord | None = None
         retrieval: RetrievalRecord | None = None
@@ -121,7 +124,7 @@ class Model(TimeLLM.Model):
                 target=None if target is None else per_series(target),
             )
             leading.append(tokens)
-        forecast = self.output_projection(self.decode(leading, series, patches)).float()  # [S, H]
+        forecast = self.project(self.decode(leading, series, patches), x_mark_dec).float()  # [S, H]
         if retrieval is not None and self.config.gram.retrieval_fusion != "feature":
             forecast = self.retrieval_fusion(forecast, retrieved, 1 - retrieval.gate.float())
         if trend is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from utils.config import Config
+from utils.config import SHORT_TERM, Config
 from utils.types import Batch, ForecastState, LLMIdentity, PassOfStep, WindowSource
 
 
@@ -29,6 +29,8 @@ class Forecaster(nn.Module):
     """Whether an optimizer trains it; otherwise `fit_closed_form` does, or there is nothing to fit."""
     reads_time_marks = False
     """Whether a forecast needs the time marks, and the decoder start of ``--label_len``."""
+    prompt_text = ""
+    """What every prompt begins with, where there is an LLM: a checkpoint goes on with the same."""
     own_settings: frozenset[str] = frozenset()
     """Which fields of `utils.config.BackboneConfig` and `BaselineConfig` it reads; a run names the others."""
 
@@ -57,6 +59,10 @@ class Forecaster(nn.Module):
         """Forecast [B, H, N] of windows ``x_enc`` [B, L, N], both in standardised units."""
         prediction = self.forecast(x_enc, x_mark_enc, x_mark_dec)
         return ForecastState(prediction, None, None) if return_state else prediction
+
+    def insample_mask(self, x_mark_enc: Tensor | None) -> Tensor | None:
+        """Which rows of a window exist, [B, L, 1], for series without dates; None where all do."""
+        return x_mark_enc if self.config.run.task_name == SHORT_TERM else None
 
     def fit_statistics(self, source: WindowSource) -> None:
         """Learn from the training windows what is counted rather than trained."""

@@ -33,7 +33,7 @@ from utils.training.experiment import resolve
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
 from utils.training.outlook import now, planned_steps, seconds_per_window, time_text, windows_to_judge
-from utils.training.passes import forecast_state
+from utils.training.passes import channel_parts, forecast_state
 from utils.training.precision import matmul_precision
 from utils.training.trainer import TIMED_STEPS
 from utils.types import DataBundle
@@ -103,7 +103,8 @@ def timed_lines(
         seconds = seconds_per_step(config, data, model, device)
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes()
         windows = windows_to_judge(config, data, step=0, total_steps=total, steps_per_epoch=steps_per_epoch)
-        evaluation = windows * seconds_per_window(model, data.test, device)
+        most = config.training.max_channels_per_step
+        evaluation = windows * seconds_per_window(model, data.test, device, most=most)
     yield time_text(steps=total, seconds_per_step=seconds, evaluation=evaluation)
     yield f"memory measured in these steps: {mib(peak)}"
 
@@ -124,7 +125,9 @@ def seconds_per_step(config: Config, data: DataBundle, model: Any, device: torch
                 batches = iter(training_loader(data, config))
                 batch = next(batches)
             batch = type(batch)(*(t.to(device) for t in batch))
-            objective(forecast_state(model, batch), batch, step=step).total.backward()
+            for part in channel_parts(batch, config.training.max_channels_per_step):
+                state = forecast_state(model, part.batch)
+                (part.share * objective(state, part.batch, step=step).total).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return (now(device) - began) / TIMED_STEPS

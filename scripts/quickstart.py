@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import run_main_enhanced
-from data_provider.data_factory import build_data, data_file
-from data_provider.download import DataUnavailableError, ensure_file
+from data_provider.data_factory import build_data, data_file, is_published
+from data_provider.download import DataUnavailableError, ensure_data
 from models.baselines import Scores, evaluate_baselines
 from utils.cli import parse_config
-from utils.config import ETT_NAMES, Config
+from utils.config import Config
 from utils.log import setup_logging
 from utils.paths import BASE_MODELS
 from utils.reporting.plots import plot_forecasts
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def places(config: Config, run_dir: Path, plot: Path, results: Mapping[str, Any]) -> str:
     """Where everything lies, a line each."""
-    data = "built in" if config.data.data == "synthetic" else str(data_file(config.data).resolve())
+    file = data_file(config.data)
+    data = "built in" if file is None else str(file.path.resolve())
     lines = {
         "environment": sys.prefix,
         "data": data,
@@ -86,10 +87,10 @@ def places(config: Config, run_dir: Path, plot: Path, results: Mapping[str, Any]
 def with_data(flags: list[str]) -> list[str]:
     """The flags, with the data file in place; or, announced, with the synthetic series instead."""
     config = parse_config(flags, prog="quickstart")
-    if config.data.data not in ETT_NAMES or config.data.data_path is not None:
+    if not is_published(config.data):
         return flags
     try:
-        ensure_file(config.data.data, config.data.root_path)
+        ensure_data(config.data.data, config.data.root_path)
     except DataUnavailableError as error:
         line = "!" * 78
         print(

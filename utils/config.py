@@ -15,7 +15,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
-ETT_NAMES = ("ETTh1", "ETTh2", "ETTm1", "ETTm2")
+from utils.data_sets import (
+    DATA_SETS,
+    default_flags,
+    known_as,
+    m4_problems,
+    name_problem,
+    transfer_problems,
+)
+
 SPLIT_INTO_HEADS = ("Autoformer", "PatchTST")
 """Models whose width is divided among their heads."""
 KEY_SEASONS = 7
@@ -24,6 +32,7 @@ ATTENTION_HEADS = 4
 """Heads of every attention inside TAPR and GRA-M; their widths are multiples of it."""
 CHANNEL_INDEPENDENT = ("DLinear", "Linear", "PatchTST", "Persistence", "Ridge", "SeasonalNaive")
 """Models whose forecast of a variable reads that variable alone."""
+LONG_TERM, SHORT_TERM = "long_term_forecast", "short_term_forecast"
 DEVIATION_FLOOR = 0.1
 """Smallest deviation, in standardised units, that anything is divided by."""
 
@@ -46,9 +55,9 @@ def setting(default: Any, text: str) -> Any:
 class DataConfig:
     """Which series, cut into which windows."""
 
-    data: str = setting("ETTh1", "data set: ETTh1, ETTh2, ETTm1, ETTm2, custom, synthetic")
-    root_path: str = setting("./dataset/ETT-small", "folder of the data file")
-    data_path: str | None = setting(None, "data file inside root_path (default <data>.csv)")
+    data: str = setting("ETTh1", f"data set: {', '.join(DATA_SETS)}")
+    root_path: str = setting("./dataset/ETT-small", "folder of the data file (default: the data set's)")
+    data_path: str | None = setting(None, "data file inside root_path (default: the data set's)")
     features: Literal["M", "S", "MS"] = setting(
         "M", "M: all variables from all; S: the target from itself; MS: the target from all variables"
     )
@@ -57,6 +66,9 @@ class DataConfig:
     dec_in: int | None = setting(None, "as --enc_in, for the decoder (checked only)")
     c_out: int | None = setting(None, "expected number of variables forecast (checked only)")
     freq: str | None = setting(None, "frequency of the rows, a pandas alias (default: inferred)")
+    seasonal_patterns: Literal["Yearly", "Quarterly", "Monthly", "Weekly", "Daily", "Hourly"] = setting(
+        "Monthly", "group of M4's series"
+    )
     fill_missing: Literal["interpolate", "ffill"] | None = setting(
         None, "missing and infinite numbers: interpolate between rows, or ffill (default: an error)"
     )
@@ -65,6 +77,11 @@ class DataConfig:
     label_len: int = setting(48, "decoder start length, rows (read by encoder-decoder models only)")
     pred_len: int = setting(96, "horizon H, rows")
     percent: int = setting(100, "share of the training part that is used, percent")
+    eval_data: str | None = setting(
+        None, "data set to test on, in place of --data: zero-shot transfer (default: --data itself)"
+    )
+    eval_root_path: str | None = setting(None, "folder of --eval_data's file (default: the data set's)")
+    eval_data_path: str | None = setting(None, "file of --eval_data (default: the data set's)")
     channel_sampling: Literal["joint", "single"] = setting(
         "joint", "training sample: all variables of a window, or one variable"
     )
@@ -75,7 +92,8 @@ class DataConfig:
     @property
     def file_name(self) -> str:
         """The data file's name inside ``root_path``."""
-        return self.data_path or f"{self.data}.csv"
+        files = DATA_SETS[self.data].files
+        return self.data_path or (files[0].name if files else f"{self.data}.csv")
 
 
 @dataclass(frozen=True)
@@ -109,7 +127,13 @@ class BackboneConfig:
     )
     dropout: float = setting(0.15, "dropout rate of the trained parts")
     input_dropout: float = setting(0.0, "dropout rate on the normalised lookback")
+    use_time_marks: bool = setting(
+        False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"
+    )
     prompt_domain: int = setting(1, "1: the prompt describes this data set; 0: it speaks of any series")
+    prompt_file: str | None = setting(
+        None, "text file that describes the data to the LLM (default: the prompt bank's)"
+    )
     prompt_digits: int = setting(3, "decimals of the statistics in the prompt")
 
     def patch_count(self, seq_len: int) -> int:
@@ -175,7 +199,7 @@ class GRAMConfig:
 class TrainingConfig:
     """How the model is fitted and judged."""
 
-    loss: Literal["MSE", "MAE", "Huber"] = setting("MSE", "main loss")
+    loss: Literal["MSE", "MAE", "Huber", "SMAPE"] = setting("MSE", "main loss; SMAPE for M4 (its default)")
     loss_scale: Literal["none", "std"] = setting("none", "std: errors in deviations of the window")
     aux_warmup_steps: int = setting(500, "optimizer steps until the module losses have full weight")
     train_epochs: int = setting(50, "most epochs")
@@ -183,6 +207,9 @@ class TrainingConfig:
     batch_size: int = setting(32, "windows per process and forward pass")
     auto_batch_size: bool = setting(
         False, "lower batch_size until it fits into memory, with more passes: the same effective batch"
+    )
+    max_channels_per_step: int | None = setting(
+        None, "variables per forward pass, for many of them: the same result in less memory (default: all)"
     )
     eval_batch_size: int | None = setting(None, "windows per evaluation pass (default: batch_size)")
     gradient_accumulation_steps: int = setting(1, "forward passes per optimizer step")
@@ -221,7 +248,9 @@ class TrainingConfig:
 class RunConfig:
     """Where a run writes, what it resumes."""
 
-    task_name: Literal["long_term_forecast"] = setting("long_term_forecast", "task")
+    task_name: Literal["long_term_forecast", "short_term_forecast"] = setting(
+        "long_term_forecast", "long_term_forecast, or short_term_forecast for M4 (its default)"
+    )
     model: (
         Literal[
             "TimeLLM",
@@ -274,12 +303,24 @@ NOT_IDENTITY = frozenset(
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
     "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes "
     "auto_batch_size gradient_checkpointing levels interval_score report_to debug_shapes "
-    "dump_prompt".split()
+    "dump_prompt eval_data eval_root_path eval_data_path".split()
 )
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
+TESTED_ON = frozenset({"eval_data", "eval_root_path", "eval_data_path"})
+"""Settings that decide what is tested, not what is trained."""
 KNOWN_BY_CONTENT = frozenset({"llm_model", "llm_model_path", "llm_dim", "trust_remote_code"})
 """Settings that say where the LLM lies: which one it is, its content hash tells."""
-MAY_CHANGE_ON_RESUME = NOT_IDENTITY | KNOWN_BY_CONTENT | {"max_steps", "train_epochs", "init_from"}
+MAY_CHANGE_ON_RESUME = (
+    NOT_IDENTITY
+    | KNOWN_BY_CONTENT
+    | {
+        "max_steps",
+        "train_epochs",
+        "init_from",
+        "max_channels_per_step",  # the same sums, other dropout
+        "prompt_file",  # known by its content, which the checkpoint holds
+    }
+)
 """Settings in which a run and the checkpoint it goes on from may differ."""
 
 
@@ -300,9 +341,13 @@ class Config:
     def from_flat(cls, values: Mapping[str, Any]) -> Config:
         """A configuration from ``{flag name: value}``; what is missing takes its default.
 
+        Where the data set's own default (`utils.data_sets`) differs from the general one, it is taken.
+
         Raises:
             ConfigError: for an unknown name or a value that fails a check, all at once.
         """
+        values = {**default_flags(values, default_data=DataConfig.data), **values}
+        values |= {name: known_as(values[name]) for name in ("data", "eval_data") if name in values}
         known = {name for _, name, _ in iter_settings()}
         problems = [f"--{name}: no such setting" for name in values if name not in known]
         parts = {
@@ -370,6 +415,10 @@ class Config:
     def problems(self) -> list[str]:
         """What is wrong with this configuration, one line each; empty when all is well."""
         wrong = {**_type_problems(self), **_range_problems(self)}
+        for flag in ("data", "eval_data"):
+            name = getattr(self.data, flag)
+            if flag not in wrong and name is not None and (unknown := name_problem(name, flag=flag)):
+                wrong[flag] = unknown
         right = dataclasses.replace(
             self,
             **{
@@ -386,8 +435,10 @@ class Config:
 
     def _joint_problems(self) -> list[str]:
         """Settings that are right alone and do not fit together."""
-        found = []
         d, b, g, t = self.data, self.backbone, self.gram, self.training
+        found = [*transfer_problems(d), *m4_problems(self.flat())]
+        if b.prompt_file is not None and not b.prompt_domain:
+            found.append("--prompt_file: --prompt_domain 0 leaves every description out; drop one of them")
         if b.patch_len > d.seq_len:
             found.append(f"--patch_len: expected at most --seq_len ({d.seq_len}), found {b.patch_len}")
         if d.label_len > d.seq_len:
@@ -414,6 +465,9 @@ class Config:
             )
         if self.run.model in SPLIT_INTO_HEADS and b.d_model % b.n_heads:
             found.append(f"--d_model: {self.run.model} needs a multiple of --n_heads, found {b.d_model}")
+        if t.max_channels_per_step is not None and (d.features == "MS" or self.run.model == "Autoformer"):
+            reads_all = "--features MS" if d.features == "MS" else "Autoformer"
+            found.append(f"--max_channels_per_step: {reads_all} reads all variables at once; leave it out")
         if self.run.model == "Autoformer" and d.channel_sampling == "single":
             found.append("--channel_sampling: Autoformer reads all variables of a window; use joint")
         if self.run.itr > 1 and (self.run.resume_from_checkpoint or not self.run.is_training):
@@ -438,7 +492,8 @@ _AT_LEAST: dict[str, float] = {
         "seq_len pred_len percent eval_stride llm_layers d_model d_ff n_heads patch_len stride "
         "num_tokens n_scales top_k d_repr memory_size max_memory_size train_epochs max_steps "
         "batch_size eval_batch_size gradient_accumulation_steps patience eval_steps log_steps "
-        "season llm_dim enc_in dec_in c_out itr e_layers d_layers moving_avg".split(),
+        "season llm_dim enc_in dec_in c_out itr e_layers d_layers moving_avg "
+        "max_channels_per_step".split(),
         1,
     ),
     **dict.fromkeys(

@@ -11,7 +11,6 @@ REFUSED = {
     "warmup_steps": "the module losses warm up over --aux_warmup_steps, the rate over --lr_warmup_steps",
     "align_epochs": "there is no separate alignment phase: all trained parts learn together",
     "loader": "the data set is chosen by --data",
-    "seasonal_patterns": "M4 is not among the data sets yet",
     "output_attention": "attention maps are not computed, so that faster kernels can be used",
     "inverse": "scores are in standardised units, as published; the checkpoint holds mean and deviation",
     "use_gpu": "a GPU is used where there is one; --cpu keeps away from it",

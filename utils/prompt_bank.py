@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from utils.config import ETT_NAMES
+from pathlib import Path
+
+from utils.data_sets import CUSTOM, DATA_SETS
 from utils.paths import PROMPT_BANK
 
-GENERAL = "custom"
+GENERAL = CUSTOM
 """The text for a series of which nothing is known."""
+MOST_CHARACTERS = 4000
+"""Of a text of one's own: beyond it the prompt would be longer than any window."""
 
 
 def describe(data_name: str) -> str:
-    """The description of a data set, in plain sentences on one line.
-
-    The ETT names share ``ETT.txt``. Any other name has ``<name>.txt`` where the prompt bank holds
-    one, and the general ``custom.txt`` where it does not.
-    """
-    stem = "ETT" if data_name in ETT_NAMES else data_name
-    known = {path.stem for path in PROMPT_BANK.glob("*.txt")}
-    path = PROMPT_BANK / f"{stem if stem in known else GENERAL}.txt"
+    """The description of a data set of the table, in plain sentences on one line."""
+    path = PROMPT_BANK / f"{DATA_SETS[data_name].prompt}.txt"
     return " ".join(path.read_text(encoding="utf-8").split())
+
+
+def read_description(path: str | Path) -> str:
+    """A description of one's own (``--prompt_file``), on one line.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it is empty, too long, or no UTF-8 text.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--prompt_file: expected a text file, found none at {path}")
+    try:
+        text = " ".join(path.read_text(encoding="utf-8").split())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompt_file: expected UTF-8 text in {path}, found {error}") from None
+    if not 1 <= len(text) <= MOST_CHARACTERS:
+        raise ValueError(
+            f"--prompt_file: expected 1 to {MOST_CHARACTERS} characters in {path}, found {len(text)}"
+        )
+    return text

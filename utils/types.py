@@ -22,11 +22,12 @@ class Batch(NamedTuple):
     y: Tensor
     """Future to forecast, [B, H, M] float32."""
     x_mark: Tensor
-    """Time features of the lookback, [B, L, F] float32 in [-0.5, 0.5]."""
+    """Time features of the lookback, [B, L, F] float32 in [-0.5, 0.5]; of series without dates the insample
+    mask [B, L, 1]: 1 where a row exists, 0 before the series' first (x holds the others' mean there)."""
     y_mark: Tensor
     """Time features of the future, [B, H, F]."""
     start: Tensor
-    """Absolute position of the window's first row in its series, [B] int64."""
+    """Absolute position of the window's first row in its series, [B] int64; below 0 before its first."""
     series_id: Tensor
     """Content hash of the series, [B] int64."""
     variable: Tensor
@@ -58,7 +59,7 @@ class WindowSource(Protocol):
     num_windows: int
     num_variables: int
     series_id: int
-    """Content hash of the series, as in `WindowRows`."""
+    """Content hash of the series, as in `WindowRows`; of a collection, one that is none of its series'."""
 
     @property
     def num_rows(self) -> int:
@@ -69,9 +70,24 @@ class WindowSource(Protocol):
         """The rows with these numbers, ``index`` [R] int64 in [0, num_rows)."""
         ...
 
-    def lookbacks(self, *, variable: Tensor, start: Tensor) -> Tensor:
-        """The lookbacks [R, L] that begin at these absolute positions of these variables."""
+    def holds(self, series_id: Tensor) -> bool:
+        """Whether all of these ids [R] name series that this source reads."""
         ...
+
+    def lookbacks(self, *, series_id: Tensor, variable: Tensor, start: Tensor) -> Tensor:
+        """The lookbacks [R, L] that begin at these absolute positions of these series' variables."""
+        ...
+
+
+class SeriesReference(NamedTuple):
+    """What the forecasts of a collection of series are scored against, in standardised units."""
+
+    series_id: Tensor
+    """[S] int64, ascending."""
+    scale: Tensor
+    """[S] float64, MASE's denominator; 0 for a series that does not change."""
+    naive2: Tensor
+    """[S, H] float64, the benchmark's forecasts."""
 
 
 class InstanceStatistics(NamedTuple):
@@ -193,7 +209,7 @@ class DataBundle:
     validation: Dataset[Batch]
     """Every ``eval_stride``-th validation window, all variables at once."""
     test: Dataset[Batch]
-    """Every test window, all variables at once."""
+    """Every test window, all variables at once; of the data set of ``--eval_data`` where one is named."""
     source: WindowSource
     standardisation: Standardisation
     columns: Sequence[str]
@@ -207,5 +223,11 @@ class DataBundle:
     content_hash: str
     """sha256 of the values and dates used."""
     identity: SeriesIdentity
+    tested: str
+    """What to call the series of ``test``: ``name``, or that of ``--eval_data``."""
+    test_targets: Sequence[str]
+    """The variables of ``test`` that are forecast."""
+    windows: tuple[int, int, int]
+    """Training samples, validation and test windows of the series itself: how it is divided."""
     notes: Mapping[str, str]
     """Facts to record with the run, e.g. that the validation is strided."""

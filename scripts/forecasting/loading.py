@@ -15,7 +15,7 @@ from layers.llm_sources import LLMUnavailableError
 from models import MODELS, model_name
 from models.forecaster import Forecaster
 from models.TimeLLM import DTYPES
-from utils.config import Config, ConfigError
+from utils.config import SHORT_TERM, Config, ConfigError
 from utils.training import checkpoint as checkpoints
 from utils.training.checkpoint import CheckpointError
 
@@ -72,6 +72,11 @@ def load_run(where: str | Path, *, device: torch.device, llm_model_path: str | N
             "needs the settings and the scaler that they were trained with"
         )
     config = _config(payload, path, device)
+    if config.run.task_name == SHORT_TERM:
+        raise CheckpointError(
+            f"{path}: expected a run on one series, found the short-term task on {config.data.data}, a "
+            "collection; its forecasts are scored by scripts/m4_summary.py"
+        )
     name = payload.get("model_name") or model_name(config)
     with torch.random.fork_rng():
         llm = _llm(config, payload["llm"], path, llm_model_path) if payload["llm"] else None

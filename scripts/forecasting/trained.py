@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from data_provider import scaling
-from data_provider.data_factory import build_data, load_series
+from data_provider.data_factory import build_data, data_file, load_series
 from data_provider.dataset import WindowDataset
 from data_provider.dates import dates_after
 from data_provider.open_windows import open_windows, same_series
@@ -147,7 +147,8 @@ class TrainedModel:
             OSError: it is not there.
             CheckpointError: it is not what the run saw.
         """
-        series = load_series(self._own_config(root_path).data)
+        data = self._own_config(root_path).data
+        series = load_series(data, data_file(data))
         self._check_own(series.content_hash)
         return series
 

@@ -11,6 +11,7 @@ import torch
 from data_provider import data_factory
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from data_provider.dataset import WindowDataset
+from data_provider.download import LocalFile
 from utils.config import Config
 from utils.types import Batch, DataBundle
 
@@ -194,11 +195,11 @@ def test_a_public_file_is_fetched_only_under_its_own_name(tmp_path, monkeypatch,
     """--data ETTh1 --data_path mine.csv asks for that file, not for a download."""
     asked: list[str] = []
 
-    def remember(name: str, root: str) -> Path:
+    def remember(name: str, root: str) -> list[LocalFile]:
         asked.append(name)
-        return write_csv(400, name="ETTh1.csv")
+        return [LocalFile(write_csv(400, name="ETTh1.csv"), "0" * 64)]
 
-    monkeypatch.setattr(data_factory, "ensure_file", remember)
+    monkeypatch.setattr(data_factory, "ensure_data", remember)
     with pytest.raises(FileNotFoundError, match="mine.csv"):
         build_data(Config.from_flat({"data_path": "mine.csv", "root_path": str(tmp_path)}))
     assert not asked

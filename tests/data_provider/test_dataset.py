@@ -109,8 +109,14 @@ def test_source_rows_number_as_single_items_do():
 def test_lookbacks_are_found_again_by_position():
     found = source()
     rows = found.rows(torch.randperm(found.num_rows))
-    assert torch.equal(found.lookbacks(variable=rows.variable, start=rows.start), rows.lookback)
-    last = found.lookbacks(variable=torch.tensor([2]), start=torch.tensor([120 - L]))
+    assert torch.equal(
+        found.lookbacks(series_id=rows.series_id, variable=rows.variable, start=rows.start), rows.lookback
+    )
+    own = rows.series_id
+    last = found.lookbacks(series_id=own[:1], variable=torch.tensor([2]), start=torch.tensor([120 - L]))
+    assert found.holds(own) and not found.holds(own + 1)
+    with pytest.raises(IndexError, match="series_id"):
+        found.lookbacks(series_id=own[:1] + 1, variable=torch.tensor([2]), start=torch.tensor([60]))
     assert torch.equal(last[0], VALUES[120 - L : 120, 2])
 
 
@@ -118,7 +124,12 @@ def test_lookbacks_are_found_again_by_position():
 def test_lookbacks_outside_the_training_part_are_errors(variable, start):
     """A memory restored beside other data would read validation or test rows."""
     with pytest.raises(IndexError, match="expected .* in the training part, found"):
-        source().lookbacks(variable=torch.tensor([0, variable]), start=torch.tensor([60, start]))
+        found = source()
+        found.lookbacks(
+            series_id=torch.full((2,), found.series_id),
+            variable=torch.tensor([0, variable]),
+            start=torch.tensor([60, start]),
+        )
 
 
 def test_source_rows_outside_are_errors_and_none_is_fine():

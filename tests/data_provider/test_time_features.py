@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import datetime
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -59,3 +61,41 @@ def test_an_unsupported_step_is_named():
         mark_names("ms")
     with pytest.raises(ValueError, match="--freq.*ms"):
         season_rows("ms")
+
+
+def published(moment: datetime.datetime) -> dict[str, float]:
+    """Each mark by its published formula, from a plain date alone."""
+    return {
+        "second": moment.second / 59,
+        "minute": moment.minute / 59,
+        "hour": moment.hour / 23,
+        "weekday": moment.weekday() / 6,
+        "day": (moment.day - 1) / 30,
+        "yearday": (moment.timetuple().tm_yday - 1) / 365,
+        "week": (moment.isocalendar().week - 1) / 52,
+        "month": (moment.month - 1) / 11,
+    }
+
+
+DAILY = ("weekday", "day", "yearday")
+
+
+@pytest.mark.parametrize(
+    ("frequency", "names"),
+    [
+        ("QE", ("month",)),
+        ("ME", ("month",)),
+        ("W", ("day", "week")),
+        ("B", DAILY),
+        ("D", DAILY),
+        ("h", ("hour", *DAILY)),
+        ("4h", ("hour", *DAILY)),
+        ("15min", ("minute", "hour", *DAILY)),
+        ("10min", ("minute", "hour", *DAILY)),
+        ("30s", ("second", "minute", "hour", *DAILY)),
+    ],
+)
+def test_every_mark_is_its_published_formula_in_the_published_order(frequency, names):
+    dates = pd.date_range("2019-11-28 21:45:30", periods=700, freq=frequency)
+    wanted = [[published(d)[name] - 0.5 for name in names] for d in dates.to_pydatetime()]
+    np.testing.assert_allclose(time_marks(dates, frequency), np.array(wanted), atol=1e-6)

@@ -87,7 +87,9 @@ def may_see(
 
 def plain_distances(memory: PatternValueDualRetriever, lookback: Tensor) -> Tensor:
     """Distances [S, M] in float64 from lookbacks that are read again, part by part."""
-    rows = SOURCE.lookbacks(variable=memory.memory_variable, start=memory.memory_start).double()
+    rows = SOURCE.lookbacks(
+        series_id=memory.memory_series, variable=memory.memory_variable, start=memory.memory_start
+    ).double()
     queried = lookback.double()
     kind = memory.keys.kind
     parts: list[tuple[Tensor, Tensor]] = []

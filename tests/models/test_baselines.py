@@ -58,7 +58,10 @@ class Source:
         y = torch.stack([self.windows[s].y[:, v] for s, v in pairs])
         return WindowRows(x, y, torch.zeros_like(index), variable, start)
 
-    def lookbacks(self, *, variable: Tensor, start: Tensor) -> Tensor:
+    def holds(self, series_id: Tensor) -> bool:
+        return not bool(series_id.any())
+
+    def lookbacks(self, *, series_id: Tensor, variable: Tensor, start: Tensor) -> Tensor:
         return torch.stack(
             [self.windows[s].x[:, v] for s, v in zip(start.tolist(), variable.tolist(), strict=True)]
         )
@@ -81,6 +84,9 @@ def bundle_of(series: Tensor) -> DataBundle:
         season=SEASON,
         content_hash="",
         identity=SeriesIdentity(0, half, 0),
+        tested="tiny",
+        test_targets=["a", "b"],
+        windows=(0, 0, 0),
         notes={},
     )
 

@@ -106,7 +106,7 @@ def test_without_etth1_the_synthetic_series_is_announced(quickstart, monkeypatch
     def unavailable(name, root_path):
         raise quickstart.DataUnavailableError(f"no {name} in {root_path}")
 
-    monkeypatch.setattr(quickstart, "ensure_file", unavailable)
+    monkeypatch.setattr(quickstart, "ensure_data", unavailable)
     flags = quickstart.with_data(list(quickstart.FLAGS))
     assert parse_config(flags).data.data == "synthetic"
     assert "SYNTHETIC SERIES IS USED INSTEAD" in capsys.readouterr().out

@@ -120,7 +120,7 @@ class MemorySizes:
     kind: str
     """The LLM's pass: causal, bidirectional or plain."""
     variables: int
-    """Series of one window in training; in evaluation `forecast`."""
+    """Series of one window in a training pass; in evaluation `forecast`."""
     forecast: int
     memory_rows: int
     trained: float
@@ -323,9 +323,11 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
     Args:
         model: the run's, unwrapped.
         config: the run's, which may have another batch size than the model was built with.
-        forecast: variables that are forecast: the series of a window.
+        forecast: variables that are forecast: the series of a window. ``--max_channels_per_step`` takes
+            so many of them at a time.
         on_gpu: whether it computes on a GPU.
     """
+    forecast = min(forecast, config.training.max_channels_per_step or forecast)
     variables = 1 if config.data.channel_sampling == "single" else forecast
     llm = _llm_sizes(model.llm_model) if hasattr(model, "llm_model") else None
     retriever = model.gram.retriever if config.gram.use_gram and hasattr(model, "gram") else None

@@ -7,10 +7,11 @@ from dataclasses import fields
 from typing import Any
 
 from utils.config import GROUPS, Config, iter_settings
+from utils.data_sets import M4
 
 STEPS_READ = frozenset(
     "batch_size eval_batch_size mixed_precision matmul_precision cpu deterministic seed "
-    "auto_batch_size levels interval_score".split()
+    "auto_batch_size max_channels_per_step levels interval_score".split()
 )
 """Training settings that a run without optimizer steps reads too."""
 RESOLVED = frozenset({"season", "enc_in", "freq"})
@@ -69,6 +70,10 @@ def _unread_data(config: Config) -> Iterator[tuple[str, set[str]]]:
     """Settings of files and columns that this run does not open."""
     if config.data.data == "synthetic":
         yield "the built-in series has no file", {"root_path", "data_path"}
+    if config.data.data != M4:
+        yield "without --data M4", {"seasonal_patterns"}
+    else:
+        yield "M4's series have one column and no dates", {"target", "fill_missing", "channel_sampling"}
     if config.data.features == "M":
         yield "--features M reads all columns", {"target"}
 

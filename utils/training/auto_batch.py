@@ -23,7 +23,7 @@ from utils.training.context import RunContext
 from utils.training.objective import Objective
 from utils.training.optim import trained_parameters
 from utils.training.outlook import first_items
-from utils.training.passes import forecast_state
+from utils.training.passes import channel_parts, forecast_state
 from utils.types import Batch
 
 log = getLogger(__name__)
@@ -132,7 +132,9 @@ def try_passes(this: RunContext, dataset: Dataset[Batch], size: int) -> None:
         objective = Objective(this.config)
         try:
             for _ in range(2):
-                objective(forecast_state(this.plain, batch), batch, step=0).total.backward()
+                for part in channel_parts(batch, this.config.training.max_channels_per_step):
+                    state = forecast_state(this.plain, part.batch)
+                    objective(state, part.batch, step=0).total.backward()
         finally:
             this.plain.zero_grad(set_to_none=True)
             del moments

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
+from utils.config import SHORT_TERM
 from utils.training import checkpoint as checkpoints
 from utils.training.calibration import ErrorCollector, calibrated, still_valid
 from utils.training.checkpoint import SaveError
@@ -31,6 +32,9 @@ def calibration_of_best(this: RunContext, trainer: Trainer, loaders: Loaders) ->
     settings = this.config.training
     path = this.folder / checkpoints.BEST
     if not settings.levels or trainer.progress.best_step == -1:
+        return None
+    if this.config.run.task_name == SHORT_TERM:
+        log.info("intervals: none for the short-term task, which has one validation window a series")
         return None
     asked, levels = settings.interval_score, settings.levels
     kept = [checkpoints.load(path).get(KEY) if this.accelerator.is_main_process else None]

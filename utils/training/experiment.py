@@ -121,7 +121,7 @@ def _set_up(
     asked, config = config, resolve(config, data)
     data_seconds = time.perf_counter() - began
     model = _model(config, builders, accelerator)
-    llm = asdict(model.llm_identity) if model.llm_identity else {}
+    llm = asdict(model.llm_identity) | {"prompt": model.prompt_text} if model.llm_identity else {}
     name = asked.run_name(model=builders.model_name, llm_name=llm.get("name", "none"))
     resume = resuming.checkpoint_to_resume(
         config, asked, name=name, model_name=builders.model_name, llm_hash=llm.get("content_hash")
@@ -351,7 +351,8 @@ def _evaluation_seconds(this: RunContext, trainer: Trainer, steps_per_epoch: int
         total_steps=trainer.total_steps,
         steps_per_epoch=steps_per_epoch,
     )
-    seconds = seconds_per_window(this.plain, this.data.test, this.accelerator.device)
+    most = this.config.training.max_channels_per_step
+    seconds = seconds_per_window(this.plain, this.data.test, this.accelerator.device, most=most)
     return windows * seconds / this.accelerator.num_processes
 
 

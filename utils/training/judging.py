@@ -15,7 +15,8 @@ from utils.training import run_folder as folders
 from utils.training.calibrating import calibration_of_best
 from utils.training.calibration import IntervalSums
 from utils.training.context import Loaders, RunContext
-from utils.training.passes import forecast_state, stacked
+from utils.training.metrics import decisive, score_text
+from utils.training.passes import forecasts, stacked
 from utils.training.stopping import RunStopped, how_to_go_on
 from utils.training.trainer import EvaluationStopped, Trainer
 
@@ -36,19 +37,16 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
     try:
         tested = _trained_scores(this, trainer, loaders) if training else _scores(this, trainer, loaders)
         with this.phase("test"):
-            kept = _keep_forecasts(
-                this, folders.FORECASTS_FILE if training else folders.TEST_ONLY_FORECASTS_FILE
-            )
+            kept = _keep_forecasts(this, _named(this, folders.FORECASTS_FILE))
     except EvaluationStopped:
         asked = this.stop.reason or "another process"
         raise RunStopped(f"stopped by {asked} in the test; {how_to_go_on(this.newest)}") from None
     for name, entry in tested.items():
         log.info(
-            "test, %s weights (step %d): mse %.4f mae %.4f over %d windows",
+            "test, %s weights (step %d): %s over %d windows",
             name,
             entry["step"],
-            entry["test"]["mse"],
-            entry["test"]["mae"],
+            score_text(entry["test"]),
             entry["test"]["windows"],
         )
         if INTERVALS in entry:
@@ -56,6 +54,7 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
     results = {
         "run_dir": str(this.folder),
         "data": this.data.name,
+        "tested_on": this.data.tested,
         "notes": dict(this.data.notes),
         "llm": this.llm,
         **tested,
@@ -80,6 +79,9 @@ def _test(
 ) -> dict[str, Any]:
     """The test scores of the weights that the model holds, and of their intervals where there are any."""
     levels = this.config.training.levels
+    if calibration and levels and this.config.data.eval_data:
+        log.info("intervals: not measured on %s, whose errors they were not calibrated on", this.data.tested)
+        calibration = None
     sums = IntervalSums(calibration, levels) if calibration and levels else None
     watch = None if sums is None else sums.add
     with this.phase("test"):
@@ -104,7 +106,11 @@ def _trained_scores(this: RunContext, trainer: Trainer, loaders: Loaders) -> dic
     validation = found if np.isfinite(found) else None
     return {
         "last": {"step": progress.global_step, **(last or {"test": entry["test"]})},
-        "best": {"step": best["global_step"], **entry, "validation_mse": validation},
+        "best": {
+            "step": best["global_step"],
+            **entry,
+            f"validation_{decisive(entry['test'])[0]}": validation,
+        },
     }
 
 
@@ -112,8 +118,14 @@ def _write(this: RunContext, results: dict[str, Any], tested: dict[str, dict[str
     """``results.json``, and the scores of a trained run in the metrics."""
     for name, entry in tested.items():
         this.metrics.append(event="test", weights=name, **{k: v for k, v in entry.items() if k != INTERVALS})
-    name = folders.RESULTS_FILE if tested else folders.TEST_ONLY_RESULTS_FILE
-    folders.write_json(this.folder / name, results)
+    folders.write_json(this.folder / _named(this, folders.RESULTS_FILE), results)
+
+
+def _named(this: RunContext, name: str) -> str:
+    """The name of a file that a run leaves: a later test does not overwrite what the training left."""
+    if this.config.run.is_training:
+        return name
+    return folders.test_only(name, this.config.data.eval_data and this.data.tested)
 
 
 @torch.no_grad()
@@ -124,7 +136,7 @@ def _keep_forecasts(this: RunContext, name: str) -> str:
     items = [test[int(i)] for i in positions]
     batch = stacked(items, this.accelerator.device)
     this.plain.eval()
-    prediction = forecast_state(this.plain, batch).prediction
+    prediction = forecasts(this.plain, batch, this.config.training.max_channels_per_step)
     if this.accelerator.is_main_process:
         np.savez_compressed(
             this.folder / name,
@@ -132,6 +144,6 @@ def _keep_forecasts(this: RunContext, name: str) -> str:
             y=batch.y.cpu().numpy(),
             prediction=prediction.float().cpu().numpy(),
             start=batch.start.cpu().numpy(),
-            columns=np.array(list(this.data.targets)),
+            columns=np.array(list(this.data.test_targets)),
         )
     return name

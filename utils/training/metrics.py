@@ -10,11 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from utils.m4_scores import owa
 from utils.trend import DIRECTIONS, MAGNITUDES, TrendLabel, direction_of, magnitude_of, trend_measure
-from utils.types import Batch, ForecastState, TrendRecord
+from utils.types import Batch, ForecastState, SeriesReference, TrendRecord
 from utils.windows import per_series
 
 _LEVELS = {"direction": (DIRECTIONS, direction_of), "magnitude": (MAGNITUDES, magnitude_of)}
+_COMPETITION = ("smape", "mase", "naive2_smape", "naive2_mase", "judged", "scaled")
 _PLAIN = (
     "squared",
     "absolute",
@@ -25,6 +27,7 @@ _PLAIN = (
     "confidence",
     "matched",
     "series",
+    *_COMPETITION,
 )
 _SLOTS = (
     *_PLAIN,
@@ -36,17 +39,28 @@ _SLOTS = (
 class ScoreSums:
     """Sums over windows, one float64 vector; add batches, then reduce over processes, then read."""
 
-    def __init__(self, device: torch.device, *, trend_label: TrendLabel) -> None:
-        """Zeros on ``device`` (float32 pairs are not needed: sums of a batch are made in float64)."""
+    def __init__(
+        self, device: torch.device, *, trend_label: TrendLabel, reference: SeriesReference | None = None
+    ) -> None:
+        """Zeros on ``device`` (float32 pairs are not needed: sums of a batch are made in float64).
+
+        ``reference`` adds M4's measures, for series that it holds.
+        """
+        self.reference = None if reference is None else SeriesReference(*(t.to(device) for t in reference))
         self.sums = torch.zeros(len(_SLOTS), dtype=torch.float64, device=device)
         self.trend_label = trend_label
 
-    def add(self, state: ForecastState, batch: Batch) -> None:
-        """Count one batch."""
+    def add(self, state: ForecastState, batch: Batch, *, new_windows: bool = True) -> None:
+        """Count one batch; ``new_windows`` is False where others of its variables were counted before."""
         error = state.prediction.double() - batch.y.double()
         self._count(
-            squared=error.square().sum(), absolute=error.abs().sum(), values=error.numel(), windows=len(error)
+            squared=error.square().sum(),
+            absolute=error.abs().sum(),
+            values=error.numel(),
+            windows=len(error) if new_windows else 0,
         )
+        if self.reference is not None:
+            self._add_competition(self.reference, state.prediction, batch)
         if state.trend is not None:
             self._add_trend(state.trend, state.prediction.float(), batch.y)
         if state.retrieval is not None:
@@ -58,6 +72,19 @@ class ScoreSums:
                 matched=state.retrieval.matched.sum(),
                 series=len(gate),
             )
+
+    def _add_competition(self, reference: SeriesReference, prediction: Tensor, batch: Batch) -> None:
+        """Count M4's measures of forecasts [B, H, 1], and the benchmark's beside them."""
+        row = torch.searchsorted(reference.series_id, batch.series_id)
+        scale, y = reference.scale[row], batch.y[..., 0].double()
+        scaled = scale > 0
+        amounts: dict[str, Tensor | float] = {"judged": len(y), "scaled": scaled.sum()}
+        for prefix, forecast in (("", prediction[..., 0].double()), ("naive2_", reference.naive2[row])):
+            error, size = (forecast - y).abs(), forecast.abs() + y.abs()
+            amounts[f"{prefix}smape"] = (200 * error / size.clamp(min=1e-300)).mean(dim=1).sum()
+            relative = error.mean(dim=1) / torch.where(scaled, scale, 1.0)
+            amounts[f"{prefix}mase"] = torch.where(scaled, relative, 0.0).sum()
+        self._count(**amounts)
 
     def _add_trend(self, record: TrendRecord, prediction: Tensor, y: Tensor) -> None:
         """Count classes: the true ones, those TAPR names, and those read off the forecast itself."""
@@ -96,6 +123,8 @@ class ScoreSums:
             "mae": total["absolute"] / total["values"],
             "windows": total["windows"],
         }
+        if total["judged"]:
+            scores |= _competition_scores(total)
         for level, (names, _) in _LEVELS.items():
             counts = [total[f"{level}_is_{i}"] for i in range(len(names))]
             if sum(counts):
@@ -109,6 +138,37 @@ class ScoreSums:
             scores["confidence_mean"] = total["confidence"] / total["series"]
             scores["matched_share"] = total["matched"] / total["series"]
         return scores
+
+
+def _competition_scores(total: dict[str, float]) -> dict[str, float]:
+    """M4's measures from their sums: means over series, and the overall weighted average of those."""
+    scores = {name: total[name] / total["judged"] for name in ("smape", "naive2_smape")}
+    if total["scaled"]:
+        scores |= {name: total[name] / total["scaled"] for name in ("mase", "naive2_mase")}
+        scores["owa"] = owa(
+            scores["smape"],
+            scores["mase"],
+            naive2_smape=scores["naive2_smape"],
+            naive2_mase=scores["naive2_mase"],
+        )
+    return scores
+
+
+def decisive(scores: dict[str, float]) -> tuple[str, float]:
+    """The score that chooses the best weights, by name: SMAPE for M4, otherwise the squared error."""
+    name = "smape" if "smape" in scores else "mse"
+    return name, scores[name]
+
+
+def score_text(scores: dict[str, float]) -> str:
+    """The errors of a test, for a line of the log."""
+    if "smape" not in scores:
+        return f"mse {scores['mse']:.4f} mae {scores['mae']:.4f}"
+    return ", ".join(
+        f"{name} {scores[name]:.4f}"
+        for name in ("smape", "mase", "owa", "naive2_smape", "naive2_mase")
+        if name in scores
+    )
 
 
 def module_text(scores: dict[str, float]) -> str:

@@ -6,6 +6,7 @@ Shape legend: B windows, N variables, L lookback, H horizon, S = B * N series.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from utils.trend import direction_of, magnitude_of, ordinal_bin_of, ordinal_scal
 from utils.types import Batch, ForecastState, RetrievalRecord, TrendRecord
 from utils.windows import per_series
 
+SMALLEST_SIZE = 1e-8
+"""Of what SMAPE divides by, in standardised units."""
 NEVER = 1e4
 """A logit beyond which there is no bin."""
 
@@ -36,6 +39,23 @@ class Loss(NamedTuple):
     """Each module loss before its weights, detached."""
     decisions: dict[str, Tensor]
     """What the gate decided over the pass, detached; empty without retrieval."""
+
+    @classmethod
+    def mean_of(cls, losses: Sequence[Loss], shares: Sequence[float]) -> Loss:
+        """The loss of a batch from those of its parts, all of one step, without a gradient."""
+
+        def mean(values: Sequence[Tensor]) -> Tensor:
+            weighted = [share * value.detach() for share, value in zip(shares, values, strict=True)]
+            return torch.stack(weighted).sum()
+
+        return cls(
+            total=mean([loss.total for loss in losses]),
+            main=mean([loss.main for loss in losses]),
+            auxiliary=mean([loss.auxiliary for loss in losses]),
+            warmup=losses[0].warmup,
+            terms={name: mean([loss.terms[name] for loss in losses]) for name in losses[0].terms},
+            decisions={name: mean([loss.decisions[name] for loss in losses]) for name in losses[0].decisions},
+        )
 
 
 class Objective:
@@ -76,8 +96,11 @@ def warmup_factor(step: int, warmup_steps: int) -> float:
 
 
 def forecast_loss(prediction: Tensor, batch: Batch, config: TrainingConfig) -> Tensor:
-    """MSE, MAE or Huber of predictions [B, H, M], in standardised units or window deviations."""
+    """MSE, MAE, Huber or SMAPE of predictions [B, H, M], in standardised units or window deviations."""
     error = prediction.float() - batch.y
+    if config.loss == "SMAPE":  # the denominator without gradient, as the family has it
+        size = prediction.detach().float().abs() + batch.y.abs()
+        return 200 * (error.abs() / size.clamp(min=SMALLEST_SIZE)).mean()
     if config.loss_scale == "std":
         own = batch.x[..., -error.shape[-1] :]
         error = error / own.std(dim=1, unbiased=False, keepdim=True).clamp(min=DEVIATION_FLOOR)

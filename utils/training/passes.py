@@ -1,13 +1,27 @@
-"""One pass of a model over a batch, and the batch made of single items."""
+"""Passes of a model over a batch, whole or some variables at a time, and the batch made of single items.
+
+Shape legend: B windows, L lookback, H horizon, N variables.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from utils.types import Batch, ForecastState
+
+
+class Part(NamedTuple):
+    """Some variables of a batch."""
+
+    batch: Batch
+    share: float
+    """Of the batch's forecast variables: a mean over the batch is the parts' means, so weighted."""
+    first: bool
+    last: bool
 
 
 def forecast_state(model: Any, batch: Batch) -> ForecastState:
@@ -27,3 +41,29 @@ def forecast_state(model: Any, batch: Batch) -> ForecastState:
 def stacked(items: Sequence[Batch], device: torch.device) -> Batch:
     """Items of a data set as one batch on ``device``."""
     return Batch(*(torch.stack(column).to(device) for column in zip(*items, strict=True)))
+
+
+def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
+    """A batch in parts of at most ``most`` variables (``--max_channels_per_step``), or whole.
+
+    For models that forecast each variable from itself: every loss and statistic is a mean over series,
+    so the parts' values and gradients, weighted by their shares, add up to the whole batch's.
+    """
+    variables = batch.y.shape[-1]
+    size = variables if most is None else most
+    for begin in range(0, variables, size):
+        chosen = slice(begin, min(begin + size, variables))
+        part = batch
+        if size < variables:
+            part = batch._replace(
+                x=batch.x[..., chosen], y=batch.y[..., chosen], variable=batch.variable[..., chosen]
+            )
+        share = (chosen.stop - begin) / variables
+        yield Part(part, share, first=begin == 0, last=chosen.stop == variables)
+
+
+@torch.no_grad()
+def forecasts(model: Any, batch: Batch, most: int | None) -> Tensor:
+    """The forecast [B, H, N] of a batch, made in `channel_parts`."""
+    parts = [forecast_state(model, part.batch).prediction for part in channel_parts(batch, most)]
+    return torch.cat(parts, dim=-1)

@@ -85,12 +85,7 @@ def numerics(device: torch.device) -> dict[str, Any]:
 
 def data_identity(data: DataBundle) -> dict[str, Any]:
     """What tells data, and their division into parts, from others."""
-    parts = (data.train, data.validation, data.test)
-    return {
-        "name": data.name,
-        "content_hash": data.content_hash,
-        "windows": [len(part) for part in parts],  # type: ignore[arg-type]
-    }
+    return {"name": data.name, "content_hash": data.content_hash, "windows": list(data.windows)}
 
 
 def other_than(
@@ -107,8 +102,8 @@ def other_than(
     found = checkpoints.differences(payload["config"], flags, free=MAY_CHANGE_ON_RESUME | SPLIT_OTHERWISE)
     found += [
         f"LLM {name}: the checkpoint has {payload['llm'].get(name)!r}, this run {llm.get(name)!r}"
-        for name in ("architecture", "layers", "hidden_size", "content_hash")
-        if payload["llm"].get(name) != llm.get(name)
+        for name in ("architecture", "layers", "hidden_size", "content_hash", "prompt")
+        if payload["llm"].get(name, llm.get(name)) != llm.get(name)
     ]
     return found + [
         f"data {name}: the checkpoint saw {payload['data'][name]!r}, this run {value!r}"
@@ -156,6 +151,12 @@ def announce_changes(this: RunContext, payload: Mapping[str, Any]) -> None:
             had.get(name),
             has[name],
         )
+    most = "max_channels_per_step"
+    if payload["config"].get(most) != this.flags[most]:
+        log.warning(
+            "resume: the checkpoint was made with --%s %s, this run has %s: other dropout, and results that "
+            "differ slightly", most, payload["config"].get(most), this.flags[most],
+        )  # fmt: skip
     plan = BatchPlan(**{name: payload["batch"][name] for name in ("size", "passes", "processes")})
     if plan != this.plan:
         log.warning(

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from utils.config import KNOWN_BY_CONTENT, MAY_CHANGE_ON_RESUME, NOT_IDENTITY, Config
+from utils.config import KNOWN_BY_CONTENT, MAY_CHANGE_ON_RESUME, NOT_IDENTITY, TESTED_ON, Config
 from utils.training.checkpoint import newest_in
 from utils.training.whole_files import whole_file
 
@@ -17,8 +17,8 @@ METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "run.log"
 RESULTS_FILE = "results.json"
 FORECASTS_FILE = "forecasts.npz"
-TEST_ONLY_RESULTS_FILE = "results_test_only.json"
-TEST_ONLY_FORECASTS_FILE = "forecasts_test_only.npz"
+TEST_ONLY = "_test_only"
+"""What the names of a later test's files carry, with the data set's where that is another."""
 NAMING = frozenset({"model_id", "model_comment", "des"})
 """Settings that name a run and change nothing else of it."""
 
@@ -58,13 +58,21 @@ def claim_folder(checkpoints: Path, name: str) -> Path:
         return folder
 
 
+def test_only(name: str, tested: str | None) -> str:
+    """The name of a later test's file; ``tested`` is the data set that it was of, if another."""
+    stem, suffix = name.rsplit(".", 1)
+    of = re.sub(r"[^\w.-]", "_", f"_{tested}") if tested else ""
+    return f"{stem}{TEST_ONLY}{of}.{suffix}"
+
+
 def find_finished(checkpoints: Path, name: str, settings: dict[str, Any], data_hash: str) -> Path | None:
     """The newest folder with results of a run of this name, these settings and these data, or None."""
     for folder in reversed(numbered_folders(checkpoints, name)):
         if not (folder / RESULTS_FILE).is_file():
             continue
         found = read_json(folder / CONFIG_FILE)
-        same_settings = all(found.get(n) == v for n, v in settings.items() if n not in NOT_IDENTITY)
+        free = NOT_IDENTITY - TESTED_ON
+        same_settings = all(found.get(n) == v for n, v in settings.items() if n not in free)
         if same_settings and read_json(folder / ENVIRONMENT_FILE)["data_hash"] == data_hash:
             return folder
     return None

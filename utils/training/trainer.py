@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from logging import getLogger
 from typing import Any, NoReturn
 
@@ -20,10 +21,10 @@ from tqdm import tqdm
 from utils.config import TrainingConfig
 from utils.log import MetricsFile
 from utils.process_memory import held_bytes
-from utils.training.metrics import ScoreSums, module_text
+from utils.training.metrics import ScoreSums, decisive, module_text
 from utils.training.objective import Loss, Objective
 from utils.training.outlook import announce, fitting_preset
-from utils.training.passes import forecast_state
+from utils.training.passes import channel_parts, forecast_state
 from utils.training.progress import Clock, Hooks, Progress, clock_text
 from utils.trend import TrendLabel
 from utils.types import Batch, ForecastState, PassOfStep
@@ -167,12 +168,8 @@ class Trainer:
         """Forward, backward, and where accumulation is complete the optimizer's step."""
         self.model.train()
         with self.accelerator.accumulate(self.model):
-            last = self.accelerator.sync_gradients
-            self.plain_model.begin_pass(PassOfStep(first=not self._passes, last=last))
-            state = forecast_state(self.model, batch)
-            loss = self.objective(state, batch, step=self.progress.global_step)
-            self._passes.append((loss.total.detach(), batch.start))
-            self.accelerator.backward(loss.total)
+            loss, statistics = self._backward(batch)
+            self._passes.append((loss.total, batch.start))
             if self.accelerator.sync_gradients:
                 self._agree()
                 if self.config.max_grad_norm:
@@ -183,7 +180,26 @@ class Trainer:
                 self.scheduler.step()
             self.optimizer.zero_grad(set_to_none=True)
         self._count(loss)
-        return loss, self.plain_model.batch_statistics(state)
+        return loss, statistics
+
+    def _backward(self, batch: Batch) -> tuple[Loss, Tensor | None]:
+        """The gradients of a batch, some variables at a time; its loss, and its statistics."""
+        completes = self.accelerator.sync_gradients
+        losses, shares, statistics = [], [], []
+        for part in channel_parts(batch, self.config.max_channels_per_step):
+            # processes exchange gradients in the last part alone
+            with nullcontext() if part.last else self.accelerator.no_sync(self.model):
+                first = not self._passes and part.first
+                self.plain_model.begin_pass(PassOfStep(first=first, last=completes and part.last))
+                state = forecast_state(self.model, part.batch)
+                loss = self.objective(state, part.batch, step=self.progress.global_step)
+                self.accelerator.backward(part.share * loss.total)
+            losses.append(loss)
+            shares.append(part.share)
+            found = self.plain_model.batch_statistics(state)
+            if found is not None:
+                statistics.append(part.share * found)
+        return Loss.mean_of(losses, shares), torch.stack(statistics).sum() if statistics else None
 
     def _agree(self) -> None:
         """Refuse a loss that is not finite, and note a stop, in any process.
@@ -225,17 +241,21 @@ class Trainer:
         """
         was_training = self.model.training
         self.model.eval()
-        sums = ScoreSums(self.accelerator.device, trend_label=self.trend_label)
+        reference = getattr(loader.dataset, "reference", None)
+        sums = ScoreSums(self.accelerator.device, trend_label=self.trend_label, reference=reference)
         hidden = None if self.accelerator.is_main_process else True
         log.info("%s: %d windows in %d batches", name, len(loader.dataset), len(loader))  # type: ignore[arg-type]
         began = told = time.perf_counter()
         batches = self._until_stop(loader)
         bar = tqdm(batches, desc=name, unit="batch", leave=False, disable=hidden, total=len(loader))
         for done, batch in enumerate(bar, start=1):
-            state = forecast_state(self.plain_model, batch)
-            sums.add(state, batch)
+            forecasts = []
+            for part in channel_parts(batch, self.config.max_channels_per_step):
+                state = forecast_state(self.plain_model, part.batch)
+                sums.add(state, part.batch, new_windows=part.first)
+                forecasts.append(state.prediction)
             if watch is not None:
-                watch(state, batch)
+                watch(ForecastState(torch.cat(forecasts, dim=-1), None, None), batch)
             now = time.perf_counter()
             if now - told > SILENCE and not sys.stderr.isatty():
                 told = now
@@ -277,7 +297,7 @@ class Trainer:
         except EvaluationStopped:
             hooks.stopped()
         losses = self._mean_losses()
-        loss = scores["mse"]
+        loss = decisive(scores)[1]
         improved = loss < progress.val_loss_min
         if improved:
             progress.val_loss_min, progress.counter, progress.best_step = loss, 0, progress.global_step
@@ -313,12 +333,12 @@ class Trainer:
         trained = ""
         if losses:
             trained = f" | Train Loss: {losses['main']:.4f} | Aux Loss: {losses['auxiliary']:.4f}"
-        tested = f" | Test Loss: {test['mse']:.4f}" if test else ""
+        tested = f" | Test Loss: {decisive(test)[1]:.4f}" if test else ""
         log.info(
             "%s%s | Vali Loss: %.4f%s%s",
             place,
             trained,
-            scores["mse"],
+            decisive(scores)[1],
             tested,
             module_text(scores),
         )

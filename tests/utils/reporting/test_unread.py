@@ -55,6 +55,8 @@ def named(config: Config, model: str) -> set[str]:
         ("TimeLLM", {"moving_avg": 9, "factor": 3.0}, {"moving_avg", "factor"}),
         ("Ridge", {"learning_rate": 0.1, "batch_size": 8}, {"learning_rate"}),
         ("TimeLLM", {"is_training": 0, "learning_rate": 0.1, "eval_batch_size": 8}, {"learning_rate"}),
+        ("TimeLLM", {"seasonal_patterns": "Daily", "eval_stride": 2}, {"seasonal_patterns"}),
+        ("TimeLLM", {"data": "M4", "season": 3, "target": "x"}, {"target"}),
         ("TimeLLM", {"save_steps": 0, "save_total_limit": 9}, {"save_total_limit"}),
         ("TimeLLM", {"target": "load", "token_order": "prompt_first"}, {"target", "token_order"}),
     ],

@@ -186,7 +186,7 @@ def test_a_run_announces_its_evaluations_and_is_not_changed_by_timing_them(start
     with caplog.at_level("INFO"):
         timed = start_run(max_steps=6, dropout=0.2, use_tapr=True, model_comment="timed")
     assert "of validation and test" in caplog.text
-    monkeypatch.setattr("utils.training.experiment.seconds_per_window", lambda *_: 1.0)
+    monkeypatch.setattr("utils.training.experiment.seconds_per_window", lambda *_, **__: 1.0)
     without = start_run(max_steps=6, dropout=0.2, use_tapr=True, model_comment="without")
     weights = [checkpoint.load(run.run_dir / checkpoint.BEST)["model"] for run in (timed, without)]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())

@@ -325,3 +325,17 @@ def test_best_weights_that_were_altered_are_not_waited_for_until_the_test(start_
 def test_the_time_of_saving_is_in_the_results(start_run):
     result = start_run(max_steps=4, save_steps=2)
     assert result.results["saving"]["saves"] == 3 and 0 < result.results["saving"]["seconds"] < 5
+
+
+def test_another_description_of_the_data_is_refused_and_a_moved_one_is_not(start_run, tmp_path):
+    """The prompts are part of the model: gone on with under another text, it would be another model."""
+    text = tmp_path / "mine.txt"
+    text.write_text("Waves that come twice a day.")
+    trained = start_run(prompt_file=str(text), save_steps=5)
+    newest = str(trained.run_dir / "checkpoint_step_10")
+    assert trained.results["llm"]["prompt"].startswith("About the data: Waves that come twice a day.\n")
+    moved = text.rename(tmp_path / "moved.txt")
+    start_run(prompt_file=str(moved), resume_from_checkpoint=newest, save_steps=5)
+    moved.write_text("Something else.")
+    with pytest.raises(CheckpointError, match="LLM prompt: the checkpoint has .*Waves.*Something else"):
+        start_run(prompt_file=str(moved), resume_from_checkpoint=newest, save_steps=5)
