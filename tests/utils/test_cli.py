@@ -19,7 +19,7 @@ FLAGS = """
 --fill_missing --freq --gpu --gpu_type --gradient_accumulation_steps --head_dropout --help --individual
 --init_from --input_dropout --inverse --is_training --itr --kernel_size --label_len --label_smoothing
 --lambda_dir --lambda_hcl --lambda_mag --lambda_ord --lambda_retrieval --lambda_trend --learning_rate
---llm_dim --llm_layers --llm_model --llm_model_path --load_in_4bit --loader --log_steps --loss
+--llm_ablation --llm_dim --llm_layers --llm_model --llm_model_path --load_in_4bit --loader --log_steps --loss
 --loss_scale --lr_warmup_steps --lradj --matmul_precision --max_grad_norm --max_memory_size --max_minutes
 --max_steps --memory_size --mixed_precision --model --model_comment --model_id --moving_avg --n_heads
 --n_scales --no-auto_batch_size --no-build_memory --no-cpu --no-deterministic --no-eval_test_each_epoch
