@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,9 +90,10 @@ def ablated(llm: FrozenLLM, config: LLMConfig, *, seed: int) -> FrozenLLM:
     note = "; ".join(part for part in (llm.identity.note, NOTES[kind]) if part)
     if kind != "random":
         return llm._replace(identity=replace(llm.identity, layers=0, note=note))
+    architecture: Any = type(llm.model)
     with torch.random.fork_rng(), torch.device("cpu"):
         torch.manual_seed(seed)
-        drawn = type(llm.model)(copy.deepcopy(llm.model.config))
+        drawn = architecture(copy.deepcopy(llm.model.config))
     identity: LLMIdentity = replace(llm.identity, content_hash=_weights_hash(drawn), note=NOTES[kind])
     model = drawn.to(device=llm.model.device, dtype=llm.model.dtype).requires_grad_(False).eval()
     return llm._replace(model=model, identity=identity)

@@ -11,6 +11,7 @@ import torch
 from utils.training import checkpoint as checkpoints
 from utils.training import run_folder as folders
 from utils.training.context import Loaders, RunContext
+from utils.training.details import DetailSums, TestDetails, write_details
 from utils.training.passes import forecast_state, stacked
 from utils.training.stopping import RunStopped, how_to_go_on
 from utils.training.trainer import EvaluationStopped, Trainer
@@ -29,7 +30,11 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
     training = bool(this.config.run.is_training)
     try:
         with this.phase("test"):
-            tested = _trained_scores(this, trainer, loaders) if training else _scores(trainer, loaders)
+            details: dict[str, TestDetails] = {}
+            if training:
+                tested = _trained_scores(this, trainer, loaders, details)
+            else:
+                tested = _scores(trainer, loaders)
             kept = _keep_forecasts(
                 this, folders.FORECASTS_FILE if training else folders.TEST_ONLY_FORECASTS_FILE
             )
@@ -56,6 +61,8 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
         "forecasts": kept,
     }
     if this.accelerator.is_main_process:
+        if training:
+            write_details(this.folder / folders.DETAILS_FILE, details)
         _write(this, results, tested if training else {})
     this.accelerator.wait_for_everyone()
     return results
@@ -67,22 +74,34 @@ def _scores(trainer: Trainer, loaders: Loaders) -> dict[str, dict[str, Any]]:
     return {"checkpoint": {"step": trainer.progress.global_step, "test": scores}}
 
 
-def _trained_scores(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, dict[str, Any]]:
-    """The scores of the last weights, and of the best ones, which stay in the model."""
+def _trained_scores(
+    this: RunContext, trainer: Trainer, loaders: Loaders, details: dict[str, TestDetails]
+) -> dict[str, dict[str, Any]]:
+    """The scores of the last weights, and of the best ones, which stay in the model.
+
+    ``details`` gets what is kept of both; where they are the same weights, of ``last`` alone.
+    """
     progress = trainer.progress
-    scores = trainer.evaluate(loaders.test, name="test")
+    scores, details["last"] = _detailed(trainer, loaders)
     last = {"step": progress.global_step, "test": scores}
     best = {"global_step": progress.global_step, "val_loss_min": progress.val_loss_min}
     if progress.best_step not in (progress.global_step, -1):
         best = checkpoints.load(this.folder / checkpoints.BEST)
         this.plain.load_state_dict(best["model"])
-        scores = trainer.evaluate(loaders.test, name="test")
+        scores, details["best"] = _detailed(trainer, loaders)
     found = best["val_loss_min"]
     validation = found if np.isfinite(found) else None
     return {
         "last": last,
         "best": {"step": best["global_step"], "test": scores, "validation_mse": validation},
     }
+
+
+def _detailed(trainer: Trainer, loaders: Loaders) -> tuple[dict[str, float], TestDetails]:
+    """The scores on the test, and what is kept beside them."""
+    sums = DetailSums()
+    scores = trainer.evaluate(loaders.test, name="test", details=sums)
+    return scores, sums.gather()
 
 
 def _write(this: RunContext, results: dict[str, Any], tested: dict[str, dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "run.log"
 RESULTS_FILE = "results.json"
 FORECASTS_FILE = "forecasts.npz"
+DETAILS_FILE = "test_details.npz"
 TEST_ONLY_RESULTS_FILE = "results_test_only.json"
 TEST_ONLY_FORECASTS_FILE = "forecasts_test_only.npz"
 NAMING = frozenset({"model_id", "model_comment", "des"})

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from utils.config import TrainingConfig
 from utils.log import MetricsFile
+from utils.training.details import DetailSums
 from utils.training.metrics import ScoreSums, module_text
 from utils.training.objective import Loss, Objective
 from utils.training.outlook import announce, fitting_preset
@@ -211,8 +212,13 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def evaluate(self, loader: DataLoader[Batch], *, name: str) -> dict[str, float]:
-        """Scores over every window of ``loader``, each counted once, over all processes."""
+    def evaluate(
+        self, loader: DataLoader[Batch], *, name: str, details: DetailSums | None = None
+    ) -> dict[str, float]:
+        """Scores over every window of ``loader``, each counted once, over all processes.
+
+        ``details`` takes in each batch of this process as well.
+        """
         was_training = self.model.training
         self.model.eval()
         sums = ScoreSums(self.accelerator.device, trend_label=self.trend_label)
@@ -222,7 +228,10 @@ class Trainer:
         batches = self._until_stop(loader)
         bar = tqdm(batches, desc=name, unit="batch", leave=False, disable=hidden, total=len(loader))
         for done, batch in enumerate(bar, start=1):
-            sums.add(forecast_state(self.plain_model, batch), batch)
+            state = forecast_state(self.plain_model, batch)
+            sums.add(state, batch)
+            if details is not None:
+                details.add(state, batch)
             now = time.perf_counter()
             if now - told > SILENCE and not sys.stderr.isatty():
                 told = now
