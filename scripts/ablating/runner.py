@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from tqdm import tqdm
 
@@ -26,6 +26,8 @@ GRACE = 120.0
 """Seconds that a run is given to finish its step and save, once it is asked to stop."""
 PAUSE = 0.2
 """Seconds between two looks at the processes."""
+SILENCE = 60.0
+"""Seconds between two lines of the bar where it is written to a file."""
 LOG = "cell.log"
 LOCK = "lock"
 TAIL = 12
@@ -123,6 +125,7 @@ def run_queue(
     """
     outcome, waiting = Outcome(), list(queue)
     running: list[_Running] = []
+    told = ("", 0.0)
     bar = tqdm(total=len(queue), desc="cells", unit="cell", bar_format="{l_bar}{bar}| {n}/{total}{postfix}")
     with bar, Interrupt() as interrupt, _nothing_left_running(running):
         while running or (waiting and not interrupt.asked):
@@ -134,8 +137,7 @@ def run_queue(
                     bar.update()
                 else:
                     running.append(begun)
-            left = seconds_left([*(r.cells for r in running), *waiting]) / jobs
-            bar.set_postfix_str(f"{clock_text(left)} left | " + "; ".join(r.cells[0].title for r in running))
+            told = _tell(bar, told, running, seconds_left([*(r.cells for r in running), *waiting]) / jobs)
             for one in [r for r in running if r.process.poll() is not None]:
                 running.remove(one)
                 _close(one, outcome, finished)
@@ -148,6 +150,18 @@ def run_queue(
             time.sleep(PAUSE)
         outcome.stopped = bool(interrupt.asked)
     return outcome
+
+
+def _tell(
+    bar: tqdm[NoReturn], told: tuple[str, float], running: Sequence[_Running], left: float
+) -> tuple[str, float]:
+    """Show what runs and the time left, when that changes or some time has passed; what was told, when."""
+    titles, now = "; ".join(r.cells[0].title for r in running), time.monotonic()
+    if told[0] == titles and now - told[1] < (1 if sys.stderr.isatty() else SILENCE):
+        return told
+    done = max((now - r.began for r in running), default=0.0)
+    bar.set_postfix_str(f"{clock_text(max(left - done, 0.0))} left | {titles}")
+    return titles, now
 
 
 def _start(cells: list[Cell], folder: Path) -> _Running | None:
