@@ -1,4 +1,4 @@
-"""Run studies: ``python scripts/ablation.py scripts/studies/<name>.toml [...]``.
+"""Run studies and report them: ``python scripts/ablation.py scripts/studies/<name>.toml [...]``.
 
 A cell of a study (configuration x horizon x data set x seed) is an ordinary run of the entry point.
 Finished cells are skipped, cut-off ones go on, failures are told and the others run all the same.
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from scripts.ablating.cells import queue_of
 from scripts.ablating.plan import dry_run_lines, estimate, still_to_run
 from scripts.ablating.planned import plan_study
+from scripts.ablating.report import write_report
 from scripts.ablating.runner import Ended, Outcome, run_queue
 from scripts.ablating.store import keep
 from scripts.ablating.study import Study, read_study
@@ -34,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line asks for; the exit status."""
     args = _parser().parse_args(argv)
     try:
+        if args.report_only:
+            for path in args.studies:
+                print(write_report(args.results / path.stem))
+            return 0
         return _run([read_study(path) for path in args.studies], args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -46,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=_positive, default=1, help="runs at once [1]")
     parser.add_argument(
         "--dry_run", action="store_true", help="print the cells, their steps and the time; run nothing"
+    )
+    parser.add_argument(
+        "--report_only", action="store_true", help="rebuild the reports from results/<study>; run nothing"
     )
     parser.add_argument(
         "--runs", type=Path, default=PROJECT_ROOT / "checkpoints" / "ablation", help="folder of the runs"
@@ -64,7 +72,7 @@ def _positive(word: str) -> int:
 
 
 def _run(studies: Sequence[Study], args: argparse.Namespace) -> int:
-    """Run what is missing; the exit status."""
+    """Run what is missing, then report; the exit status."""
     runs, results = args.runs.resolve(), args.results.resolve()
     queue = queue_of(studies)
     waiting = still_to_run(queue, results=results, runs=runs)
@@ -90,9 +98,12 @@ def _run(studies: Sequence[Study], args: argparse.Namespace) -> int:
         waiting,
         runs=runs,
         jobs=args.jobs,
+        before=len(queue) - len(waiting),
         finished=finished,
         seconds_left=lambda left: guess[0].total(left),
     )
+    for study in studies:
+        print(write_report(results / study.name))
     return _status(outcome, of=len(queue), before=len(queue) - len(waiting))
 
 

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
 ETT_NAMES = ("ETTh1", "ETTh2", "ETTm1", "ETTm2")
@@ -455,6 +456,7 @@ def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
             yield group, item.name, item
 
 
+@cache
 def setting_type(group: str, name: str) -> tuple[tuple[type, ...], tuple[Any, ...]]:
     """The Python types and the literal choices that a setting accepts."""
     hint = get_type_hints(GROUPS[group])[name]

@@ -109,6 +109,7 @@ def run_queue(
     *,
     runs: Path,
     jobs: int,
+    before: int,
     finished: Callable[[Ended], None],
     seconds_left: Callable[[Sequence[list[Cell]]], float],
 ) -> Outcome:
@@ -118,6 +119,7 @@ def run_queue(
         queue: cells that are one run each, see `scripts.ablating.cells.queue_of`.
         runs: folder of the cells' folders.
         jobs: processes at once.
+        before: items that were finished before, for the bar.
         finished: called with each run that has results, as soon as it ends.
         seconds_left: estimate for the cells that are still to run, one after the other.
 
@@ -126,7 +128,13 @@ def run_queue(
     outcome, waiting = Outcome(), list(queue)
     running: list[_Running] = []
     told = ("", 0.0)
-    bar = tqdm(total=len(queue), desc="cells", unit="cell", bar_format="{l_bar}{bar}| {n}/{total}{postfix}")
+    bar = tqdm(
+        total=before + len(queue),
+        initial=before,
+        desc="cells",
+        unit="cell",
+        bar_format="{l_bar}{bar}| {n}/{total}{postfix}",
+    )
     with bar, Interrupt() as interrupt, _nothing_left_running(running):
         while running or (waiting and not interrupt.asked):
             while waiting and len(running) < jobs and not interrupt.asked:
