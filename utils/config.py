@@ -89,8 +89,7 @@ class LLMConfig:
     llm_dim: int | None = setting(None, "expected hidden size (default: read from the LLM)")
     llm_ablation: Literal["pretrained", "random", "attention", "none"] = setting(
         "pretrained",
-        "study control: the LLM's layers as they are, with random frozen weights, replaced by one "
-        "trained attention layer, or left out",
+        "study control: LLM layers pretrained, of random weights, one trained attention layer, or none",
     )
     load_in_4bit: bool = setting(False, "LLM weights in 4 bits (needs a GPU and bitsandbytes)")
     trust_remote_code: bool = setting(False, "allow an LLM that ships its own code to run it")

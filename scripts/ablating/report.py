@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scripts.ablating import pictures, sections
-from scripts.ablating.document import Code, Heading, Page, Paragraph, Picture, Table
+from scripts.ablating.document import Code, Heading, Page, Paragraph, Picture, Points, Table
 from scripts.ablating.findings import Findings
 from utils.training.whole_files import whole_file
 
@@ -35,6 +35,8 @@ def _page(findings: Findings, folder: Path) -> Page:
         page.add(Paragraph(f"**{plan['setting'][0].upper()}{plan['setting'][1:]}.**"))
     page.add(Code(f"{command}\n{command} --report_only    # this page, from the files beside it"))
     page.add(Heading("What came out"), *sections.conclusions(findings))
+    if plan["notes"]:
+        page.add(Points(tuple(plan["notes"])))
     page.add(Heading("Scores"), *sections.score_tables(findings))
     page.add(Heading("Differences"), *sections.difference_tables(findings))
     _add_picture(page, folder, "differences.png", "Differences with their intervals", pictures.forest(

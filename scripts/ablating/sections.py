@@ -102,8 +102,16 @@ def _aim_sentence(findings: Findings, aim: dict[str, Any]) -> str:
     text = f"Aim: {aim['text']} ({findings.label(aim['configuration'])}, at most {aim['at_most']:g}). "
     if len(known) < len(scores):
         return f"{text}Not decided: {len(scores) - len(known)} of {len(scores)} horizons have not been run."
-    found = mean(known)
-    return f"{text}Found {found:.3f}: {'reached' if found <= aim['at_most'] else '**not reached**'}."
+    found, first = mean(known), Place(data, aim["horizons"][0])
+    seeds = _seeds_run(findings, aim["configuration"], first)
+    return (
+        f"{text}Found {found:.3f} ({seeds}): {'reached' if found <= aim['at_most'] else '**not reached**'}."
+    )
+
+
+def _seeds_run(findings: Findings, configuration: str, place: Place) -> str:
+    run, planned = len(findings.at(configuration, place)), len(findings.planned[configuration, place])
+    return f"{run} of {planned} seeds"
 
 
 def score_tables(findings: Findings) -> Iterator[Part]:

@@ -70,6 +70,8 @@ class Study:
     question: str
     setting: str
     """The reduced setting, for the titles of the tables; empty for none."""
+    notes: tuple[str, ...]
+    """What a reader of the results must know."""
     seconds_per_cell: float
     """For the estimate before a cell of this study has run."""
     flags: tuple[str, ...]
@@ -82,7 +84,8 @@ class Study:
 
 
 _FIELDS = frozenset(
-    "title question setting seconds_per_cell flags data configurations blocks primary secondary aims".split()
+    "title question setting notes seconds_per_cell flags data configurations blocks primary secondary "
+    "aims".split()
 )
 
 
@@ -126,6 +129,7 @@ def _study(name: str, raw: dict[str, Any]) -> Study:
         title=raw["title"],
         question=raw["question"],
         setting=raw.get("setting", ""),
+        notes=tuple(raw.get("notes", [])),
         seconds_per_cell=float(raw.get("seconds_per_cell", 180)),
         flags=tuple(shlex.split(raw.get("flags", ""))),
         configurations={
