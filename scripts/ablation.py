@@ -75,7 +75,7 @@ def _run(studies: Sequence[Study], args: argparse.Namespace) -> int:
     """Run what is missing, then report; the exit status."""
     runs, results = args.runs.resolve(), args.results.resolve()
     queue = queue_of(studies)
-    waiting = still_to_run(queue, results=results, runs=runs)
+    waiting = still_to_run(queue, results=results, runs=runs, write=not args.dry_run)
     guess = [estimate(studies, queue, results)]
     if args.dry_run:
         print("\n".join(dry_run_lines(queue, waiting, guess[0], runs=runs, jobs=args.jobs)))

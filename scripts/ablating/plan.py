@@ -12,7 +12,7 @@ from typing import Any
 from data_provider.data_factory import build_data, training_loader
 from models import MODELS
 from scripts.ablating.cells import Cell
-from scripts.ablating.store import finished_run, is_kept, keep, kept_records
+from scripts.ablating.store import finished_run, is_kept, keep, kept_elsewhere, kept_records, take_over
 from scripts.ablating.study import Study
 from utils.config import Config
 from utils.training import run_folder as folders
@@ -57,16 +57,28 @@ def estimate(studies: Iterable[Study], queue: Sequence[list[Cell]], results: Pat
     return Estimate(known, of_study)
 
 
-def still_to_run(queue: Sequence[list[Cell]], *, results: Path, runs: Path) -> list[list[Cell]]:
-    """The items of a queue without results; those whose run has ended are kept on the way."""
+def still_to_run(
+    queue: Sequence[list[Cell]], *, results: Path, runs: Path, write: bool = True
+) -> list[list[Cell]]:
+    """The items of a queue that are still to be run.
+
+    Cells whose run has ended, or that another study has run, need no run; unless ``write`` is off
+    their results are put into their own study's folder on the way.
+    """
     waiting = []
     for item in queue:
         lacking = [cell for cell in item if not is_kept(results, cell)]
-        if lacking and finished_run(runs / item[0].key) is not None:
-            for cell in lacking:
-                keep(results, cell, folder=runs / cell.key)
-        elif lacking:
+        if not lacking:
+            continue
+        elsewhere, ended = kept_elsewhere(results, item[0]), finished_run(runs / item[0].key)
+        if elsewhere is None and ended is None:
             waiting.append(lacking)
+        for cell in lacking if write else []:
+            if elsewhere is not None:
+                take_over(results, cell, elsewhere)
+                is_kept(results, cell)
+            elif ended is not None:
+                keep(results, cell, folder=runs / cell.key)
     return waiting
 
 

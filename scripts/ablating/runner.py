@@ -139,7 +139,7 @@ def run_queue(
         while running or (waiting and not interrupt.asked):
             while waiting and len(running) < jobs and not interrupt.asked:
                 item = waiting.pop(0)
-                begun = _start(item, runs / item[0].key)
+                begun = _start(item, runs / item[0].key, jobs)
                 if begun is None:
                     outcome.busy.append(item)
                     bar.update()
@@ -172,8 +172,11 @@ def _tell(
     return titles, now
 
 
-def _start(cells: list[Cell], folder: Path) -> _Running | None:
-    """Begin a run, or None where another runner, or a run that outlived its own, works in its folder."""
+def _start(cells: list[Cell], folder: Path, jobs: int) -> _Running | None:
+    """Begin a run, or None where another runner, or a run that outlived its own, works in its folder.
+
+    One run at a time is given what a user's is; several share the cores.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / LOCK).open("w")
     try:
@@ -181,6 +184,9 @@ def _start(cells: list[Cell], folder: Path) -> _Running | None:
     except BlockingIOError:
         lock.close()
         return None
+    environment = {**os.environ, "TQDM_DISABLE": "1"}
+    if jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     log = (folder / LOG).open("ab")
     process = subprocess.Popen(
         command(cells[0], folder),
@@ -188,7 +194,7 @@ def _start(cells: list[Cell], folder: Path) -> _Running | None:
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         cwd=PROJECT_ROOT,
-        env={**os.environ, "TQDM_DISABLE": "1"},
+        env=environment,
         pass_fds=(lock.fileno(),),  # the lock is held as long as either of us lives
         start_new_session=True,  # Ctrl-C reaches the runner alone, which decides
     )

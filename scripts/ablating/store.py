@@ -29,22 +29,31 @@ def cell_files(results: Path, study: str, key: str) -> tuple[Path, Path]:
 
 
 def is_kept(results: Path, cell: Cell) -> bool:
-    """Whether the results of a cell are there, in its study or in another one (then they are copied).
+    """Whether the results of a cell are there, in its study's folder.
 
     Raises:
         ValueError: what lies there was trained with other settings: a default has changed since.
     """
     own = cell_files(results, cell.study, cell.key)
     if not all(path.is_file() for path in own):
-        for record in sorted(results.glob(f"*/{CELLS}/{cell.key}.json")):
-            if record.with_suffix(".npz").is_file():
-                _copy(record.with_suffix(".npz"), own[1])
-                _copy(record, own[0])
-                break
-        else:
-            return False
+        return False
     _refuse_other(own[0], cell)
     return True
+
+
+def kept_elsewhere(results: Path, cell: Cell) -> tuple[Path, Path] | None:
+    """The files of a cell in the folder of another study, or None."""
+    for record in sorted(results.glob(f"*/{CELLS}/{cell.key}.json")):
+        if record.with_suffix(".npz").is_file():
+            return record, record.with_suffix(".npz")
+    return None
+
+
+def take_over(results: Path, cell: Cell, found: tuple[Path, Path]) -> None:
+    """Copy the files of a cell from another study's folder; the record last."""
+    record, errors = cell_files(results, cell.study, cell.key)
+    _copy(found[1], errors)
+    _copy(found[0], record)
 
 
 def _refuse_other(path: Path, cell: Cell) -> None:

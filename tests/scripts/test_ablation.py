@@ -380,6 +380,8 @@ def test_a_cell_of_another_study_is_taken_over(finished, tmp_path):
     twin = tmp_path / "twin.toml"
     twin.write_text(path.read_text())
     queue = queue_of([read_study(twin)])
+    folders = ("--results", tmp_path / "results", "--runs", tmp_path / "no_runs")
+    assert status(twin, "--dry_run", *folders) == 0 and not (tmp_path / "results" / "twin").exists()
     waiting = still_to_run(queue, results=tmp_path / "results", runs=tmp_path / "no_runs")
     assert [(c.configuration, c.horizon, c.seed) for item in waiting for c in item] == [("both", 12, 2)]
     kept = tmp_path / "results" / "twin" / "cells"

@@ -24,6 +24,9 @@ MODULES = {
     "tapr": {"use_tapr": True},
     "gram": {"use_gram": True},
     "both": {"use_tapr": True, "use_gram": True},
+    "random": {"llm_ablation": "random"},
+    "attention": {"use_tapr": True, "llm_ablation": "attention"},
+    "none": {"use_tapr": True, "use_gram": True, "llm_ablation": "none"},
 }
 
 
