@@ -19,7 +19,7 @@ from utils.training.run_folder import DETAILS_FILE
 
 pytestmark = pytest.mark.slow
 
-MODULES = {
+MODULES: dict[str, dict[str, Any]] = {
     "baseline": {},
     "tapr": {"use_tapr": True},
     "gram": {"use_gram": True},
