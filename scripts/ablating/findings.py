@@ -105,6 +105,7 @@ class Findings:
 
         Raises:
             FileNotFoundError: there is no plan.
+            ValueError: cells that are to be compared were tested on different windows.
         """
         self.plan = read_plan(folder)
         self.configurations: dict[str, dict[str, Any]] = self.plan["configurations"]
@@ -121,6 +122,18 @@ class Findings:
                 self.results.setdefault(where, {})[cell["seed"]] = found
             else:
                 self.missing.append(cell)
+        self._refuse_other_windows(folder)
+
+    def _refuse_other_windows(self, folder: Path) -> None:
+        """Cells of one place are compared window by window: they must have been tested on the same ones."""
+        for place in self.places:
+            found = [r for name in self.configurations for r in self.at(name, place).values()]
+            kinds = {(r.record["data_hash"], r.detail("last").start.tobytes()) for r in found}
+            if len(kinds) > 1:
+                raise ValueError(
+                    f"{folder}: expected the same data and test windows in every cell at {place}, found "
+                    f"{len(kinds)} kinds; move the cells of other data away"
+                )
 
     @cached_property
     def places(self) -> list[Place]:

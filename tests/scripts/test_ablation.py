@@ -364,6 +364,15 @@ def test_a_primary_comparison_is_tested_when_all_its_seeds_are_there_and_not_bef
     assert primary.p is None and primary.seeds == (1, 2, 3, 4, 5) and "undecided" in primary.verdict
 
 
+def test_cells_of_other_data_are_not_compared(finished, tmp_path):
+    """A data file that was replaced between two cells would pass for a difference between configurations."""
+    shutil.copytree(finished[2] / "tiny", tmp_path / "tiny")
+    record = next(iter((tmp_path / "tiny" / "cells").glob("*.json")))
+    record.write_text(json.dumps({**json.loads(record.read_text()), "data_hash": "another"}))
+    with pytest.raises(ValueError, match="same data and test windows"):
+        Findings(tmp_path / "tiny")
+
+
 def test_primary_comparisons_stay_what_they_were_named(finished, tmp_path):
     path, _, results = finished
     shutil.copytree(results, tmp_path / "results")
