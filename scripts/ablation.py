@@ -19,6 +19,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from tqdm import tqdm
 
 from scripts.ablating.cells import queue_of
+from scripts.ablating.overview import write_overview
 from scripts.ablating.plan import dry_run_lines, estimate, still_to_run
 from scripts.ablating.planned import plan_study
 from scripts.ablating.report import write_report
@@ -30,14 +31,22 @@ from utils.training import run_folder as folders
 from utils.training.progress import clock_text
 from utils.training.stopping import STOPPED_STATUS
 
+DOCUMENT = PROJECT_ROOT / "docs" / "results.md"
+STUDIES = PROJECT_ROOT / "scripts" / "studies"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line asks for; the exit status."""
     args = _parser().parse_args(argv)
+    if args.docs and not args.report_only:
+        print("--docs: expected --report_only beside it, found none", file=sys.stderr)
+        return 2
     try:
         if args.report_only:
             for path in args.studies:
                 print(write_report(args.results / path.stem))
+            if args.docs:
+                print(write_overview(args.results, args.docs, studies=STUDIES.glob("*.toml")))
             return 0
         return _run([read_study(path) for path in args.studies], args)
     except (ValueError, OSError) as error:
@@ -54,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--report_only", action="store_true", help="rebuild the reports from results/<study>; run nothing"
+    )
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        nargs="?",
+        const=DOCUMENT,
+        metavar="FILE",
+        help=f"with --report_only: put a short table of every study into this document [{DOCUMENT.name}]",
     )
     parser.add_argument(
         "--runs", type=Path, default=PROJECT_ROOT / "checkpoints" / "ablation", help="folder of the runs"

@@ -31,8 +31,8 @@ WANTED = (0.1, 0.5)
 def conclusions(findings: Findings) -> Iterator[Part]:
     """What came out, in sentences made of the numbers."""
     primary = findings.differences("primary")
-    points = [_sentence(findings, d) for d in primary]
-    points += [_sentence(findings, d) for d in findings.differences("secondary")]
+    points = [sentence(findings, d) for d in primary]
+    points += [sentence(findings, d) for d in findings.differences("secondary")]
     if points:
         yield Points(tuple(points))
     else:
@@ -42,7 +42,8 @@ def conclusions(findings: Findings) -> Iterator[Part]:
     )
 
 
-def _sentence(findings: Findings, d: Difference) -> str:
+def sentence(findings: Findings, d: Difference) -> str:
+    """What a comparison shows, with its numbers."""
     way = "lower" if d.over_seeds.mean < 0 else "higher"
     text = (
         f"**{findings.label(d.configuration)}** against {findings.label(d.against)} ({d.place}, "
@@ -119,7 +120,7 @@ def score_tables(findings: Findings) -> Iterator[Part]:
     setting = f" ({findings.plan['setting']})" if findings.plan["setting"] else ""
     for place in findings.places:
         rows = [
-            _score_row(findings, name, place)
+            score_row(findings, name, place)
             for name in findings.configurations
             if (name, place) in findings.planned
         ]
@@ -136,7 +137,8 @@ def score_tables(findings: Findings) -> Iterator[Part]:
         )
 
 
-def _score_row(findings: Findings, name: str, place: Place) -> tuple[str, ...]:
+def score_row(findings: Findings, name: str, place: Place) -> tuple[str, ...]:
+    """A configuration's row of a table of scores."""
     found, planned = list(findings.at(name, place).values()), len(findings.planned[name, place])
     if not found:
         return (findings.label(name), f"0 of {planned}", NOT_RUN, NOT_RUN, NOT_RUN, NOT_RUN, NOT_RUN)

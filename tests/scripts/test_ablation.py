@@ -364,6 +364,25 @@ def test_a_primary_comparison_is_tested_when_all_its_seeds_are_there_and_not_bef
     assert primary.p is None and primary.seeds == (1, 2, 3, 4, 5) and "undecided" in primary.verdict
 
 
+def test_the_overview_stands_between_its_marks_and_names_what_was_not_run(finished, tmp_path):
+    path, _, results = finished
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    page.write_text("before\n<!-- studies: begin -->\nold\n<!-- studies: end -->\nafter\n")
+    for _ in range(2):
+        assert status(path, "--report_only", "--results", results, "--docs", page) == 0
+    text = page.read_text()
+    assert (
+        text.startswith("before\n") and text.endswith("<!-- studies: end -->\nafter\n") and "old" not in text
+    )
+    link = re.search(r"\[Tiny\]\((.*?)\)", text)
+    assert link and (page.parent / link.group(1)).resolve() == (results / "tiny" / "report.md").resolve()
+    assert "17 of 18 planned cells run" in text and "| baseline | 6 of 6 |" in text and "`top_k`" in text
+    page.write_text("no marks")
+    assert status(path, "--report_only", "--results", results, "--docs", page) == 2
+    assert status(path, "--docs", page, "--results", results) == 2
+
+
 def test_cells_of_other_data_are_not_compared(finished, tmp_path):
     """A data file that was replaced between two cells would pass for a difference between configurations."""
     shutil.copytree(finished[2] / "tiny", tmp_path / "tiny")
