@@ -74,6 +74,7 @@ def test_a_run_writes_its_folder(start_run, tmp_path):
         "metrics.jsonl",
         "results.json",
         "run.log",
+        "test_details.npz",
     ]
     resolved = json.loads((folder / "config.json").read_text())
     assert resolved["season"] == 24 and Config.from_flat(resolved).tapr.use_tapr
