@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from layers.heads import FlattenHead
 from layers.llm import FrozenLLM, load_llm
+from layers.llm_ablation import ablated, drawn_attention, pass_through
 from layers.llm_pass import LLMPass, Prefix
 from layers.normalization import InstanceNorm
 from layers.patching import PatchEmbedding
@@ -79,18 +80,22 @@ class Model(Forecaster):
         if llm is None:
             with torch.random.fork_rng():  # loading must not move what follows
                 llm = load_llm(config.llm, dtype=DTYPES[config.training.mixed_precision])
+        llm = ablated(llm, config.llm, seed=config.training.seed)
         self.llm_identity = llm.identity
         self.llm_model: Any = llm.model
-        self._pass = LLMPass(llm.model)
-        if config.training.gradient_checkpointing:
+        d_llm = llm.identity.hidden_size
+        self.llm_attention = None
+        if config.llm.llm_ablation == "attention":
+            self.llm_attention = drawn_attention(d_llm, seed=config.training.seed)
+        self._pass: Any = pass_through(llm, self.llm_attention, config.llm)
+        if isinstance(self._pass, LLMPass) and config.training.gradient_checkpointing:
             self._pass.recompute_layers()
-        if config.training.compile:
+        if isinstance(self._pass, LLMPass) and config.training.compile:
             self._pass.compile_layers()
         self._kept_prefix: tuple[Any, Prefix] | None = None
         self._kept_source: tuple[Any, Tensor] | None = None
         self._step_source = StepValue()
         self._pass_of_step = PassOfStep(first=True, last=True)
-        d_llm = llm.identity.hidden_size
         if config.backbone.d_ff > d_llm:
             raise ValueError(
                 f"--d_ff: expected at most the LLM's hidden size ({d_llm}), found {config.backbone.d_ff}"
@@ -149,7 +154,8 @@ class Model(Forecaster):
 
     def use_plain_pass(self) -> None:
         """From now on compute every state of the LLM by its own forward pass, for comparison."""
-        self._pass = LLMPass(self.llm_model, plain=True)
+        if isinstance(self._pass, LLMPass):
+            self._pass = LLMPass(self.llm_model, plain=True)
 
     def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
         """Windows [B, L, N] to [B, H, M]; the time marks are read with ``--use_time_marks`` alone."""

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
 from utils.data_sets import (
@@ -104,6 +105,10 @@ class LLMConfig:
     llm_model_path: str | None = setting(None, "local folder, GGUF file or hub id of the LLM")
     llm_layers: int = setting(12, "transformer layers kept, from the input side")
     llm_dim: int | None = setting(None, "expected hidden size (default: read from the LLM)")
+    llm_ablation: Literal["pretrained", "random", "attention", "none"] = setting(
+        "pretrained",
+        "study control: LLM layers pretrained, of random weights, one trained attention layer, or none",
+    )
     load_in_4bit: bool = setting(False, "LLM weights in 4 bits (needs a GPU and bitsandbytes)")
     trust_remote_code: bool = setting(False, "allow an LLM that ships its own code to run it")
 
@@ -482,6 +487,8 @@ class Config:
             )
         if t.mixed_precision == "fp16" and t.cpu:
             found.append("--mixed_precision: fp16 needs a GPU; use bf16 or no with --cpu")
+        if self.llm.llm_ablation == "random" and self.llm.load_in_4bit:
+            found.append("--load_in_4bit: random weights (--llm_ablation random) are not quantised")
         if self.run.resume_from_checkpoint and self.run.init_from:
             found.append("--init_from: cannot be combined with --resume_from_checkpoint")
         return found
@@ -519,6 +526,7 @@ def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
             yield group, item.name, item
 
 
+@cache
 def setting_type(group: str, name: str) -> tuple[tuple[type, ...], tuple[Any, ...]]:
     """The Python types and the literal choices that a setting accepts."""
     hint = get_type_hints(GROUPS[group])[name]

@@ -225,14 +225,15 @@ def _gpu_text(gpu: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def place(text: str, path: Path) -> None:
+def place(text: str, path: Path, *, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Put ``text`` between the markers of a document.
 
     Raises:
         ValueError: the document has no such markers.
     """
     document = path.read_text("utf-8")
-    if BEGIN not in document or END not in document:
-        raise ValueError(f"{path}: expected the lines {BEGIN} and {END}, found no such place for the tables")
-    before, rest = document.split(BEGIN, 1)
-    path.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}", "utf-8")
+    begin, end = markers
+    if begin not in document or end not in document:
+        raise ValueError(f"{path}: expected the lines {begin} and {end}, found no such place for the tables")
+    before, rest = document.split(begin, 1)
+    path.write_text(f"{before}{begin}\n{text}{end}{rest.split(end, 1)[1]}", "utf-8")

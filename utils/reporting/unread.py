@@ -52,6 +52,13 @@ def _unread(config: Config, model: Any) -> Iterator[tuple[str, set[str]]]:
 def _unread_modules(config: Config) -> Iterator[tuple[str, set[str]]]:
     """Settings of modules that are off, and of parts that a choice leaves out."""
     tapr, gram = config.tapr, config.gram
+    if config.llm.llm_ablation in ("attention", "none"):
+        unread = (
+            {"llm_layers"}
+            if config.llm.llm_ablation == "attention"
+            else {"llm_layers", "token_order", "prompt_domain", "prompt_digits"}
+        )
+        yield f"--llm_ablation {config.llm.llm_ablation} does without the LLM's layers", unread
     if not tapr.use_tapr:
         yield "without --use_tapr", _group("tapr") - {"use_tapr"}
     if not gram.use_gram:

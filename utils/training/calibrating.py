@@ -44,7 +44,7 @@ def calibration_of_best(this: RunContext, trainer: Trainer, loaders: Loaders) ->
         return stored
     with this.phase(KEY):
         errors = ErrorCollector(this.data.validation, stride=this.config.data.eval_stride)
-        trainer.evaluate(loaders.validation, name=KEY, watch=errors.add)
+        trainer.evaluate(loaders.validation, name=KEY, watchers=[errors.add])
         state = calibrated(errors.gather(), asked=asked, levels=levels)
         _store(this, path, state)
     return state

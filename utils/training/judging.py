@@ -15,6 +15,7 @@ from utils.training import run_folder as folders
 from utils.training.calibrating import calibration_of_best
 from utils.training.calibration import IntervalSums
 from utils.training.context import Loaders, RunContext
+from utils.training.details import DetailSums, TestDetails, write_details
 from utils.training.metrics import decisive, score_text
 from utils.training.passes import forecasts, stacked
 from utils.training.stopping import RunStopped, how_to_go_on
@@ -35,7 +36,11 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
     """
     training = bool(this.config.run.is_training)
     try:
-        tested = _trained_scores(this, trainer, loaders) if training else _scores(this, trainer, loaders)
+        details: dict[str, TestDetails] = {}
+        if training:
+            tested = _trained_scores(this, trainer, loaders, details)
+        else:
+            tested = _scores(this, trainer, loaders)
         with this.phase("test"):
             kept = _keep_forecasts(this, _named(this, folders.FORECASTS_FILE))
     except EvaluationStopped:
@@ -63,6 +68,8 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
         "forecasts": kept,
     }
     if this.accelerator.is_main_process:
+        if training:
+            write_details(this.folder / folders.DETAILS_FILE, details)
         _write(this, results, tested if training else {})
     this.accelerator.wait_for_everyone()
     return results
@@ -70,38 +77,46 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
 
 def _scores(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, dict[str, Any]]:
     """The scores of a checkpoint that is tested, and its intervals' where it keeps some."""
-    entry = {"step": trainer.progress.global_step, **_test(this, trainer, loaders, this.calibration)}
-    return {"checkpoint": entry}
+    entry, _ = _test(this, trainer, loaders, this.calibration)
+    return {"checkpoint": {"step": trainer.progress.global_step, **entry}}
 
 
 def _test(
     this: RunContext, trainer: Trainer, loaders: Loaders, calibration: dict[str, Any] | None
-) -> dict[str, Any]:
-    """The test scores of the weights that the model holds, and of their intervals where there are any."""
+) -> tuple[dict[str, Any], TestDetails]:
+    """The test scores of the weights that the model holds and of their intervals, and what else is kept."""
     levels = this.config.training.levels
     if calibration and levels and this.config.data.eval_data:
         log.info("intervals: not measured on %s, whose errors they were not calibrated on", this.data.tested)
         calibration = None
     sums = IntervalSums(calibration, levels) if calibration and levels else None
-    watch = None if sums is None else sums.add
+    details = DetailSums()
+    watchers = [details.add] if sums is None else [details.add, sums.add]
     with this.phase("test"):
-        entry: dict[str, Any] = {"test": trainer.evaluate(loaders.test, name="test", watch=watch)}
+        entry: dict[str, Any] = {"test": trainer.evaluate(loaders.test, name="test", watchers=watchers)}
     if sums is not None:
         reduced = partial(this.accelerator.reduce, reduction="sum")
         entry[INTERVALS] = sums.reduce(reduced, targets=this.data.targets, device=this.accelerator.device)
-    return entry
+    return entry, details.gather()
 
 
-def _trained_scores(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, dict[str, Any]]:
-    """The scores of the last weights, and of the best ones, which stay in the model."""
+def _trained_scores(
+    this: RunContext, trainer: Trainer, loaders: Loaders, details: dict[str, TestDetails]
+) -> dict[str, dict[str, Any]]:
+    """The scores of the last weights, and of the best ones, which stay in the model.
+
+    ``details`` gets what is kept of both; where they are the same weights, of ``last`` alone.
+    """
     progress = trainer.progress
     last: dict[str, Any] | None = None
     best = {"global_step": progress.global_step, "val_loss_min": progress.val_loss_min}
     if progress.best_step not in (progress.global_step, -1):
-        last = _test(this, trainer, loaders, None)
+        last, details["last"] = _test(this, trainer, loaders, None)
         best = checkpoints.load(this.folder / checkpoints.BEST)
         this.plain.load_state_dict(best["model"])
-    entry = _test(this, trainer, loaders, calibration_of_best(this, trainer, loaders))
+    entry, details["best"] = _test(this, trainer, loaders, calibration_of_best(this, trainer, loaders))
+    if last is None:
+        details["last"] = details.pop("best")
     found = best["val_loss_min"]
     validation = found if np.isfinite(found) else None
     return {

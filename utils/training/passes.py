@@ -13,6 +13,9 @@ from torch import Tensor
 
 from utils.types import Batch, ForecastState
 
+OF_SERIES = ("gate", "confidence", "weights", "rows", "distance", "matched")
+"""What a retrieval record has one row a series of."""
+
 
 class Part(NamedTuple):
     """Some variables of a batch."""
@@ -60,6 +63,18 @@ def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
             )
         share = (chosen.stop - begin) / variables
         yield Part(part, share, first=begin == 0, last=chosen.stop == variables)
+
+
+def joined(states: Sequence[ForecastState]) -> ForecastState:
+    """The forecast of a batch from those of its parts, with what was retrieved; series by part."""
+    if len(states) == 1:
+        return states[0]
+    records = [state.retrieval for state in states if state.retrieval is not None]
+    retrieval = None
+    if records:
+        by_series = {name: torch.cat([getattr(r, name) for r in records]) for name in OF_SERIES}
+        retrieval = records[0]._replace(**by_series)
+    return ForecastState(torch.cat([state.prediction for state in states], dim=-1), None, retrieval)
 
 
 @torch.no_grad()

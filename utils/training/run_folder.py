@@ -17,6 +17,7 @@ METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "run.log"
 RESULTS_FILE = "results.json"
 FORECASTS_FILE = "forecasts.npz"
+DETAILS_FILE = "test_details.npz"
 TEST_ONLY = "_test_only"
 """What the names of a later test's files carry, with the data set's where that is another."""
 NAMING = frozenset({"model_id", "model_comment", "des"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from logging import getLogger
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ from utils.process_memory import held_bytes
 from utils.training.metrics import ScoreSums, decisive, module_text
 from utils.training.objective import Loss, Objective
 from utils.training.outlook import announce, fitting_preset
-from utils.training.passes import channel_parts, forecast_state
+from utils.training.passes import channel_parts, forecast_state, joined
 from utils.training.progress import Clock, Hooks, Progress, clock_text
 from utils.trend import TrendLabel
 from utils.types import Batch, ForecastState, PassOfStep
@@ -233,11 +233,11 @@ class Trainer:
         loader: DataLoader[Batch],
         *,
         name: str,
-        watch: Callable[[ForecastState, Batch], None] | None = None,
+        watchers: Sequence[Callable[[ForecastState, Batch], None]] = (),
     ) -> dict[str, float]:
         """Scores over every window of ``loader``, each counted once, over all processes.
 
-        ``watch`` sees each batch of this process too.
+        ``watchers`` see each batch of this process too.
         """
         was_training = self.model.training
         self.model.eval()
@@ -249,13 +249,12 @@ class Trainer:
         batches = self._until_stop(loader)
         bar = tqdm(batches, desc=name, unit="batch", leave=False, disable=hidden, total=len(loader))
         for done, batch in enumerate(bar, start=1):
-            forecasts = []
+            states = []
             for part in channel_parts(batch, self.config.max_channels_per_step):
-                state = forecast_state(self.plain_model, part.batch)
-                sums.add(state, part.batch, new_windows=part.first)
-                forecasts.append(state.prediction)
-            if watch is not None:
-                watch(ForecastState(torch.cat(forecasts, dim=-1), None, None), batch)
+                states.append(forecast_state(self.plain_model, part.batch))
+                sums.add(states[-1], part.batch, new_windows=part.first)
+            for watch in watchers:
+                watch(joined(states), batch)
             now = time.perf_counter()
             if now - told > SILENCE and not sys.stderr.isatty():
                 told = now

@@ -77,6 +77,7 @@ def test_a_run_writes_its_folder(start_run, tmp_path):
         "results.json",
         "run.log",
         "status.json",
+        "test_details.npz",
     ]
     resolved = json.loads((folder / "config.json").read_text())
     assert resolved["season"] == 24 and Config.from_flat(resolved).tapr.use_tapr

@@ -6,19 +6,29 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data_provider.data_factory import build_data, evaluation_loader
+from models import MODELS as BUILDERS
+from utils.config import Config
+from utils.training.details import read_details
+from utils.training.passes import forecast_state
+from utils.training.run_folder import DETAILS_FILE
 from utils.training.tracking import TENSORBOARD_FOLDER
 
 pytestmark = pytest.mark.slow
 
-MODULES = {
+MODULES: dict[str, dict[str, Any]] = {
     "baseline": {},
     "tapr": {"use_tapr": True},
     "gram": {"use_gram": True},
     "both": {"use_tapr": True, "use_gram": True},
+    "random": {"llm_ablation": "random"},
+    "attention": {"use_tapr": True, "llm_ablation": "attention"},
+    "none": {"use_tapr": True, "use_gram": True, "llm_ablation": "none"},
 }
 
 
@@ -70,6 +80,28 @@ def test_each_window_is_scored_once(found, name):
         assert [r[entry]["test"]["windows"] for r in results] == [11, 11]
         assert results[0][entry]["test"] == results[1][entry]["test"]
     assert Path(found[name][0]["folder"]) == Path(found[name][1]["folder"])
+
+
+@pytest.mark.parametrize("name", ["baseline", "both"])
+def test_errors_window_by_window_are_those_of_one_process(found, name):
+    """Three batches over two processes, the last one smaller: in order, each window once, exact."""
+    folder = Path(found[name][0]["folder"])
+    kept = read_details(folder / DETAILS_FILE)["last"]
+    scores = json.loads(found[name][0]["results"])["last"]["test"]
+    assert len(kept.squared) == 11 and (np.diff(kept.start) == 1).all()
+    assert kept.squared.mean(dtype=np.float64) == pytest.approx(scores["mse"], rel=1e-6)
+    assert kept.horizon_squared.mean() == pytest.approx(scores["mse"], rel=1e-9)
+    data = build_data(Config.from_flat(found["_"][0]))
+    config = Config.from_flat({**found["_"][0], **MODULES[name]})
+    model = BUILDERS["TimeLLM_Enhanced"](config)
+    model.load_state_dict(torch.load(folder / "checkpoint", weights_only=True)["model"])
+    batch = next(iter(evaluation_loader(data.test, 11)))
+    with torch.no_grad():
+        error = forecast_state(model.eval(), batch).prediction - batch.y
+    best = read_details(folder / DETAILS_FILE).get("best", kept)
+    np.testing.assert_allclose(best.squared, error.square().mean(dim=(1, 2)), rtol=1e-4)
+    if name == "both":
+        assert best.gate_counts.sum() == 22
 
 
 def test_each_training_window_is_taken_once_an_epoch(found):

@@ -1,0 +1,103 @@
+"""The cells of a study: one ordinary run each, known by what is trained in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from scripts.ablating.study import Study
+from scripts.preflight import model_name
+from utils.cli import parse_config
+from utils.config import NOT_IDENTITY, Config
+
+KEY_DIGITS = 12
+ENTRIES = {"TimeLLM_Enhanced": "run_main_enhanced.py"}
+"""Entry point of a model; every other is ``run_main.py``'s."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration at one horizon on one data set with one seed."""
+
+    study: str
+    configuration: str
+    data: str
+    horizon: int
+    seed: int
+    words: tuple[str, ...]
+    """Flags of the entry point."""
+    config: Config
+    model: str
+    key: str
+    """The same in every study in which the same thing is trained."""
+
+    @property
+    def entry(self) -> str:
+        """The entry point's file."""
+        return ENTRIES.get(self.model, "run_main.py")
+
+    @property
+    def title(self) -> str:
+        """For a line of a log."""
+        return f"{self.study}: {self.configuration}, {self.data} {self.horizon}, seed {self.seed}"
+
+
+def identity(config: Config, model: str) -> dict[str, Any]:
+    """The settings that change what is trained and differ from their default, and the model.
+
+    Only those: a setting that is added later leaves the cells that do not use it what they were.
+    """
+    defaults = Config().flat()
+    own = {k: v for k, v in config.flat().items() if k not in NOT_IDENTITY and v != defaults[k]}
+    return {**own, "model": model}
+
+
+def key_of(config: Config, model: str) -> str:
+    """Hex digits that name what is trained."""
+    text = json.dumps(identity(config, model), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
+
+
+def cells_of(study: Study) -> list[tuple[tuple[int, int], Cell]]:
+    """Every cell of a study with its place in the queue (priority, turn of its seed), in the file's order.
+
+    Seeds turn slowest, so that a study that is cut off has whole pairs.
+    """
+    found: dict[tuple[str, str, int, int], tuple[tuple[int, int], Cell]] = {}
+    for block in study.blocks:
+        for turn, seed in enumerate(block.seeds):
+            for data in block.data:
+                for horizon in block.horizons:
+                    for name in block.configurations:
+                        place = (block.priority, turn)
+                        known = found.get((name, data, horizon, seed))
+                        if known is None or place < known[0]:
+                            cell = _cell(study, name, data=data, horizon=horizon, seed=seed)
+                            found[name, data, horizon, seed] = (place, cell)
+    return list(found.values())
+
+
+def _cell(study: Study, name: str, *, data: str, horizon: int, seed: int) -> Cell:
+    words = (
+        *study.flags,
+        *("--data", data, "--pred_len", str(horizon), "--seed", str(seed)),
+        *study.configurations[name].flags,
+    )
+    config = parse_config(words, prog=f"{study.name}: {name}")
+    model = model_name(config)
+    return Cell(study.name, name, data, horizon, seed, words, config, model, key_of(config, model))
+
+
+def queue_of(studies: Iterable[Study]) -> list[list[Cell]]:
+    """The cells of several studies in the order in which they are to run.
+
+    An item lists the cells, of one study or several, that are the same run.
+    """
+    placed = [item for study in studies for item in cells_of(study)]
+    same: dict[str, list[Cell]] = {}
+    for _, cell in sorted(placed, key=lambda item: item[0]):  # stable: the files' order within a place
+        same.setdefault(cell.key, []).append(cell)
+    return list(same.values())

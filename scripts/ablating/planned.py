@@ -1,0 +1,58 @@
+"""``plan.json``: a study as it was run, so that its report needs nothing but its own folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scripts.ablating.cells import cells_of
+from scripts.ablating.store import CELLS
+from scripts.ablating.study import Study, StudyError
+from utils.training import run_folder as folders
+
+PLAN = "plan.json"
+
+
+def plan_study(study: Study, folder: Path) -> None:
+    """Write the plan of a study into its results.
+
+    Raises:
+        StudyError: there are results already, and the primary comparisons are others now.
+    """
+    plan = {
+        **asdict(study),
+        "cells": [
+            {
+                "key": cell.key,
+                "configuration": cell.configuration,
+                "data": cell.data,
+                "horizon": cell.horizon,
+                "seed": cell.seed,
+            }
+            for _, cell in cells_of(study)
+        ],
+    }
+    path = folder / PLAN
+    if path.is_file() and any((folder / CELLS).glob("*.json")):
+        named, now = read_plan(folder)["primary"], [asdict(c) for c in study.primary]
+        if named != now:
+            raise StudyError(
+                f"{path}: the primary comparisons were named before the first result and stay; expected "
+                f"{named}, found {now}. Begin another study for others"
+            )
+    folders.write_json(path, plan)
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What `plan_study` wrote.
+
+    Raises:
+        FileNotFoundError: nothing was planned there.
+    """
+    path = folder / PLAN
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: not there; run the study once, if only with --report_only afterwards"
+        )
+    return folders.read_json(path)

@@ -1,0 +1,545 @@
+"""The study runner: cells, what is kept of them, and reports that say what the files say."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+
+import run_main
+import run_main_enhanced
+from scripts import ablation
+from scripts.ablating.cells import Cell, cells_of, key_of, queue_of
+from scripts.ablating.document import Page, Paragraph, Picture, Table
+from scripts.ablating.findings import Findings, Place
+from scripts.ablating.plan import steps_of, still_to_run
+from scripts.ablating.planned import plan_study
+from scripts.ablating.runner import run_queue
+from scripts.ablating.store import cell_files, is_kept, keep
+from scripts.ablating.study import StudyError, read_study
+from utils.cli import parse_config
+from utils.paths import PROJECT_ROOT
+from utils.reporting.statistics import sign_flip_p
+from utils.training.details import read_details, write_details
+
+STUDIES = sorted((PROJECT_ROOT / "scripts" / "studies").glob("*.toml"))
+SEEDS = [1, 2, 3, 4, 5, 6]
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def common(tmp_path_factory: pytest.TempPathFactory, tiny_gpt2: Path) -> str:
+    """Flags of a run of a second: 450 hourly rows, 3 steps, a tiny LLM."""
+    folder = tmp_path_factory.mktemp("series")
+    rows = np.arange(900)
+    noise = np.random.default_rng(0).normal(0, 0.2, (900, 2))
+    frame = pd.DataFrame(np.stack([np.sin(rows * np.pi / 12), np.cos(rows * np.pi / 12)], 1) + noise)
+    frame.columns = ["a", "OT"]
+    frame.insert(0, "date", pd.date_range("2020-01-01", periods=len(rows), freq="h").astype(str))
+    frame.to_csv(folder / "waves.csv", index=False)
+    return (
+        f"--root_path {folder} --data_path waves.csv --llm_model_path {tiny_gpt2} --seq_len 32 --label_len 0 "
+        "--llm_layers 1 --d_model 16 --d_ff 16 --n_heads 2 --num_tokens 20 --d_repr 16 --memory_size 100 "
+        "--batch_size 4 --eval_batch_size 64 --max_steps 3 --eval_steps 2 --save_steps 1 --log_steps 1 "
+        "--percent 100 --cpu"
+    )
+
+
+@pytest.fixture
+def write(tmp_path: Path, common: str) -> Write:
+    """Write a study of a baseline and GRA-M, six seeds at horizon 8 and one at 12; with these changes."""
+
+    def write(name: str = "tiny", *, seeds: list[int] = SEEDS, primary: bool = True, **more: str) -> Path:
+        flags = f"{common} {more.pop('flags', '')}"
+        text = f"""
+title = "Tiny"
+question = "Does it work?"
+setting = "tiny"
+flags = "{flags}"
+data = ["custom"]
+[configurations]
+baseline = {{ label = "baseline" }}
+gram = {{ label = "+ GRA-M", flags = "--use_gram" }}
+naive = {{ label = "naive", flags = "--model Persistence", reference = true }}
+{more.pop("configurations", "")}
+[[blocks]]
+configurations = ["baseline", "gram"]
+horizons = [8]
+seeds = {seeds}
+[[blocks]]
+configurations = ["naive"]
+horizons = [8]
+seeds = [1]
+priority = 0
+{more.pop("blocks", "")}
+"""
+        if primary:
+            text += '[[primary]]\nconfiguration = "gram"\nagainst = "baseline"\nhorizon = 8\n'
+        text += '[[aims]]\ntext = "nothing lost"\nconfiguration = "gram"\nhorizons = [8]\nat_most = 0.0001\n'
+        path = tmp_path / f"{name}.toml"
+        path.write_text(text)
+        assert not more
+        return path
+
+    return write
+
+
+def run_cell(cell: Cell, runs: Path) -> None:
+    """The cell's run by its own entry point, in this process."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    entry: Any = {"run_main.py": run_main, "run_main_enhanced.py": run_main_enhanced}[cell.entry]
+    entry.main([*cell.words, "--checkpoints", str(runs / cell.key), "--resume_from_checkpoint", "auto"])
+
+
+def status(*words: Any) -> int:
+    return ablation.main([str(word) for word in words])
+
+
+# Study files and cells.
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_each_study_file_is_whole_and_says_how_it_is_run(path):
+    study = read_study(path)
+    cells = [cell for _, cell in cells_of(study)]
+    assert f"python scripts/ablation.py scripts/studies/{path.name}" in path.read_text()
+    assert len({cell.key for cell in cells}) == len(cells), "two configurations are the same run"
+    assert study.setting and study.question.endswith("?")
+    for cell in cells:
+        assert cell.config.llm.llm_model == "SMOLLM2" and cell.config.data.percent >= 20
+
+
+def test_the_studies_the_design_asks_for_are_there():
+    names = {path.stem for path in STUDIES}
+    assert names >= {"modules", "n_scales", "top_k", "lambda_trend", "lambda_retrieval", "d_repr", "llm"}
+    for name, values in {"n_scales": {2, 3, 4}, "top_k": {3, 5, 10}, "lambda_trend": {0.3, 0.5, 0.7}}.items():
+        found = cells_of(read_study(PROJECT_ROOT / "scripts" / "studies" / f"{name}.toml"))
+        assert {cell.config.flat()[name] for _, cell in found} == values
+    modules = read_study(PROJECT_ROOT / "scripts" / "studies" / "modules.toml")
+    cells = [cell for _, cell in cells_of(modules) if cell.configuration == "both" and cell.horizon == 96]
+    assert len(cells) == 8 and len(modules.primary) == 3
+
+
+def test_the_default_of_a_sensitivity_study_is_a_cell_of_the_module_study():
+    """What is the same run is run once, whichever study asks for it."""
+    folder = PROJECT_ROOT / "scripts" / "studies"
+    queue = queue_of([read_study(folder / f"{name}.toml") for name in ("modules", "top_k", "llm")])
+    together = [{cell.study for cell in item} for item in queue if len(item) > 1]
+    assert {"modules", "top_k"} in together and {"modules", "llm"} in together
+
+
+def test_seeds_turn_slowest_and_blocks_of_low_number_come_first(write):
+    """A study that is cut off must have whole pairs."""
+    cells = [item[0] for item in queue_of([read_study(write(seeds=SEEDS))])]
+    assert cells[0].configuration == "naive"
+    assert [c.seed for c in cells[1:]] == [s for s in SEEDS for _ in range(2)]
+
+
+def test_a_key_names_what_is_trained_and_nothing_else():
+    """A setting that is added later, at its default, must not make finished cells strangers."""
+    config = parse_config(["--use_tapr", "--seed", "3"])
+    key = key_of(config, "TimeLLM_Enhanced")
+    same = parse_config(
+        ["--use_tapr", "--seed", "3", "--n_scales", "3", "--checkpoints", "x", "--log_steps", "9"]
+    )
+    assert key_of(same, "TimeLLM_Enhanced") == key
+    others = [
+        parse_config(["--use_tapr"]),
+        parse_config(["--use_tapr", "--seed", "3", "--llm_ablation", "none"]),
+    ]
+    assert len({key, *(key_of(o, "TimeLLM_Enhanced") for o in others), key_of(config, "DLinear")}) == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("title =", "titel =", "titel: no such field"),
+        ('"baseline", "gram"]', '"baseline", "grim"]', "configuration grim"),
+        ("seeds = [1, 2, 3, 4, 5, 6]", "seeds = [1, 2, 3]", "found 3"),
+        ("horizons = [8]", "horizon = [8]", "horizon"),
+        ("[configurations]", "[configurations", "tiny.toml"),
+    ],
+)
+def test_a_wrong_study_is_refused_with_what_is_wrong(write, capsys, tmp_path, old, new, said):
+    path = write()
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(StudyError, match=re.escape(said)):
+        read_study(path)
+    assert status(path, "--dry_run", "--runs", tmp_path, "--results", tmp_path) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_five_seeds_are_too_few_for_a_primary_comparison(write):
+    with pytest.raises(StudyError, match="0.05"):
+        read_study(write(seeds=SEEDS[:5]))
+    assert read_study(write(seeds=SEEDS[:5], primary=False)).primary == ()
+
+
+def test_a_flag_that_does_not_exist_stops_before_anything_runs(write, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        status(
+            write(flags="--no_such_flag 1"), "--runs", tmp_path / "runs", "--results", tmp_path / "results"
+        )
+    assert caught.value.code == 2 and not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_tells_cells_steps_and_time_and_writes_nothing(write, tmp_path, capsys):
+    path = write()
+    assert status(path, "--dry_run", "--runs", tmp_path / "runs", "--results", tmp_path / "results") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 14 and lines[-1].startswith("13 cells, 0 finished, 13 to run: 36 optimizer steps")
+    assert "about 0:39:00 with --jobs 1" in lines[-1]  # 180 seconds each, as no cell has run
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
+    naive = [cell for _, cell in cells_of(read_study(path)) if cell.configuration == "naive"]
+    assert steps_of(naive[0]) == 0
+
+
+# Results.
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, common: str) -> tuple[Path, Path, Path]:
+    """A study of six pairs, one of them really run, without one cell; its file, the runs, and the results."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = folder / "tiny.toml"
+    path.write_text(
+        f"""
+title = "Tiny"
+question = "Does it work?"
+setting = "tiny"
+flags = "{common}"
+data = ["custom"]
+[configurations]
+baseline = {{ label = "baseline" }}
+both = {{ label = "+ both", flags = "--use_tapr --use_gram" }}
+naive = {{ label = "naive", flags = "--model Persistence", reference = true }}
+[[blocks]]
+configurations = ["baseline", "both"]
+horizons = [8]
+seeds = {SEEDS}
+[[blocks]]
+configurations = ["baseline", "both", "naive"]
+horizons = [12]
+seeds = [1, 2]
+[[primary]]
+configuration = "both"
+against = "baseline"
+horizon = 8
+[[secondary]]
+configuration = "both"
+against = "baseline"
+[[aims]]
+text = "nothing lost"
+configuration = "both"
+horizons = [8]
+at_most = 0.0001
+"""
+    )
+    study, runs, results = read_study(path), folder / "runs", folder / "results"
+    plan_study(study, results / "tiny")
+    cells = [cell for _, cell in cells_of(study)]
+    real = {}
+    for cell in cells:
+        place = (cell.configuration, cell.horizon)
+        if place == ("both", 12) and cell.seed == 2:
+            continue
+        if place not in real:
+            run_cell(cell, runs)
+            keep(results, cell, folder=runs / cell.key)
+            real[place] = cell
+        else:
+            imitate(results, cell, of=real[place])
+    return path, runs, results
+
+
+def imitate(results: Path, cell: Cell, *, of: Cell) -> None:
+    """The files of a cell that was not run: those of another one, every error scaled by the same factor."""
+    factor = (
+        1 + 0.01 * np.random.default_rng(cell.seed).normal() + 0.002 * cell.seed * (cell.model != "TimeLLM")
+    )
+    source, target = cell_files(results, of.study, of.key), cell_files(results, cell.study, cell.key)
+    record = json.loads(source[0].read_text())
+    for weights in ("best", "last"):
+        for metric in ("mse", "mae"):
+            record[weights]["test"][metric] *= factor
+    record["settings"]["seed"] = cell.seed
+    scaled = {
+        name: found._replace(
+            squared=found.squared * np.float32(factor), absolute=found.absolute * np.float32(factor)
+        )
+        for name, found in read_details(source[1]).items()
+    }
+    write_details(target[1], scaled)
+    target[0].write_text(json.dumps({**record, "key": cell.key}))
+
+
+def test_a_report_is_rebuilt_from_the_studys_folder_alone(finished, tmp_path):
+    path, _, results = finished
+    assert status(path, "--report_only", "--results", results) == 0
+    shutil.copytree(results / "tiny", tmp_path / "tiny")
+    before = {f.name: f.read_bytes() for f in (tmp_path / "tiny").iterdir() if f.is_file()}
+    for name in before.keys() - {"plan.json"}:
+        (tmp_path / "tiny" / name).unlink()
+    assert status(tmp_path / "gone" / "tiny.toml", "--report_only", "--results", tmp_path) == 0
+    after = {f.name: f.read_bytes() for f in (tmp_path / "tiny").iterdir() if f.is_file()}
+    assert after == before and {"report.md", "report.html", "error_by_step.png"} <= before.keys()
+    for name in ("report.md", "report.html"):
+        text = before[name].decode()
+        assert str(results) not in text and "not run: + both, custom, horizon 12, seeds 2" in text
+
+
+def test_the_page_of_html_needs_no_other_file(finished):
+    path, _, results = finished
+    status(path, "--report_only", "--results", results)
+    text = (results / "tiny" / "report.html").read_text()
+    assert text.count("data:image/png;base64,") == text.count("<img") >= 4
+    assert not re.search(r'(src|href)="(?!data:)', text)
+
+
+def test_what_is_kept_names_no_folder_of_this_machine(finished):
+    """The files are committed."""
+    _, _, results = finished
+    for file in (results / "tiny").rglob("*.json"):
+        content = json.loads(file.read_text())
+        ours = {k: v for k, v in content.items() if k not in ("settings", "identity", "flags")}
+        assert str(results.parent) not in json.dumps(ours)  # the flags of a test name its own folders
+
+
+def test_the_numbers_of_a_report_are_those_of_the_files(finished):
+    """Mean and deviation, difference, p and verdict, computed here once more."""
+    path, _, results = finished
+    status(path, "--report_only", "--results", results)
+    text = (results / "tiny" / "report.md").read_text()
+    cells = json.loads((results / "tiny" / "plan.json").read_text())["cells"]
+    scores: dict[str, list[float]] = {"baseline": [], "both": []}
+    for cell in cells:
+        if cell["horizon"] == 8:
+            details = read_details(results / "tiny" / "cells" / f"{cell['key']}.npz")
+            errors = details.get("best", details["last"]).squared
+            scores[cell["configuration"]].append(errors.mean(dtype=np.float64))
+    for label, values in (("baseline", scores["baseline"]), ("+ both", scores["both"])):
+        assert f"| {label} | 6 of 6 | {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} |" in text
+    gaps = np.array(scores["both"]) - np.array(scores["baseline"])
+    (row,) = [line for line in text.splitlines() if line.startswith("| + both - baseline, custom 8 | 6 of 6")]
+    assert f"{gaps.mean():+.4f} [" in row and f"| {sign_flip_p(gaps):.4f} | {sign_flip_p(gaps):.4f} |" in row
+    assert f"{100 * gaps.mean() / np.mean(scores['baseline']):+.2f}%" in row
+    assert "not reached" in text and "ETTh1" not in text
+
+
+def test_a_comparison_without_a_test_shows_no_p(finished):
+    found = Findings(finished[2] / "tiny")
+    (secondary,) = found.differences("secondary")
+    assert secondary.place == Place("custom", 12) and secondary.p is None and secondary.p_holm is None
+    assert (
+        secondary.seeds == (1,) and "not tested" in secondary.verdict or "no difference" in secondary.verdict
+    )
+    (primary,) = found.differences("primary")
+    assert primary.p_holm == primary.p is not None
+
+
+def test_a_primary_comparison_is_tested_when_all_its_seeds_are_there_and_not_before(finished, tmp_path):
+    """Looking after each seed and stopping at the first p below 0.05 finds effects that are not there."""
+    shutil.copytree(finished[2] / "tiny", tmp_path / "tiny")
+    plan = json.loads((tmp_path / "tiny" / "plan.json").read_text())
+    key = next(c["key"] for c in plan["cells"] if c["configuration"] == "both" and c["seed"] == 6)
+    (tmp_path / "tiny" / "cells" / f"{key}.json").unlink()
+    (primary,) = Findings(tmp_path / "tiny").differences("primary")
+    assert primary.p is None and primary.seeds == (1, 2, 3, 4, 5) and "undecided" in primary.verdict
+
+
+def test_the_overview_stands_between_its_marks_and_names_what_was_not_run(finished, tmp_path):
+    path, _, results = finished
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    page.write_text("before\n<!-- studies: begin -->\nold\n<!-- studies: end -->\nafter\n")
+    for _ in range(2):
+        assert status(path, "--report_only", "--results", results, "--docs", page) == 0
+    text = page.read_text()
+    assert (
+        text.startswith("before\n") and text.endswith("<!-- studies: end -->\nafter\n") and "old" not in text
+    )
+    link = re.search(r"\[Tiny\]\((.*?)\)", text)
+    assert link and (page.parent / link.group(1)).resolve() == (results / "tiny" / "report.md").resolve()
+    assert "17 of 18 planned cells run" in text and "| baseline | 6 of 6 |" in text and "`top_k`" in text
+    page.write_text("no marks")
+    assert status(path, "--report_only", "--results", results, "--docs", page) == 2
+    assert status(path, "--docs", page, "--results", results) == 2
+
+
+def test_cells_of_other_data_are_not_compared(finished, tmp_path):
+    """A data file that was replaced between two cells would pass for a difference between configurations."""
+    shutil.copytree(finished[2] / "tiny", tmp_path / "tiny")
+    record = next(iter((tmp_path / "tiny" / "cells").glob("*.json")))
+    record.write_text(json.dumps({**json.loads(record.read_text()), "data_hash": "another"}))
+    with pytest.raises(ValueError, match="same data and test windows"):
+        Findings(tmp_path / "tiny")
+
+
+def test_primary_comparisons_stay_what_they_were_named(finished, tmp_path):
+    path, _, results = finished
+    shutil.copytree(results, tmp_path / "results")
+    changed = tmp_path / "tiny.toml"
+    changed.write_text(path.read_text().replace("[[primary]]", "[[secondary]]", 1))
+    with pytest.raises(StudyError, match="named before the first result"):
+        plan_study(read_study(changed), tmp_path / "results" / "tiny")
+    plan_study(read_study(path), tmp_path / "results" / "tiny")
+
+
+def test_a_cell_of_another_study_is_taken_over(finished, tmp_path):
+    path, _, results = finished
+    shutil.copytree(results, tmp_path / "results")
+    twin = tmp_path / "twin.toml"
+    twin.write_text(path.read_text())
+    queue = queue_of([read_study(twin)])
+    folders = ("--results", tmp_path / "results", "--runs", tmp_path / "no_runs")
+    assert status(twin, "--dry_run", *folders) == 0 and not (tmp_path / "results" / "twin").exists()
+    waiting = still_to_run(queue, results=tmp_path / "results", runs=tmp_path / "no_runs")
+    assert [(c.configuration, c.horizon, c.seed) for item in waiting for c in item] == [("both", 12, 2)]
+    kept = tmp_path / "results" / "twin" / "cells"
+    assert len(list(kept.glob("*.npz"))) == len(queue) - 1
+    found = [
+        f for f in kept.iterdir() if f.read_bytes() != (results / "tiny" / "cells" / f.name).read_bytes()
+    ]
+    assert not found
+
+
+def test_runs_without_results_are_kept_without_running_again(finished, tmp_path):
+    """A runner that was killed between the end of a run and its results."""
+    path, runs, results = finished
+    queue = queue_of([read_study(path)])
+    ended = {folder.name for folder in runs.iterdir()}
+    waiting = still_to_run(queue, results=tmp_path, runs=runs)
+    assert len(ended) == 5 and len(waiting) == len(queue) - len(ended)
+    for file in (tmp_path / "tiny" / "cells").iterdir():
+        assert file.stem in ended
+        assert file.read_bytes() == (results / "tiny" / "cells" / file.name).read_bytes()
+
+
+def test_a_default_that_has_changed_since_is_told(finished, tmp_path):
+    path, _, results = finished
+    shutil.copytree(results, tmp_path / "results")
+    _, cell = cells_of(read_study(path))[0]
+    record, _ = cell_files(tmp_path / "results", "tiny", cell.key)
+    content = json.loads(record.read_text())
+    content["settings"]["top_k"] = 4
+    record.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="--top_k: 4 there, 5 now"):
+        is_kept(tmp_path / "results", cell)
+
+
+def test_a_report_without_a_plan_is_an_error(tmp_path, capsys):
+    assert status(tmp_path / "none.toml", "--report_only", "--results", tmp_path) == 2
+    assert "plan.json" in capsys.readouterr().err
+
+
+def test_markup_of_a_page_is_escaped_and_its_cells_hold_together(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"png")
+    page = Page(
+        [Paragraph("1 < 2 & `a<b`"), Table("t", ("a", "b"), (("x|y", "**z**"),)), Picture("a.png", '"q"')]
+    )
+    assert "| x/y | **z** |" in page.markdown() and "![" in page.markdown()
+    text = page.html(tmp_path)
+    assert "1 &lt; 2 &amp; <code>a&lt;b</code>" in text and "<strong>z</strong>" in text
+    assert 'alt="&quot;q&quot;"' in text
+
+
+# Running: processes of their own.
+
+
+@pytest.mark.slow
+def test_failures_are_told_and_the_others_run(write, tmp_path, capsys):
+    """One configuration cannot run at all; the exit status says so, and the next call tries it alone."""
+    path = write(
+        primary=False,
+        seeds=[1],
+        configurations='broken = { flags = "--batch_size 100000" }',
+        blocks='[[blocks]]\nconfigurations = ["broken"]\nhorizons = [8]\nseeds = [1]\npriority = 0',
+    )
+    folders = ("--runs", tmp_path / "runs", "--results", tmp_path / "results")
+    assert status(path, "--jobs", 2, *folders) == 1
+    said = capsys.readouterr()
+    assert "--batch_size 100000: expected" in said.out and "failed, status 2: tiny: broken" in said.err
+    assert "3 of 4 cells have results" in said.out
+    results = tmp_path / "results" / "tiny"
+    assert len(list((results / "cells").glob("*.json"))) == 3
+    assert "not run: broken" in (results / "report.md").read_text()
+    times = {f: f.stat().st_mtime_ns for f in (results / "cells").iterdir()}
+    path.write_text(path.read_text().replace("--batch_size 100000", "--batch_size 3"))
+    assert status(path, *folders) == 0
+    assert all(f.stat().st_mtime_ns == t for f, t in times.items())
+    assert len(list((results / "cells").glob("*.json"))) == 4
+
+
+@pytest.mark.slow
+def test_a_runner_that_is_stopped_ends_its_cells_and_goes_on_to_the_same_result(write, tmp_path):
+    """SIGTERM in mid-training: the run saves and ends with it; the next call resumes, bit for bit."""
+    path = write(
+        primary=False, seeds=[1], flags="--max_steps 60 --eval_steps 60 --save_steps 20 --dropout 0.2"
+    )
+    text = path.read_text()
+    path.write_text(
+        text.replace('["baseline", "gram"]', '["gram"]').replace(
+            'configurations = ["naive"]', 'configurations = ["gram"]'
+        )
+    )
+    (cell,) = [c for _, c in cells_of(read_study(path))]
+    whole = tmp_path / "whole"
+    run_cell(cell, whole)
+    keep(whole / "results", cell, folder=whole / cell.key)
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    command = [sys.executable, "scripts/ablation.py", path, "--runs", runs, "--results", results]
+    first = subprocess.Popen(
+        [str(word) for word in command], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(runs.glob("*/*/checkpoint_step_*/checkpoint.pt")):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate(timeout=120)
+    assert first.returncode == 75, said
+    log = (runs / cell.key / "cell.log").read_text()
+    assert "stopped by SIGTERM" in log and not is_kept(results, cell)
+    assert status(path, "--runs", runs, "--results", results) == 0
+    assert "resumed at optimizer step" in (runs / cell.key / "cell.log").read_text()
+    record, errors = cell_files(results, cell.study, cell.key)
+    assert json.loads(record.read_text())["attempts"] == 2
+    wanted = read_details(cell_files(whole / "results", cell.study, cell.key)[1])
+    for name, found in read_details(errors).items():
+        for field in found._fields:
+            np.testing.assert_array_equal(getattr(found, field), getattr(wanted[name], field))
+
+
+def test_a_cell_that_another_runner_works_on_is_left_to_it(write, tmp_path):
+    queue = queue_of([read_study(write())])[:1]
+    folder = tmp_path / "runs" / queue[0][0].key
+    folder.mkdir(parents=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        outcome = run_queue(
+            queue,
+            runs=tmp_path / "runs",
+            jobs=1,
+            before=0,
+            finished=lambda e: None,
+            seconds_left=lambda q: 0.0,
+        )
+    assert outcome.busy == queue and not outcome.done and not (folder / "cell.log").exists()
