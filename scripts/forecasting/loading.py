@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from layers.llm import FrozenLLM, load_llm
+from layers.llm_ablation import ablated
 from layers.llm_sources import LLMUnavailableError
 from models import MODELS, model_name
 from models.forecaster import Forecaster
@@ -117,7 +118,7 @@ def _llm(config: Config, recorded: Mapping[str, Any], path: Path, elsewhere: str
             f"{path}: expected its LLM, {recorded['name']} (content {recorded['content_hash'][:12]}), found "
             f"none: {error} If it lies elsewhere now, say where with --llm_model_path."
         ) from error
-    found = asdict(llm.identity)
+    found = asdict(ablated(llm, config.llm, seed=config.training.seed).identity)  # as its model will know it
     other = [
         f"{name}: expected {recorded.get(name)}, found {found[name]}"
         for name in SAME_LLM

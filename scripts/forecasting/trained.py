@@ -32,7 +32,7 @@ from utils.config import Config
 from utils.conformal import Calibration
 from utils.training.calibration import deviation_of
 from utils.training.checkpoint import CheckpointError
-from utils.training.passes import forecast_state, stacked
+from utils.training.passes import channel_parts, forecast_state, joined, stacked
 from utils.types import Batch, DataBundle, ForecastState, SeriesIdentity, Standardisation
 
 log = getLogger(__name__)
@@ -213,7 +213,8 @@ class TrainedModel:
         # as in the run: a model without weights to train is not wrapped
         half = precision != "no" and any(p.requires_grad for p in self.model.parameters())
         with self._lock, torch.autocast(self.device.type, DTYPES[precision], enabled=half):
-            state = forecast_state(self.model, batch)
+            parts = channel_parts(batch, self.config.training.max_channels_per_step)
+            state = joined([forecast_state(self.model, part.batch) for part in parts])
         return convert_to_fp32(state) if half else state
 
     def forecasts(self, windows: Dataset[Batch]) -> Forecasts:

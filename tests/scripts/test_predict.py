@@ -118,6 +118,24 @@ MODEL_SETTINGS: dict[str, dict[str, Any]] = {
 def test_every_model_forecasts_as_its_run_did(runs, model):
     """Units, weights, memory, marks and precision: all of them are those of the run's own test."""
     run = runs(model, **MODEL_SETTINGS.get(model, {}))
+    assert forecasts_as_kept(run).model.name == model
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_time_marks": True},
+        {"use_tapr": True, "use_gram": True, "max_channels_per_step": 2},
+        *({"llm_ablation": kind} for kind in ("random", "attention", "none")),
+    ],
+    ids=str,
+)
+def test_a_run_with_other_parts_forecasts_as_it_did(runs, changes):
+    forecasts_as_kept(runs("TimeLLM_Enhanced", **changes))
+
+
+def forecasts_as_kept(run: RunResult) -> Forecaster:
+    """The forecaster of a run, once its forecasts are found to be those that the run has kept."""
     forecaster = load(run)
     test = forecaster.own_data().test
     kept = np.load(run.run_dir / "forecasts.npz")
@@ -125,7 +143,7 @@ def test_every_model_forecasts_as_its_run_did(runs, model):
     batches = forecaster.states([test[i] for i in windows])  # type: ignore[arg-type]
     found = np.concatenate([state.prediction.numpy() for _, state in batches])
     np.testing.assert_allclose(found, kept["prediction"], atol=1e-6)
-    assert forecaster.model.name == model
+    return forecaster
 
 
 @pytest.mark.parametrize("features", ["M", "S", "MS"])
