@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import shutil
 import signal
@@ -488,8 +487,9 @@ def test_failures_are_told_and_the_others_run(write, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_runner_that_is_stopped_ends_its_cells_and_goes_on_to_the_same_result(write, tmp_path):
+def test_a_runner_that_is_stopped_ends_its_cells_and_goes_on_to_the_same_result(write, tmp_path, monkeypatch):
     """SIGTERM in mid-training: the run saves and ends with it; the next call resumes, bit for bit."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums are divided among threads: the same number in each part
     path = write(
         primary=False, seeds=[1], flags="--max_steps 60 --eval_steps 60 --save_steps 20 --dropout 0.2"
     )
@@ -507,7 +507,7 @@ def test_a_runner_that_is_stopped_ends_its_cells_and_goes_on_to_the_same_result(
     command = [sys.executable, "scripts/ablation.py", path, "--runs", runs, "--results", results]
     first = subprocess.Popen(
         [str(word) for word in command], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(runs.glob("*/*/checkpoint_step_*/checkpoint.pt")):

@@ -397,6 +397,7 @@ def test_a_run_writes_the_documented_payload(start_run):
             "rng_state sampler_state scaler".split()
         )
         ours = "format_version progress loss_sums num_processes batch numerics config llm data".split()
+        ours += ["model_name"] + ["calibration"] * (path.name == checkpoints.BEST)
         assert set(content) == {*documented, *ours}
         assert content["best_score"] == -content["val_loss_min"]
         assert not [name for name in content["model"] if "llm_model" in name]

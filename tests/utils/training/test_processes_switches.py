@@ -42,6 +42,7 @@ ELSEWHERE = {
     "seasonal_patterns": "read by M4 alone",
     "task_name short_term_forecast": "M4's, see test_short_term.py",
     "loss SMAPE": "M4's, see test_short_term.py",
+    "report_to wandb": "needs a package that is an extra, see test_tracking.py",
 }
 """Choices that no run here takes, and why."""
 
