@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -65,13 +66,44 @@ def attend(
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """[S, T, h, E]; heads that share their keys are one long query."""
     series, heads, queries, width = query.shape
-    shared, keys = key.shape[1], key.shape[2]
-    grouped = (query * scale).reshape(series, shared, -1, width)
-    scores = grouped @ key.transpose(-1, -2)  # [S, h / g, g T, K]
-    if mask is not None:
-        scores.view(series, shared, -1, queries, keys).add_(mask[:, :, None])
-    attended = scores.softmax(dim=-1) @ value
+    grouped = (query * scale).reshape(series, key.shape[1], -1, width)
+    attended: Tensor = _Products.apply(grouped, key, value, mask)
     return attended.view(series, heads, queries, width).transpose(1, 2)
+
+
+class _Products(torch.autograd.Function):
+    """softmax(query key^T + mask) value, which keeps one map for its gradients and makes none beside it.
+
+    Autograd of the same products holds the scores beside their softmax in both passes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Query [S, h / g, g T, E], key and value [S, h / g, K, E], mask [S, 1, T, K]: like the query."""
+        maps = query @ key.transpose(-1, -2)
+        if mask is not None:
+            maps.unflatten(2, (-1, mask.shape[2])).add_(mask[:, :, None])
+        torch.softmax(maps, dim=-1, out=maps)
+        attended = maps @ value
+        ctx.save_for_backward(query, key, value, maps, attended)
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Of query, key and value, where they are asked for."""
+        query, key, value, maps, attended = ctx.saved_tensors
+        of_query, of_key, of_value = ctx.needs_input_grad[:3]
+        found: list[Tensor | None] = [None, None, None, None]
+        if of_value:
+            found[2] = maps.transpose(-1, -2) @ gradient
+        if of_query or of_key:
+            # of the softmax: its row times (what came less the row's mean of it), a mean over values too
+            mean = (gradient * attended).sum(-1, keepdim=True)
+            of_scores = (gradient @ value.transpose(-1, -2)).sub_(mean).mul_(maps)
+            found[0] = of_scores @ key if of_query else None
+            found[1] = of_scores.transpose(-1, -2) @ query if of_key else None
+        return tuple(found)
 
 
 AttentionInterface.register(NAME, attend)

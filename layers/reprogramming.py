@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from layers.dropout_attention import attend_with_dropout
 
 
 class ReprogrammingLayer(nn.Module):
@@ -42,9 +43,7 @@ class ReprogrammingLayer(nn.Module):
         rate = self.dropout if self.training else 0.0
         if not rate or query.device.type != "cpu":
             return F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
-        # A CPU's kernel knows no dropout: torch writes the attention out and would keep five copies of it.
-        heads = zip(query.split(1, 1), key.split(1, 1), value.split(1, 1), strict=True)
-        return torch.cat([checkpoint(_with_dropout, *head, rate, use_reentrant=False) for head in heads], 1)
+        return attend_with_dropout(query[0], key[0], value[0], rate)[None]
 
     @torch.no_grad()
     def attention(self, patches: Tensor, source: Tensor) -> Tensor:
@@ -61,7 +60,3 @@ class ReprogrammingLayer(nn.Module):
         query = self.query_projection(patches).reshape(1, -1, self.n_heads, self._width).transpose(1, 2)
         key = self.key_projection(source).reshape(1, len(source), self.n_heads, -1).transpose(1, 2)
         return query, key
-
-
-def _with_dropout(query: Tensor, key: Tensor, value: Tensor, rate: float) -> Tensor:
-    return F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
