@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from layers.llm import FrozenLLM
 from layers.llm_pass import LLMPass, Prefix
-from utils.config import LLMConfig
+from utils.config import Config, LLMConfig
 from utils.types import LLMIdentity
 
 HEADS = 8
@@ -61,6 +61,10 @@ class StandInPass:
         """None hands the tail through."""
         self.layer = layer
 
+    def plain(self) -> StandInPass:
+        """Itself: there is nothing that it shortens."""
+        return self
+
     def __call__(self, front: Tensor, tail: Tensor, *, mask: Tensor, prefix: Prefix | None = None) -> Tensor:
         """States [S, T_t, d_llm] at the tail; arguments as `LLMPass`'s, without a prefix."""
         assert prefix is None
@@ -71,11 +75,16 @@ class StandInPass:
         return tail
 
 
-def pass_through(llm: FrozenLLM, layer: TokenAttention | None, config: LLMConfig) -> LLMPass | StandInPass:
-    """The way from tokens to states that ``--llm_ablation`` asks for."""
-    if config.llm_ablation in ("attention", "none"):
+def pass_through(llm: FrozenLLM, layer: TokenAttention | None, config: Config) -> LLMPass | StandInPass:
+    """The way from tokens to states: what ``--llm_ablation`` asks for, layers computed as the flags say."""
+    if config.llm.llm_ablation in ("attention", "none"):
         return StandInPass(layer)
-    return LLMPass(llm.model)
+    taken = LLMPass(llm.model)
+    if config.training.gradient_checkpointing:
+        taken.recompute_layers()
+    if config.training.compile:
+        taken.compile_layers()
+    return taken
 
 
 def ablated(llm: FrozenLLM, config: LLMConfig, *, seed: int) -> FrozenLLM:

@@ -96,6 +96,10 @@ class LLMPass:
             return self._bidirectional(front, tail, mask)
         return self._forward(torch.cat([front, tail], dim=1), mask)[:, front.shape[1] :]
 
+    def plain(self) -> LLMPass:
+        """A pass through the same LLM that shortens nothing, for comparison."""
+        return LLMPass(self.llm, plain=True)
+
     # Other ways to compute the LLM's layers, for all passes through it.
 
     def recompute_layers(self) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from layers.heads import FlattenHead
 from layers.llm import FrozenLLM, load_llm
 from layers.llm_ablation import ablated, drawn_attention, pass_through
-from layers.llm_pass import LLMPass, Prefix
+from layers.llm_pass import Prefix
 from layers.normalization import InstanceNorm
 from layers.patching import PatchEmbedding
 from layers.prompt import PromptBuilder
@@ -87,11 +87,7 @@ class Model(Forecaster):
         self.llm_attention = None
         if config.llm.llm_ablation == "attention":
             self.llm_attention = drawn_attention(d_llm, seed=config.training.seed)
-        self._pass: Any = pass_through(llm, self.llm_attention, config.llm)
-        if isinstance(self._pass, LLMPass) and config.training.gradient_checkpointing:
-            self._pass.recompute_layers()
-        if isinstance(self._pass, LLMPass) and config.training.compile:
-            self._pass.compile_layers()
+        self._pass: Any = pass_through(llm, self.llm_attention, config)
         self._kept_prefix: tuple[Any, Prefix] | None = None
         self._kept_source: tuple[Any, Tensor] | None = None
         self._step_source = StepValue()
@@ -154,8 +150,7 @@ class Model(Forecaster):
 
     def use_plain_pass(self) -> None:
         """From now on compute every state of the LLM by its own forward pass, for comparison."""
-        if isinstance(self._pass, LLMPass):
-            self._pass = LLMPass(self.llm_model, plain=True)
+        self._pass = self._pass.plain()
 
     def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
         """Windows [B, L, N] to [B, H, M]; the time marks are read with ``--use_time_marks`` alone."""
@@ -207,21 +202,22 @@ class Model(Forecaster):
         """The source (text prototype) embeddings [C, d_llm]; once an optimizer step, once an evaluation."""
         if self.config.backbone.source_tokens == "prototypes":
             return self.source_prototypes
-        if self.training and torch.is_grad_enabled():
-            place = self._pass_of_step
-            source = self._step_source.get(
-                lambda: self._map_words(self.mapping_layer), first=place.first, last=place.last
-            )
-            if place.last and source.requires_grad and source.device.type == "cpu":
-                # what the LLM's backward pass has freed goes before the map's gradient comes
-                source.register_hook(lambda gradient: give_back_freed())
-            return source
-        if self.training or torch.is_grad_enabled():
-            return self._map_words(self.mapping_layer)
+        if torch.is_grad_enabled():
+            return self._source_of_step(self._pass_of_step)
         state = _state_of(self.mapping_layer)
         if self._kept_source is None or self._kept_source[0] != state:
             self._kept_source = state, self._map_words(self.mapping_layer)
         return self._kept_source[1]
+
+    def _source_of_step(self, place: PassOfStep) -> Tensor:
+        """The mapped source, which the passes of an optimizer step share."""
+        source = self._step_source.get(
+            lambda: self._map_words(self.mapping_layer), first=place.first, last=place.last
+        )
+        if place.last and source.requires_grad and source.device.type == "cpu":
+            # what the LLM's backward pass has freed goes before the map's gradient comes
+            source.register_hook(lambda gradient: give_back_freed())
+        return source
 
     def _map_words(self, mapping: nn.Linear) -> Tensor:
         """Each source token as a weighted sum of all word embeddings, [C, d_llm]."""

@@ -20,7 +20,6 @@ from utils.types import Batch, ForecastState, RetrievalRecord
 
 BINS = 20
 """Of the histograms, all over [0, 1]."""
-KINDS = ("squared", "absolute")
 
 
 class TestDetails(NamedTuple):

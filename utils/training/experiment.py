@@ -237,8 +237,7 @@ def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
     _check_same_everywhere(this)
     if this.accelerator.process_index:  # equal weights so far; from here on each drops out its own units
         torch.manual_seed(this.config.training.seed + this.accelerator.process_index)
-    if any(p.requires_grad for p in this.plain.parameters()):  # DDP refuses a model without
-        this.accelerator.gradient_accumulation_steps = this.plan.passes
+    this.accelerator.gradient_accumulation_steps = this.plan.passes
     if any(p.requires_grad for p in this.plain.parameters()):  # DDP refuses a model without
         this.model = this.accelerator.prepare_model(this.plain)
 
