@@ -12,14 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.decomposition import SeriesDecomposition
-from utils.config import ATTENTION_HEADS, TAPRConfig
+from utils.config import ATTENTION_HEADS, SCALE_BASE, TAPRConfig
 from utils.trend import DIRECTIONS, MAGNITUDES, RELATIVE_CUTS, THRESHOLD_CUTS, fit_cuts, trend_measure
 from utils.trend import magnitude_given_direction as count_magnitude_given_direction
 from utils.types import InstanceStatistics, TrendRecord
 from utils.windows import floored_deviation, per_series
 
-SCALE_BASE = 4
-"""Each scale is this many times coarser than the one before: 1x, 4x, 16x, 64x."""
 TREND_KERNEL = 5
 """Width of the moving average, in steps of a scale: 5 patches at stride 8 span about two days."""
 SUMMARY_WIDTH = 16

@@ -31,6 +31,8 @@ KEY_SEASONS = 7
 """Seasons in the raw retrieval key (cut to the lookback): 168 rows of hourly data."""
 ATTENTION_HEADS = 4
 """Heads of every attention inside TAPR and GRA-M; their widths are multiples of it."""
+SCALE_BASE = 4
+"""Each scale of TAPR is this many times coarser than the one before: 1x, 4x, 16x, 64x."""
 CHANNEL_INDEPENDENT = ("DLinear", "Linear", "PatchTST", "Persistence", "Ridge", "SeasonalNaive")
 """Models whose forecast of a variable reads that variable alone."""
 LONG_TERM, SHORT_TERM = "long_term_forecast", "short_term_forecast"

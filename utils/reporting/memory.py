@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from utils.config import ATTENTION_HEADS, KEY_SEASONS, Config
-from utils.process_memory import resident_bytes
+from utils.config import ATTENTION_HEADS, KEY_SEASONS, SCALE_BASE, Config
+from utils.process_memory import give_back_freed, resident_bytes
 from utils.types import DataBundle
 
 FLOAT, HALF = 4, 2
@@ -32,17 +32,17 @@ SEARCH_BLOCK = 32768
 """As `layers.retrieval_search`."""
 SEARCH_BYTES = 20
 """Of one query and row in a block of the search: scores, their mask, what they are made of."""
-ENCODER_COPIES = 20
+ENCODER_COPIES = 14
 """Tensors of a key's width that one layer of the retrieval encoder keeps of a token."""
-TREND_COPIES = 20
+TREND_COPIES = 34
 """Tensors of the model's width that one scale of TAPR keeps of a patch."""
 PATCH_COPIES = 6
 NEIGHBOUR_COPIES = 8
 PROBES = 8
 """Windows whose prompts are measured."""
-ALLOCATOR = 70e6
-"""What a CPU's kernels and allocator take in training beside the tensors: packed copies, gaps between
-freed blocks (measured)."""
+PACKED, GAPS = 70e6, 1.1
+"""What a CPU takes in training beside the tensors (measured): its kernels' packed copies, and the gaps
+that its allocator leaves between freed blocks, a share."""
 
 
 class Tokens(NamedTuple):
@@ -90,8 +90,10 @@ class MemoryEstimate:
     """Two moments of each trained weight."""
     gradients: float
     """Beyond the room that the passes have given back by then."""
-    retrieval: float
-    """The memory's rows, and what a search takes."""
+    rows: float
+    """Of the retrieval memory."""
+    search: float
+    """In them, beyond the room that the passes take later."""
     llm: float
     """What the LLM's pass keeps."""
     reprogramming: float
@@ -104,8 +106,8 @@ class MemoryEstimate:
 
     @property
     def to_come(self) -> float:
-        """All but the weights: what a model that is built still needs."""
-        return self.total - self.weights
+        """All but weights and rows: what a model that is built still needs."""
+        return self.total - self.weights - self.rows
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ def training_memory(sizes: MemorySizes) -> MemoryEstimate:
         weights=sizes.trained + (llm.weights if llm else 0),
         optimizer=2 * sizes.trained,
         gradients=max(0.0, sizes.trained - kept - others),
-        retrieval=_retrieval(sizes, series),
+        rows=_rows(sizes),
+        search=max(0.0, _search(sizes, series) - kept - others),
         llm=kept,
         reprogramming=others,
     )
@@ -192,13 +195,16 @@ def evaluation_memory(sizes: MemorySizes) -> MemoryEstimate:
     t = sizes.config.training
     series = (t.eval_batch_size or t.batch_size) * sizes.forecast
     llm = sizes.llm
+    held = _llm_evaluation(sizes, series)
+    others = _reprogramming(sizes, series, training=False)
     return MemoryEstimate(
         weights=sizes.trained + (llm.weights if llm else 0),
         optimizer=0.0,
         gradients=0.0,
-        retrieval=_retrieval(sizes, series),
-        llm=_llm_evaluation(sizes, series),
-        reprogramming=_reprogramming(sizes, series, training=False),
+        rows=_rows(sizes),
+        search=max(0.0, _search(sizes, series) - held - others),
+        llm=held,
+        reprogramming=others,
     )
 
 
@@ -285,8 +291,9 @@ def _modules(sizes: MemorySizes, series: int) -> float:
     c, patches = sizes.config, sizes.config.patch_count
     held = 0.0
     if c.tapr.use_tapr:
-        attention = SOFTMAX_COPIES * ATTENTION_HEADS * patches * patches
-        held += c.tapr.n_scales * (TREND_COPIES * patches * c.backbone.d_model + attention)
+        for coarser in (-(-patches // SCALE_BASE**i) for i in range(c.tapr.n_scales)):
+            attention = SOFTMAX_COPIES * ATTENTION_HEADS * coarser * coarser
+            held += TREND_COPIES * coarser * c.backbone.d_model + attention
     if c.gram.use_gram:
         held += c.gram.top_k * (
             2 * _key_width(c) + 2 * c.data.pred_len + NEIGHBOUR_COPIES * c.backbone.d_model
@@ -296,16 +303,15 @@ def _modules(sizes: MemorySizes, series: int) -> float:
     return series * FLOAT * held
 
 
-def _retrieval(sizes: MemorySizes, series: int) -> float:
-    """The rows of the memory, and a block of the search."""
-    rows = sizes.memory_rows
-    if not rows:
-        return 0.0
+def _rows(sizes: MemorySizes) -> float:
+    """Keys, what came after them, and where they are."""
     c = sizes.config
-    return (
-        rows * (FLOAT * (2 * _key_width(c) + c.data.pred_len) + 24)
-        + series * min(rows, SEARCH_BLOCK) * SEARCH_BYTES
-    )
+    return float(sizes.memory_rows * (FLOAT * (2 * _key_width(c) + c.data.pred_len) + 24))
+
+
+def _search(sizes: MemorySizes, series: int) -> float:
+    """A block of the search among the rows."""
+    return float(series * min(sizes.memory_rows, SEARCH_BLOCK) * SEARCH_BYTES)
 
 
 def _key_width(config: Config) -> int:
@@ -386,5 +392,11 @@ def expected_peaks(config: Config, data: DataBundle, model: Any, *, on_gpu: bool
     estimates = training_memory(sizes), evaluation_memory(sizes)
     if on_gpu:
         return estimates[0].total, estimates[1].total
+    give_back_freed()  # what loading and building have left is not taken again
     now = resident_bytes()
-    return now + ALLOCATOR + estimates[0].to_come, now + estimates[1].to_come
+    return now + taken_by_cpu(estimates[0]), now + estimates[1].to_come
+
+
+def taken_by_cpu(training: MemoryEstimate) -> float:
+    """Bytes that a CPU's process takes for a training step, once the model is built."""
+    return PACKED + GAPS * training.to_come

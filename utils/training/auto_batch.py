@@ -16,7 +16,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import Dataset
 
 from utils.process_memory import available_bytes, mib
-from utils.reporting.memory import ALLOCATOR, MemorySizes, sizes_of, training_memory
+from utils.reporting.memory import MemorySizes, sizes_of, taken_by_cpu, training_memory
 from utils.reporting.remedies import out_of_memory_text
 from utils.training.batch_plan import BatchPlan
 from utils.training.context import RunContext
@@ -91,7 +91,7 @@ def largest_by_estimate(found: MemorySizes, sizes: list[int], *, passes: int, av
     for size in sizes:
         # With more than one pass a step's gradients are there while the next pass makes its own.
         extra = 0.0 if size == sizes[0] and passes == 1 else found.trained
-        needed = training_memory(found.replace(batch_size=size)).to_come + extra + ALLOCATOR
+        needed = taken_by_cpu(training_memory(found.replace(batch_size=size))) + extra
         if needed <= USABLE * available:
             return size
     smallest = found.replace(batch_size=sizes[-1])

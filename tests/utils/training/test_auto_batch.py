@@ -13,7 +13,7 @@ import torch
 import run_main
 from utils.cli import preset_names
 from utils.config import Config
-from utils.reporting.memory import training_memory
+from utils.reporting.memory import taken_by_cpu, training_memory
 from utils.training import auto_batch, checkpoint
 from utils.training.auto_batch import MemoryShortError, is_out_of_memory, possible_sizes
 from utils.training.batch_plan import BatchPlan, plan_batches
@@ -35,7 +35,7 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def memory_sizes(this: Any) -> Any:
         sizes = sizes_of_run(this)
-        four = training_memory(sizes.replace(batch_size=4)).to_come + sizes.trained + auto_batch.ALLOCATOR
+        four = taken_by_cpu(training_memory(sizes.replace(batch_size=4))) + sizes.trained
         monkeypatch.setattr(auto_batch, "available_bytes", lambda: (four + 1) / auto_batch.USABLE)
         return sizes
 
