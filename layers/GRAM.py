@@ -6,11 +6,14 @@ M memory rows, K width of a key, k neighbours.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from layers.retrieval_keys import PatternEncoder as PatternEncoder
 from layers.retrieval_keys import WindowKeys
@@ -25,8 +28,11 @@ from utils.config import ATTENTION_HEADS, GRAMConfig
 from utils.types import RetrievalRecord, WindowSource
 from utils.windows import floored_deviation
 
+log = logging.getLogger(__name__)
 BUILD_BLOCK = 1024
 """Training rows encoded at once while the memory is built or refreshed."""
+MANY_ROWS = 50_000
+"""More take seconds, for which there is a bar."""
 FARTHEST = 1e6
 """Squared distances beyond this, in mean ones of the memory, weigh the same.
 
@@ -74,8 +80,9 @@ class PatternValueDualRetriever(nn.Module):
         self.horizon = horizon
         self.season = season
         self.keys = WindowKeys(config, seq_len=seq_len, patch_len=patch_len, season=season)
-        self.register_buffer("memory_keys", torch.empty(0, sum(self.keys.widths)))
-        self.register_buffer("memory_values", torch.empty(0, horizon))
+        kind = torch.float16 if config.memory_dtype == "fp16" else torch.float32
+        self.register_buffer("memory_keys", torch.empty(0, sum(self.keys.widths), dtype=kind))
+        self.register_buffer("memory_values", torch.empty(0, horizon, dtype=kind))
         for name in ("memory_series", "memory_variable", "memory_start"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64))
         self.register_buffer("distance_scale", torch.ones(len(self.keys.widths)))
@@ -87,13 +94,14 @@ class PatternValueDualRetriever(nn.Module):
         count = source.num_rows if wanted == "all" else min(int(wanted), source.num_rows)
         chosen = torch.randperm(source.num_rows, generator=generator)[:count].sort().values
         device = self.memory_keys.device
-        blocks = [source.rows(block) for block in chosen.split(BUILD_BLOCK)]
-        futures = [b.future - b.lookback[:, -1:] for b in blocks]
         self.memory_keys = self.memory_keys[:0]
-        self.memory_values = torch.cat(futures).to(device)
-        self.memory_series = torch.cat([b.series_id for b in blocks]).to(device)
-        self.memory_variable = torch.cat([b.variable for b in blocks]).to(device)
-        self.memory_start = torch.cat([b.start for b in blocks]).to(device)
+        self.memory_values = self.memory_values.new_empty((count, self.horizon))
+        places = torch.empty(3, count, dtype=torch.int64, device=device)
+        for rows in _in_blocks(count, "retrieval memory: futures"):
+            block = source.rows(chosen[rows])
+            self.memory_values[rows] = _stored(block.future - block.lookback[:, -1:], self.memory_values)
+            places[:, rows] = torch.stack([block.series_id, block.variable, block.start]).to(device)
+        self.memory_series, self.memory_variable, self.memory_start = places.unbind()
         self.refresh(source)
 
     @torch.no_grad()
@@ -129,18 +137,16 @@ class PatternValueDualRetriever(nn.Module):
             )
         if self.config.retrieval_key == "raw" and len(self.memory_keys):
             return
-        device = self.memory_keys.device
-        blocks = []
+        device, count = self.memory_keys.device, len(self.memory_start)
+        self.memory_keys = self.memory_keys.new_empty((count, self.memory_keys.shape[1]))
         with torch.autocast(device.type, enabled=False):
-            for begin in range(0, len(self.memory_start), BUILD_BLOCK):
-                rows = slice(begin, begin + BUILD_BLOCK)
+            for rows in _in_blocks(count, "retrieval memory: keys"):
                 lookback = source.lookbacks(
                     series_id=self.memory_series[rows].cpu(),
                     variable=self.memory_variable[rows].cpu(),
                     start=self.memory_start[rows].cpu(),
                 )
-                blocks.append(self.keys(lookback.to(device)))
-        self.memory_keys = torch.cat(blocks)
+                self.memory_keys[rows] = _stored(self.keys(lookback.to(device)), self.memory_keys)
         self.distance_scale = self.keys.mean_distances(self.memory_keys)
 
     def forward(self, lookback: Tensor, query: Rows, *, target: Tensor | None = None) -> Neighbours:
@@ -157,7 +163,8 @@ class PatternValueDualRetriever(nn.Module):
         index = self._search(key, weights, query, lookback, target)
         found = index >= 0
         safe = index.clamp(min=0)
-        distance = ((key[:, None, :] - self.memory_keys[safe]).square() * weights).sum(-1)  # [S, k]
+        nearest = self.memory_keys[safe].float()
+        distance = ((key[:, None, :] - nearest).square() * weights).sum(-1)  # [S, k]
         distance = distance.masked_fill(~found, torch.inf)
         if self.config.retrieval_control == "none":
             order = distance.argsort(dim=1)
@@ -171,7 +178,7 @@ class PatternValueDualRetriever(nn.Module):
             closeness = (0 * closeness.masked_fill(~found, 0.0)).masked_fill(~found, -torch.inf)
         logits = closeness.masked_fill(~found.any(1, keepdim=True), 0.0)
         share = logits.softmax(dim=1).masked_fill(~found, 0.0)
-        values = self.memory_values[safe].masked_fill(~found[..., None], 0.0)  # [S, k, H]
+        values = self.memory_values[safe].float().masked_fill(~found[..., None], 0.0)  # [S, k, H]
         return Neighbours(index, distance, share, values)
 
     @torch.no_grad()
@@ -185,15 +192,15 @@ class PatternValueDualRetriever(nn.Module):
         memory = Rows(self.memory_series, self.memory_variable, self.memory_start)
         wanted = None if target is None else target - lookback[:, -1:]
         # What all keys have in common would drown their differences in float32's rounding.
-        centre = self.memory_keys.mean(dim=0)
+        centre = self.memory_keys.mean(dim=0, dtype=torch.float32)
 
         def score_block(begin: int, end: int) -> Tensor:
             part = Rows(*(column[begin:end] for column in memory))
             if control == "none":
-                scores = euclidean_scores(key - centre, self.memory_keys[begin:end] - centre, weights)
+                scores = euclidean_scores(key - centre, self.memory_keys[begin:end].float() - centre, weights)
             elif control == "oracle" and wanted is not None:
                 ones = wanted.new_ones(self.horizon)
-                scores = euclidean_scores(wanted, self.memory_values[begin:end], ones)
+                scores = euclidean_scores(wanted, self.memory_values[begin:end].float(), ones)
             else:
                 scores = random_scores(query, torch.arange(begin, end, device=key.device))
             allowed = admissible(
@@ -229,6 +236,19 @@ class PatternValueDualRetriever(nn.Module):
         flat = tensor.reshape(-1, 1, tensor.shape[-1]).float()
         resized = F.interpolate(flat, size=target_dim, mode="linear", align_corners=True)
         return resized.reshape(*tensor.shape[:-1], target_dim).to(tensor.dtype)
+
+
+def _stored(rows: Tensor, like: Tensor) -> Tensor:
+    """``rows`` in the memory's numbers; what they can not hold becomes the largest that they can."""
+    largest = torch.finfo(like.dtype).max
+    return rows.clamp(-largest, largest).to(like)
+
+
+def _in_blocks(count: int, what: str) -> Iterator[slice]:
+    """``count`` rows in blocks; many with a bar, on the process that speaks."""
+    hidden = None if count > MANY_ROWS and log.isEnabledFor(logging.INFO) else True
+    for begin in tqdm(range(0, count, BUILD_BLOCK), desc=what, unit="block", leave=False, disable=hidden):
+        yield slice(begin, min(begin + BUILD_BLOCK, count))
 
 
 class GatingOutput(NamedTuple):

@@ -14,6 +14,8 @@ from utils.windows import floored_deviation
 ENCODER_LAYERS = 2
 STATISTICS = 6
 """Mean, deviation, minimum, maximum, last value, slope."""
+BLOCK = 65536
+"""Keys taken to float64 at once."""
 INITIAL_SHAPE_LOGIT = 1.4
 """sigmoid of it is 0.8: the shape decides at first, the statistics break ties."""
 
@@ -119,7 +121,9 @@ class WindowKeys(nn.Module):
 
         Over all ordered pairs it is twice the sum of the variances, so no pair is formed.
         """
-        variances = keys.double().var(dim=0, unbiased=False)
+        blocks = keys.split(BLOCK)
+        mean = sum(block.sum(dim=0, dtype=torch.float64) for block in blocks) / len(keys)
+        variances = sum((block - mean).square().sum(dim=0) for block in blocks) / len(keys)
         return torch.stack([2 * v.sum() for v in variances.split(self.widths)]).float().clamp(min=1e-12)
 
     def column_weights(self, scale: Tensor) -> Tensor:

@@ -48,6 +48,8 @@
 # RESUME_COUNTER    -                   --resume_counter, early-stopping counter to go on with
 # SEED              2021                --seed
 # DETERMINISTIC     0                   --deterministic: 1 on, 0 off
+#
+# Processes, GPUs and machines (NUM_PROCESSES, NNODES ...): see scripts/launch.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/train.sh"
 

@@ -4,6 +4,7 @@
 # in utils/config.py. Relative paths are counted from PROJECT.
 # shellcheck shell=bash
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 # variable:flag
 SHARED_FLAGS=(
@@ -77,8 +78,9 @@ run_logged() {
     shift 2
     project="${PROJECT:-$PROJECT_ROOT}"
     log_dir="${LOG_DIR:-logs}"
+    choose_launcher "${FLAGS[@]}" "$@"
     if [[ "${PRINT_COMMAND:-0}" == 1 ]]; then
-        printf '%q ' "$PYTHON" "$entry" "${FLAGS[@]}" "$@"
+        printf '%q ' "${LAUNCH[@]}" "$entry" "${FLAGS[@]}" "$@"
         printf '\n'
         return
     fi
@@ -88,5 +90,5 @@ run_logged() {
     log="$log_dir/$(date +%Y%m%d-%H%M%S)-$name-$$.log"
     say "Log: $log"
     # tee outlives Ctrl-C, so that a run that is interrupted can still say what it saved.
-    PYTHONUNBUFFERED=1 "$PYTHON" "$PROJECT_ROOT/$entry" "${FLAGS[@]}" "$@" 2>&1 | tee -i "$log"
+    PYTHONUNBUFFERED=1 "${LAUNCH[@]}" "$PROJECT_ROOT/$entry" "${FLAGS[@]}" "$@" 2>&1 | tee -i "$log"
 }

@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 
 import importlib.util
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 WriteSeries = Callable[..., Path]
 Settings = dict[str, Any]
 TinySettings = Callable[[Path, Path], Settings]
+AsWords = Callable[[Settings], list[str]]
 HIDDEN = 32
 GROUPED_HEADS: dict[str, Any] = {
     "vocab_size": 300,
@@ -192,6 +194,30 @@ def tiny_settings(tiny_gpt2: Path) -> TinySettings:
         }
 
     return settings
+
+
+@pytest.fixture(scope="session")
+def as_words() -> AsWords:
+    """Settings as the command line that asks for them."""
+
+    def words(settings: Settings) -> list[str]:
+        given = {name: value for name, value in settings.items() if not isinstance(value, bool)}
+        switches = [f"--{name}" for name, value in settings.items() if value is True]
+        return [*(word for name, value in given.items() for word in (f"--{name}", str(value))), *switches]
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Gives a port of this machine that nobody listened to a moment ago."""
+
+    def port() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return port
 
 
 @pytest.fixture(scope="session")

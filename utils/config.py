@@ -31,6 +31,8 @@ KEY_SEASONS = 7
 """Seasons in the raw retrieval key (cut to the lookback): 168 rows of hourly data."""
 ATTENTION_HEADS = 4
 """Heads of every attention inside TAPR and GRA-M; their widths are multiples of it."""
+RAW_KEY_ROWS = 100_000
+"""Memories of more rows have raw keys by default: others are computed anew after every epoch."""
 SCALE_BASE = 4
 """Each scale of TAPR is this many times coarser than the one before: 1x, 4x, 16x, 64x."""
 CHANNEL_INDEPENDENT = ("DLinear", "Linear", "PatchTST", "Persistence", "Ridge", "SeasonalNaive")
@@ -190,7 +192,10 @@ class GRAMConfig:
     temperature: float = setting(0.1, "softmax temperature over the neighbours' distances")
     memory_size: int | Literal["all"] = setting(5000, "memory rows, or all training rows")
     max_memory_size: int = setting(10000, "most rows that --memory_size may ask for as a number")
-    retrieval_key: Literal["raw", "learned", "hybrid"] = setting("hybrid", "what is compared")
+    memory_dtype: Literal["fp32", "fp16"] = setting("fp32", "numbers of the memory's keys and futures")
+    retrieval_key: Literal["auto", "raw", "learned", "hybrid"] = setting(
+        "auto", "what is compared; auto: hybrid, and raw in a memory of more than 100,000 rows"
+    )
     retrieval_fusion: Literal["feature", "prediction", "both"] = setting(
         "feature", "where the retrieved futures enter"
     )

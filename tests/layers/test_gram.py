@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import layers.GRAM as GRAM_module
 import layers.retrieval_search as search
 from data_provider.dataset import TrainingWindows
 from data_provider.splits import Split
+from layers import retrieval_keys
 from layers.GRAM import (
     GATE_HISTORY_DECAY,
     GRAM,
@@ -756,3 +758,60 @@ def test_gate_history_is_a_running_mean_and_part_of_the_state() -> None:
     record = run(gram, lookback, query, draw(len(lookback), 5, 8))[3]
     gram.remember_gate(torch.tensor(0.0))
     assert record.gate_history.item() == pytest.approx(expected, rel=1e-6)  # the record is not moved
+
+
+# Large memories.
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_scale_of_distances_is_the_same_in_blocks(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = retriever_of(retrieval_key=key)
+    whole = keys.keys.mean_distances(keys.memory_keys)
+    variances = keys.memory_keys.double().var(dim=0, unbiased=False).split(keys.keys.widths)
+    torch.testing.assert_close(whole, torch.stack([2 * v.sum() for v in variances]).float())
+    monkeypatch.setattr(retrieval_keys, "BLOCK", 7)
+    torch.testing.assert_close(keys.keys.mean_distances(keys.memory_keys), whole)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16"])
+def test_a_memory_is_the_same_whatever_the_blocks_it_is_built_in(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = retriever_of(retrieval_key="hybrid", memory_dtype=kind).state_dict()
+    monkeypatch.setattr(GRAM_module, "BUILD_BLOCK", 9)
+    parts = retriever_of(retrieval_key="hybrid", memory_dtype=kind).state_dict()
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=2e-3 if kind == "fp16" else 1e-6)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_half_numbers_take_half_the_memory_and_find_nearly_the_same(key: str) -> None:
+    whole, half = (retriever_of(retrieval_key=key, memory_dtype=kind, top_k=5) for kind in ("fp32", "fp16"))
+    assert half.memory_keys.dtype == half.memory_values.dtype == torch.float16
+    for name in ("memory_keys", "memory_values"):
+        assert getattr(half, name).nbytes * 2 == getattr(whole, name).nbytes
+    lookback, query, _ = queries()
+    exact, found = whole(lookback, query), half(lookback, query)
+    common = [len(set(a) & set(b)) for a, b in zip(exact.rows.tolist(), found.rows.tolist(), strict=True)]
+    assert sum(common) >= 0.95 * exact.rows.numel()
+    assert found.distance.dtype == found.values.dtype == torch.float32
+    same = (exact.rows == found.rows) & (exact.rows >= 0)
+    torch.testing.assert_close(found.distance[same], exact.distance[same], rtol=0.02, atol=1e-3)
+    torch.testing.assert_close(found.values[same], exact.values[same], rtol=1e-3, atol=1e-3)
+
+
+def test_half_numbers_stay_finite_where_a_series_is_wild() -> None:
+    """65504 is the largest of them: a spike must not become an infinite distance to everything."""
+    wild = TrainingWindows(SERIES_VALUES * 1e6, Split(BEGIN, T), seq_len=L, pred_len=H, series_id=SERIES)
+    retriever = retriever_of(build=False, retrieval_key="raw", memory_dtype="fp16")
+    retriever.build(wild, generator=torch.Generator().manual_seed(0))
+    assert retriever.memory_keys.isfinite().all() and retriever.memory_values.isfinite().all()
+
+
+def test_a_memory_in_whole_numbers_is_loaded_into_half_ones() -> None:
+    whole, half = (retriever_of(retrieval_key="raw", memory_dtype=kind) for kind in ("fp32", "fp16"))
+    fresh = retriever_of(build=False, retrieval_key="raw", memory_dtype="fp16")
+    fresh.load_state_dict(whole.state_dict())
+    assert torch.equal(fresh.memory_keys, half.memory_keys)
+    assert torch.equal(fresh.memory_values, half.memory_values)

@@ -22,7 +22,8 @@ FLAGS = """
 --label_smoothing --lambda_dir --lambda_hcl --lambda_mag --lambda_ord --lambda_retrieval --lambda_trend
 --learning_rate --levels --llm_ablation --llm_dim --llm_layers --llm_model --llm_model_path --load_in_4bit
 --loader --log_steps --loss --loss_scale --lr_warmup_steps --lradj --matmul_precision
---max_channels_per_step --max_grad_norm --max_memory_size --max_minutes --max_steps --memory_size
+--max_channels_per_step --max_grad_norm --max_memory_size --max_minutes --max_steps --memory_dtype
+--memory_size
 --mixed_precision --model --model_comment --model_id --moving_avg --n_heads --n_scales
 --no-auto_batch_size --no-build_memory --no-compile --no-cpu --no-debug_shapes --no-deterministic
 --no-dump_prompt --no-eval_test_each_epoch --no-gradient_checkpointing --no-load_in_4bit

@@ -32,6 +32,10 @@ SEARCH_BLOCK = 32768
 """As `layers.retrieval_search`."""
 SEARCH_BYTES = 20
 """Of one query and row in a block of the search: scores, their mask, what they are made of."""
+SEARCH_COPIES = 3
+"""Of a block's keys: in float32, less their centre, squared."""
+PLACE = 24
+"""Bytes of a row's series, variable and start."""
 ENCODER_COPIES = 14
 """Tensors of a key's width that one layer of the retrieval encoder keeps of a token."""
 TREND_COPIES = 34
@@ -306,18 +310,22 @@ def _modules(sizes: MemorySizes, series: int) -> float:
 def _rows(sizes: MemorySizes) -> float:
     """Keys, what came after them, and where they are."""
     c = sizes.config
-    return float(sizes.memory_rows * (FLOAT * (2 * _key_width(c) + c.data.pred_len) + 24))
+    number = HALF if c.gram.memory_dtype == "fp16" else FLOAT
+    return float(sizes.memory_rows * (number * (_key_width(c) + c.data.pred_len) + PLACE))
 
 
 def _search(sizes: MemorySizes, series: int) -> float:
-    """A block of the search among the rows."""
-    return float(series * min(sizes.memory_rows, SEARCH_BLOCK) * SEARCH_BYTES)
+    """A block of the search among the rows, and copies of its keys."""
+    keys = SEARCH_COPIES * FLOAT * _key_width(sizes.config)
+    return float(min(sizes.memory_rows, SEARCH_BLOCK) * (series * SEARCH_BYTES + keys))
 
 
 def _key_width(config: Config) -> int:
-    """Width of a retrieval key of all three parts."""
+    """Width of a retrieval key."""
+    g = config.gram
     raw = min(KEY_SEASONS * (config.data.season or 24), config.data.seq_len)
-    return raw + config.gram.d_repr + config.gram.d_repr // 4
+    learned = g.d_repr + g.d_repr // 4
+    return {"raw": raw, "learned": learned}.get(g.retrieval_key, raw + learned)
 
 
 # From a model that is built.

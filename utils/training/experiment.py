@@ -25,7 +25,7 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import Config
+from utils.config import RAW_KEY_ROWS, Config, ConfigError
 from utils.log import RunLogFile, setup_logging
 from utils.reporting.preflight import environment, llm_text, opening_lines
 from utils.training import checkpoint as checkpoints
@@ -48,6 +48,8 @@ from utils.training.trainer import Trainer
 from utils.types import Batch, DataBundle
 
 log = getLogger(__name__)
+SHARDING = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
+"""Engines that divide weights or an optimizer's state among processes."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,14 @@ def _set_up(
 
 
 def resolve(config: Config, data: DataBundle) -> Config:
-    """The configuration with what the data decide: season, number of variables, frequency."""
-    return config.replace(season=data.season, enc_in=len(data.columns), freq=data.frequency)
+    """The configuration with what the data decide: season, number of variables, frequency, retrieval key."""
+    key, wanted = config.gram.retrieval_key, config.gram.memory_size
+    if key == "auto":
+        many = (data.source.num_rows if wanted == "all" else int(wanted)) > RAW_KEY_ROWS
+        key = "raw" if many else "hybrid"
+    return config.replace(
+        season=data.season, enc_in=len(data.columns), freq=data.frequency, retrieval_key=key
+    )
 
 
 def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
@@ -200,9 +208,13 @@ def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str,
 
 
 def _accelerator(config: Config) -> Accelerator:
-    """The engine of a run. Evaluation counts each window once, so batches are never evened out."""
+    """The engine of a run. Evaluation counts each window once, so batches are never evened out.
+
+    Raises:
+        ConfigError: the launcher chose an engine that shards what a checkpoint here holds whole.
+    """
     t = config.training
-    return Accelerator(
+    engine = Accelerator(
         cpu=t.cpu,
         mixed_precision=t.mixed_precision,
         gradient_accumulation_steps=t.gradient_accumulation_steps,
@@ -212,6 +224,15 @@ def _accelerator(config: Config) -> Accelerator:
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
         ],
     )
+    kind = engine.distributed_type.value
+    if kind in SHARDING:
+        raise ConfigError(
+            [
+                f"accelerate: expected one process or data parallel ones, found {kind}: its checkpoints are "
+                "sharded, and going on from them is not built. Take scripts/accelerate/multi_gpu.yaml"
+            ]
+        )
+    return engine
 
 
 def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:

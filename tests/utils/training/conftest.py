@@ -1,10 +1,10 @@
-"""What the training tests share: tiny runs in this process and on two."""
+"""What the training tests share: tiny runs in this process and on several."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ Settings = dict[str, Any]
 TinySettings = Callable[[Path, Path], Settings]
 StartRun = Callable[..., RunResult]
 Found = dict[str, list[dict[str, Any]]]
-TwoProcesses = Callable[..., Found]
+Processes = Callable[..., Found]
 WORKER = Path(__file__).with_name("worker.py")
 TIME_LIMIT = 300
 """Seconds for all runs of one start; processes that wait for each other would do so for half an hour."""
@@ -69,22 +69,18 @@ def start_run(tiny: Settings) -> StartRun:
     return start
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
-def two_processes() -> TwoProcesses:
-    """What each of two processes (gloo, on the CPU) found in each run, all in one start; see worker.py."""
+def several_processes(free_port: Callable[[], int]) -> Processes:
+    """What each of several processes (gloo, on the CPU) found in each run, in one start; see worker.py."""
 
-    def start(folder: Path, runs: dict[str, Settings], *, nudged: dict[str, str] | None = None) -> Found:
+    def start(
+        folder: Path, runs: dict[str, Settings], *, count: int, nudged: dict[str, str] | None = None
+    ) -> Found:
         (folder / "runs.json").write_text(json.dumps({"runs": runs, "nudged": nudged or {}}))
         launcher = subprocess.Popen(
             [
-                *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
-                *("--master_addr", "127.0.0.1", "--master_port", str(_free_port())),
+                *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)),
+                *("--master_addr", "127.0.0.1", "--master_port", str(free_port())),
                 *(str(WORKER), str(folder)),
             ],
             cwd=PROJECT_ROOT,
@@ -104,9 +100,15 @@ def two_processes() -> TwoProcesses:
         except subprocess.TimeoutExpired:
             launcher.terminate()  # it ends its processes; one that is killed leaves them waiting
             _, said = launcher.communicate()
-            at = [name for name in runs if not all((folder / f"{name}.{rank}").exists() for rank in range(2))]
-            pytest.fail(f"two processes still ran after {TIME_LIMIT} s, at {at[:1]}:\n{said[-3000:]}")
+            at = [name for name in runs if not all((folder / f"{name}.{i}").exists() for i in range(count))]
+            pytest.fail(f"{count} processes still ran after {TIME_LIMIT} s, at {at[:1]}:\n{said[-3000:]}")
         assert launcher.returncode == 0, said[-3000:]
-        return {name: [torch.load(folder / f"{name}.{rank}") for rank in range(2)] for name in runs}
+        return {name: [torch.load(folder / f"{name}.{rank}") for rank in range(count)] for name in runs}
 
     return start
+
+
+@pytest.fixture(scope="session")
+def two_processes(several_processes: Processes) -> Processes:
+    """What each of two processes found in each run."""
+    return functools.partial(several_processes, count=2)

@@ -1,6 +1,6 @@
 """What each of several processes does: every run of FOLDER/runs.json, in turn, and what it found to FOLDER.
 
-The fixture `two_processes` starts it, once for many runs: a start costs more than a run.
+The fixture `several_processes` starts it, once for many runs: a start costs more than a run.
 """
 
 from __future__ import annotations

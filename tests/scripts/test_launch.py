@@ -1,0 +1,195 @@
+"""What starts a run: scripts/launch.sh on machines of all kinds, and real runs where a CPU can tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from utils.paths import PROJECT_ROOT
+
+SCRIPT = PROJECT_ROOT / "scripts/TimeLLM_ETTh1_enhanced.sh"
+CONFIGS = PROJECT_ROOT / "scripts/accelerate"
+PYTHON = str(PROJECT_ROOT / ".venv/bin/python")
+TORCHRUN = [PYTHON, "-m", "torch.distributed.run"]
+ACCELERATE = [PYTHON, "-m", "accelerate.commands.launch", "--config_file"]
+QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+TOOLS = ("bash", "dirname", "getconf", "grep", "head", "env")
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A PATH with the tools that the scripts take, and no graphics card unless a test adds one."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in TOOLS:
+        found = shutil.which(tool)
+        assert found is not None
+        (folder / tool).symlink_to(found)
+    return folder
+
+
+def add_tool(machine: Path, name: str, text: str) -> None:
+    path = machine / name
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(0o755)
+
+
+def add_gpus(machine: Path, count: int) -> None:
+    lines = "".join(f"GPU {i}: a card (UUID: GPU-{i})\\n" for i in range(count))
+    add_tool(machine, "nvidia-smi", f"printf '{lines}'")
+
+
+def printed(machine: Path, *words: str, **environment: str) -> tuple[list[str], str]:
+    """The words before the entry point, and what was said."""
+    done = subprocess.run(
+        ["bash", str(SCRIPT), *words],
+        env={"PATH": str(machine), "PRINT_COMMAND": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    command = shlex.split(done.stdout)
+    return command[: command.index("run_main_enhanced.py")], done.stderr
+
+
+def value(command: Sequence[str], flag: str) -> str:
+    return command[command.index(flag) + 1]
+
+
+def test_one_process_without_a_gpu(machine):
+    command, said = printed(machine)
+    assert command == [PYTHON] and said == "No GPU is used: one process on the CPU\n"
+
+
+def test_several_processes_on_a_cpu_share_its_threads(machine):
+    """accelerate launch would start one."""
+    add_tool(machine, "getconf", "echo 7")
+    command, said = printed(machine, NUM_PROCESSES="3")
+    assert command == [*TORCHRUN, "--nproc_per_node", "3", "--standalone"]
+    assert said == "No GPU is used: 3 processes on the CPU, 2 thread(s) each\n"
+    assert "5 thread(s) each" in printed(machine, NUM_PROCESSES="3", OMP_NUM_THREADS="5")[1]
+    assert "1 thread(s) each" in printed(machine, NUM_PROCESSES="9")[1]
+
+
+@pytest.mark.parametrize(("gpus", "config", "processes"), [(1, "single_gpu", "1"), (4, "multi_gpu", "4")])
+def test_each_gpu_gets_a_process(machine, gpus, config, processes):
+    add_gpus(machine, gpus)
+    command, said = printed(machine)
+    assert command == [*ACCELERATE, str(CONFIGS / f"{config}.yaml"), "--num_processes", processes]
+    assert f"{gpus} GPU(s): {processes} process(es)" in said
+
+
+def test_what_the_user_asks_of_gpus_is_done(machine):
+    add_gpus(machine, 4)
+    assert value(printed(machine, NUM_PROCESSES="2")[0], "--num_processes") == "2"
+    assert value(printed(machine, CUDA_VISIBLE_DEVICES="1,3")[0], "--num_processes") == "2"
+    assert value(printed(machine, ACCELERATE_CONFIG="my.yaml")[0], "--config_file") == "my.yaml"
+    for nothing in ("", "-1"):
+        assert printed(machine, CUDA_VISIBLE_DEVICES=nothing)[0] == [PYTHON]
+    assert printed(machine, "--cpu")[0] == [PYTHON]
+
+
+def test_several_machines_with_gpus(machine):
+    add_gpus(machine, 2)
+    nodes = {"NNODES": "3", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234"}
+    command, said = printed(machine, **nodes)
+    assert value(command, "--config_file") == str(CONFIGS / "multi_node.yaml")
+    where = [value(command, f"--main_process_{part}") for part in ("ip", "port")]
+    numbers = [value(command, f"--{flag}") for flag in ("num_processes", "num_machines", "machine_rank")]
+    assert where == ["10.0.0.1", "1234"] and numbers == ["6", "3", "1"]
+    assert "machine 1 of 3, the first at 10.0.0.1:1234" in said
+
+
+def test_a_slurm_job_is_known_by_its_variables(machine):
+    add_gpus(machine, 1)
+    add_tool(machine, "scontrol", 'printf "node7\\nnode8\\n"')
+    job = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node[7-8]"}
+    command, _ = printed(machine, **job)
+    assert [value(command, f) for f in ("--machine_rank", "--main_process_ip")] == ["1", "node7"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "environment", "said"),
+    [
+        (0, {"NUM_PROCESSES": "many"}, "NUM_PROCESSES: expected a whole number from 1 on, found many"),
+        (0, {"NUM_PROCESSES": "0"}, "NUM_PROCESSES: expected a whole number from 1 on, found 0"),
+        (2, {"NUM_PROCESSES": "3"}, "NUM_PROCESSES: expected at most 2, the GPUs of this machine, found 3"),
+        (0, {"NNODES": "2", "NODE_RANK": "0"}, "expected MASTER_ADDR, the first machine's address"),
+        (0, {"NNODES": "2", "MASTER_ADDR": "h", "NODE_RANK": "2"}, "NODE_RANK from 0 to 1"),
+    ],
+)
+def test_what_can_not_be_started_is_refused(machine, gpus, environment, said):
+    add_gpus(machine, gpus)
+    done = subprocess.run(
+        ["bash", str(SCRIPT)], env={"PATH": str(machine), **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and said in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_accelerate_reads_every_configuration(path):
+    """It refuses keys that it does not know. That these run on GPUs is not shown by it."""
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 1 and not config.use_cpu
+
+
+# --- real runs
+
+
+@pytest.fixture
+def words(write_series, tiny_settings, as_words, tmp_path) -> list[str]:
+    """Flags of a tiny run of three steps."""
+    settings = tiny_settings(write_series(tmp_path / "short.csv", 91), tmp_path / "checkpoints")
+    return as_words({**settings, "max_steps": 3})
+
+
+def start(tmp_path: Path, words: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["bash", str(SCRIPT), *words],
+        env={**os.environ, **QUIET, "LOG_DIR": str(tmp_path / "logs"), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def check_run(tmp_path: Path, said: str, *, processes: int) -> None:
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert json.loads((folder / "results.json").read_text())["last"]["test"]["windows"] == 11
+    assert f"(batch 4 x {processes} process(es) x 1 pass(es))" in said
+    assert len(list(folder.glob("checkpoint"))) == 1
+
+
+@pytest.mark.slow
+def test_three_processes_by_the_script(tmp_path, words):
+    run = start(tmp_path, words, NUM_PROCESSES="3")
+    said, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, said[-3000:]
+    check_run(tmp_path, said, processes=3)
+
+
+@pytest.mark.slow
+def test_two_machines_on_one(tmp_path, words, free_port):
+    """Two starts that find each other by an address, as those on two machines would."""
+    nodes = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    runs = [start(tmp_path, words, NODE_RANK=str(rank), **nodes) for rank in range(2)]
+    said = [run.communicate(timeout=200)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    check_run(tmp_path, said[0], processes=2)
+
+
+@pytest.mark.slow
+def test_an_engine_that_shards_is_refused(tmp_path, words):
+    """Data parallel checkpoints are whole; those of sharded engines would not be, without a word."""
+    run = start(tmp_path, words, NUM_PROCESSES="2", ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    said, _ = run.communicate(timeout=200)
+    assert run.returncode != 0 and "expected one process or data parallel ones, found FSDP" in said
