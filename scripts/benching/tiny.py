@@ -1,4 +1,4 @@
-"""A tiny Llama with its tokenizer, written to disk: for a benchmark that must only complete."""
+"""A Llama of random weights with a tokenizer, written to disk; a tiny one unless a size is asked for."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SETTINGS = {
 }
 
 
-def write_llm(folder: Path) -> Path:
-    """The model's folder."""
+def write_llm(folder: Path, *, hidden: int = 32, layers: int = max(LAYERS), vocabulary: int = 300) -> Path:
+    """The folder of a Llama of this size, its weights drawn at random."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,9 +35,9 @@ def write_llm(folder: Path) -> Path:
     )
     tokenizer.train_from_iterator(["Range 0.123 to 4.567, median 8.9, rising, strongest lags 24"], trainer)
     settings = LlamaConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=max(LAYERS),
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, bos_token_id=0,
-        eos_token_id=0,
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=max(4, hidden // 64), num_key_value_heads=2, max_position_embeddings=2048,
+        bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     with quiet_transformers(), torch.random.fork_rng():
         torch.manual_seed(0)
