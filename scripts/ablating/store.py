@@ -17,6 +17,8 @@ from utils.training.whole_files import whole_file
 
 CELLS = "cells"
 ATTEMPTS = "attempts.jsonl"
+AUTO = "auto"
+"""A choice that the run makes: what it chose is no other default."""
 MOST_RECORDS = 200
 """Training records kept of a cell; of more, evenly spread ones."""
 ENVIRONMENT = ("python", "packages", "git_commit", "threads", "gpus")
@@ -59,7 +61,8 @@ def take_over(results: Path, cell: Cell, found: tuple[Path, Path]) -> None:
 def _refuse_other(path: Path, cell: Cell) -> None:
     found = folders.read_json(path)["settings"]
     wanted = cell.config.flat()
-    wrong = {k: (found[k], wanted[k]) for k in found.keys() & wanted.keys() if found[k] != wanted[k]}
+    common = [k for k in found.keys() & wanted.keys() if wanted[k] != AUTO]
+    wrong = {k: (found[k], wanted[k]) for k in common if found[k] != wanted[k]}
     if wrong:
         lines = [f"--{k}: {had!r} there, {has!r} now" for k, (had, has) in sorted(wrong.items())]
         raise ValueError(

@@ -437,6 +437,9 @@ def test_a_default_that_has_changed_since_is_told(finished, tmp_path):
     _, cell = cells_of(read_study(path))[0]
     record, _ = cell_files(tmp_path / "results", "tiny", cell.key)
     content = json.loads(record.read_text())
+    content["settings"]["retrieval_key"] = "hybrid"  # what --retrieval_key auto stands for
+    record.write_text(json.dumps(content))
+    assert is_kept(tmp_path / "results", cell)
     content["settings"]["top_k"] = 4
     record.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="--top_k: 4 there, 5 now"):
