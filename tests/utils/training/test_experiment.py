@@ -614,3 +614,20 @@ def test_a_users_mistake_exits_with_2_and_no_traceback(tiny, capsys):
             run_main.main([*words, "--cpu"])
         assert caught.value.code == 2
         assert capsys.readouterr().err.strip()
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit", "key"),
+    [
+        ({"memory_size": "all"}, 10, "raw"),
+        ({"memory_size": "all"}, 10**6, "hybrid"),
+        ({"memory_size": 11}, 10, "raw"),
+        ({"memory_size": 10}, 10, "hybrid"),
+        ({"memory_size": "all", "retrieval_key": "learned"}, 10, "learned"),
+    ],
+)
+def test_large_memories_have_raw_keys_unless_others_are_asked_for(tiny, monkeypatch, settings, limit, key):
+    """Learned ones are computed anew after every epoch, row by row."""
+    monkeypatch.setattr(experiment, "RAW_KEY_ROWS", limit)
+    config = Config.from_flat({**tiny, "use_gram": True, **settings})
+    assert experiment.resolve(config, build_data(config)).gram.retrieval_key == key
