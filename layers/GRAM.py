@@ -208,7 +208,7 @@ class PatternValueDualRetriever(nn.Module):
             )
             if control == "same_phase":
                 allowed &= (query.start[:, None] - part.start[None, :]) % self.season == 0
-            return scores.masked_fill(~allowed, torch.inf)
+            return scores.masked_fill_(allowed.logical_not_(), torch.inf)
 
         scores, rows = smallest_in_blocks(score_block, len(self.memory_start), self.config.top_k)
         rows = rows.masked_fill(torch.isinf(scores), -1)

@@ -31,16 +31,17 @@ def admissible(query: Rows, memory: Rows, *, span: int, same_variable: bool) -> 
     ``span`` = L + H rows each) share any row, whichever the variable: otherwise a training window
     would find its own answer, and learn to copy what the test cannot offer.
     """
-    apart = (query.start[:, None] - memory.start[None, :]).abs() >= span
-    allowed = apart | (query.series_id[:, None] != memory.series_id[None, :])
+    start = query.start[:, None]
+    allowed = (memory.start >= start + span) | (memory.start <= start - span)
+    allowed |= memory.series_id != query.series_id[:, None]
     if same_variable:
-        allowed &= query.variable[:, None] == memory.variable[None, :]
+        allowed &= memory.variable == query.variable[:, None]
     return allowed
 
 
 def euclidean_scores(query: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
     """Weighted squared distance [S, M] less the query's own norm, which does not change the order."""
-    return (keys.square() @ weights)[None, :] - 2 * (query * weights) @ keys.T
+    return torch.addmm((keys.square() @ weights)[None, :], query * weights, keys.T, alpha=-2)
 
 
 def random_scores(query: Rows, memory_rows: Tensor) -> Tensor:
