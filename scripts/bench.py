@@ -3,6 +3,7 @@
     python scripts/bench.py                      everything: about an hour on two cores
     python scripts/bench.py --quick              two rows of the table, about two minutes
     python scripts/bench.py --peer ../Time-LLM   another project's model beside it
+    python scripts/bench.py --out bench.json --again retrieval    one part of an earlier benchmark again
 
 Exit status 1 where a floor is missed by more than 20%. Quiet machines give quiet numbers: every case
 is measured in each round, and ratios are taken within a round.
@@ -12,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument(
+        "--again",
+        nargs="+",
+        metavar="PART",
+        help="measure these parts of --out again, keep the others",
+    )
+    parser.add_argument(
         "--docs",
         type=Path,
         nargs="?",
@@ -75,12 +83,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the tables, judge; the exit status."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.again and not (args.out and args.out.is_file()):
+        parser.error(f"--again: expected --out with the file of an earlier benchmark, found {args.out}")
     setup_logging(main_process=True)
     try:
         with tempfile.TemporaryDirectory() as folder:
             results = run(args, Path(folder))
-    except (WorkerError, OSError) as error:
+    except (WorkerError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n" + markdown(results))
@@ -100,6 +111,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     Raises:
         WorkerError: a case fails.
         OSError: the LLM is not on this machine; the message says how to get it.
+        ValueError: ``--again`` names no part.
     """
     base, layers = dict(BASE), LAYERS
     keys: tuple[int, ...] = KEYS
@@ -108,18 +120,29 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         layers, keys = tiny.LAYERS, KEYS[:1]
     effort = effort_of(args)
     wanted = scenarios(base=base, layers=layers, quick=args.quick)
-    results: dict[str, Any] = {
-        "when": datetime.date.today().isoformat(),
-        "machine": measure.machine(),
-        "scenarios": {s.name: measure.measure_scenario(s, effort) for s in wanted},
+    parts: dict[str, Callable[[], Any]] = {
+        s.name: functools.partial(measure.measure_scenario, s, effort) for s in wanted
     }
+    if not args.quick:
+        parts |= {
+            "plain_path": lambda: measure.measure_plain_path(wanted[0], effort),
+            "retrieval": lambda: measure.measure_retrieval(keys, effort, compared_at=keys[0]),
+            "start": lambda: measure.measure_start(effort.rounds),
+            "gpu": lambda: measure.measure_gpu(gpu_scenarios(base, layers), effort),
+        }
+    if unknown := set(args.again or ()) - parts.keys():
+        raise ValueError(f"--again: expected some of {', '.join(parts)}, found {', '.join(sorted(unknown))}")
+    machine = measure.machine()
+    results: dict[str, Any] = {"when": datetime.date.today().isoformat(), "machine": machine, "scenarios": {}}
+    if args.again:
+        results = json.loads(args.out.read_text("utf-8"))
+        commits = dict.fromkeys(args.again, machine["git_commit"])
+        results["again"] = results.get("again", {}) | commits
+    for name in args.again or parts:
+        home = results["scenarios"] if name in {s.name for s in wanted} else results
+        home[name] = parts[name]()
     facts = results["scenarios"][wanted[0].name]["cases"][PLAIN]["facts"]
     results["llm"] = " ".join(filter(None, (facts["llm"], facts["llm_note"] and f"({facts['llm_note']})")))
-    if not args.quick:
-        results["plain_path"] = measure.measure_plain_path(wanted[0], effort)
-        results["retrieval"] = measure.measure_retrieval(keys, effort, compared_at=keys[0])
-        results["start"] = measure.measure_start(effort.rounds)
-        results["gpu"] = measure.measure_gpu(gpu_scenarios(base, layers), effort)
     results["floors"] = floor_rows(results, floors(layers=layers))
     return results
 

@@ -95,8 +95,16 @@ def _machine_text(results: Results) -> str:
         f"{m['memory_bytes'] / GIB:.0f} GiB free, load {m['load']:.1f} at the start; torch "
         f"{m['packages']['torch']}, transformers {m['packages']['transformers']}, commit {m['git_commit']}. "
         f"LLM: {results['llm']}. Ratios are medians over rounds of the plain path's time in the same round; "
-        "quartiles in brackets."
+        f"quartiles in brackets.{_again_text(results.get('again', {}))}"
     )
+
+
+def _again_text(again: Mapping[str, str]) -> str:
+    """Parts that were measured later than the others, on the same machine."""
+    if not again:
+        return ""
+    parts = [f"{name} (commit {str(commit)[:7]})" for name, commit in again.items()]
+    return f" Measured again afterwards: {', '.join(parts)}."
 
 
 def _floors_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -298,3 +298,13 @@ def test_a_quick_smoke_run_completes(tmp_path, capsys):
     assert exact["difference"] < 1e-4 and exact["train"]["1"]["ratio"]["median"] > 0
     assert "### Baseline, 2 layers" in document.read_text()
     assert "| enhanced training step, document order" in capsys.readouterr().out
+    before = found["scenarios"]["baseline-2"]
+    assert bench.main([*flags, "--again", "enhanced-document"]) == 0
+    again = json.loads(out.read_text())
+    assert again["scenarios"]["baseline-2"] == before
+    assert again["scenarios"]["enhanced-document"] != found["scenarios"]["enhanced-document"]
+    assert "Measured again afterwards: enhanced-document (commit" in document.read_text()
+    assert bench.main([*flags, "--again", "nothing"]) == 2
+    assert "expected some of baseline-2, enhanced-document, found nothing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench.main(["--again", "retrieval", "--out", str(tmp_path / "none.json")])
