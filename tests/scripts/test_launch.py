@@ -185,11 +185,3 @@ def test_two_machines_on_one(tmp_path, words, free_port):
     said = [run.communicate(timeout=200)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
     check_run(tmp_path, said[0], processes=2)
-
-
-@pytest.mark.slow
-def test_an_engine_that_shards_is_refused(tmp_path, words):
-    """Data parallel checkpoints are whole; those of sharded engines would not be, without a word."""
-    run = start(tmp_path, words, NUM_PROCESSES="2", ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
-    said, _ = run.communicate(timeout=200)
-    assert run.returncode != 0 and "expected one process or data parallel ones, found FSDP" in said
