@@ -197,7 +197,7 @@ class PatternValueDualRetriever(nn.Module):
         def score_block(begin: int, end: int) -> Tensor:
             part = Rows(*(column[begin:end] for column in memory))
             if control == "none":
-                scores = euclidean_scores(key - centre, self.memory_keys[begin:end].float() - centre, weights)
+                scores = euclidean_scores(key - centre, self.memory_keys[begin:end] - centre, weights)
             elif control == "oracle" and wanted is not None:
                 ones = wanted.new_ones(self.horizon)
                 scores = euclidean_scores(wanted, self.memory_values[begin:end].float(), ones)
