@@ -95,7 +95,7 @@ def test_early_stopping_is_agreed_on(found):
     assert 1 < len(epochs) < 9
 
 
-DYING = """
+ENDING = """
 import os, signal, sys
 import run_main
 from utils.training import objective
@@ -105,7 +105,7 @@ original, calls = objective.Objective.__call__, []
 def spied(*args, **kwargs):
     calls.append(1)
     if len(calls) == 3 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.{signal})
     return original(*args, **kwargs)
 
 objective.Objective.__call__ = spied
@@ -122,19 +122,24 @@ def launched(script: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(found, start_run, as_words, tmp_path):
-    """Killed in the third step: the others wait in a reduction; nothing may wait for longer than a minute."""
+@pytest.mark.parametrize(
+    ("signal", "said", "newest"), [("SIGKILL", "Signal 9", 2), ("SIGTERM", "stopped by another process", 3)]
+)
+def test_one_that_is_ended_ends_the_others_and_the_run_goes_on(
+    found, start_run, as_words, tmp_path, signal, said, newest
+):
+    """In the third step: killed, it leaves the others waiting in a reduction; asked to stop, all save it."""
     settings = {**found["common"], "checkpoints": str(tmp_path / "runs"), "save_steps": 1}
-    script = tmp_path / "dying.py"
-    script.write_text(DYING)
+    script = tmp_path / "ending.py"
+    script.write_text(ENDING.replace("{signal}", signal))
     began = time.monotonic()
     done = launched(script, *as_words(settings))
     took = time.monotonic() - began
-    assert done.returncode == 1 and "Signal 9" in done.stderr, done.stderr[-3000:]
+    assert done.returncode == 1 and said in done.stdout + done.stderr, done.stderr[-3000:]
     assert took < 60 + 30  # half a minute to start three processes on a busy machine
     (run_dir,) = (tmp_path / "runs").iterdir()
     steps = [int(path.name.split("_")[-1]) for path in run_dir.glob("checkpoint_step_*")]
-    assert max(steps) == 2
+    assert max(steps) == newest
     result = start_run(**settings, resume_from_checkpoint="auto")
     assert result.run_dir == run_dir
     whole = torch.load(Path(found["remainder 2"][0]["folder"]) / "checkpoint", weights_only=True)
