@@ -37,6 +37,7 @@ SMALL = {
     "max_grad_norm": 1.0,
     "aux_warmup_steps": 50,
     "save_steps": 0,
+    "levels": (),
     "cpu": True,
 }
 
