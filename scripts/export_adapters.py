@@ -13,6 +13,7 @@ import argparse
 import shutil
 import sys
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,6 +34,7 @@ from utils.config import LLMConfig
 from utils.log import setup_logging
 from utils.training import checkpoint as checkpoints
 from utils.training.checkpoint import CheckpointError
+from utils.training.run_folder import run_folder_of
 
 ADAPTERS = "adapters"
 KEPT_FACTS = ("model_name", "epoch", "global_step", "data", "calibration")
@@ -80,7 +82,8 @@ def export(run: LoadedRun, out: Path, *, merge: bool, llm_model_path: str | None
             f"{run.path}: expected adapters on an LLM's own weights, found some on those of --llm_ablation "
             f"{run.config.llm.llm_ablation}, which no folder holds"
         )
-    with _whole_folder(out) as folder, quiet_transformers():
+    with _whole_folder(out) as folder, quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # what transformers says of itself when it saves
         adapters = folder / ADAPTERS if merge else folder
         llm.peft_config[NAME].target_modules = set(maps)
         llm.save_pretrained(adapters)
@@ -107,14 +110,14 @@ def _payload(run: LoadedRun, folder: Path, out: Path) -> Mapping[str, Any]:
     where = str(out.resolve())
     content_hash, _ = fingerprint(Source(where, folder))
     settings = asdict(LLMConfig())
-    own = {name: settings[name] for name in settings if name == "peft" or name.startswith("lora_")}
-    recorded = dict(run.facts["llm"])
-    note = "; ".join(part for part in (recorded["note"], f"adapters of {run.path} merged") if part)
+    own = {flag: settings[flag] for flag in settings if flag == "peft" or flag.startswith("lora_")}
+    recorded, name = dict(run.facts["llm"]), run_folder_of(run.path).name
+    note = "; ".join(part for part in (recorded["note"], f"adapters of {name} merged") if part)
     return {
-        "model": {name: weight for name, weight in run.model.state_dict().items() if not is_adapter(name)},
+        "model": {key: weight for key, weight in run.model.state_dict().items() if not is_adapter(key)},
         "config": {**run.facts["config"], **own, "llm_model_path": where},
         "llm": {**recorded, "name": where, "content_hash": content_hash, "note": note},
-        **{name: run.facts[name] for name in KEPT_FACTS if name in run.facts},
+        **{key: run.facts[key] for key in KEPT_FACTS if key in run.facts},
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator, dispatch_model
 from torch import nn
 from transformers import (
     AutoModel,
@@ -193,6 +194,17 @@ def test_a_spread_llm_stays_where_its_map_has_put_it(tiny_llama):
     assert {p.device.type for p in spread.llm_model.parameters()} == {"cpu"}
     own = {n: p.device.type for n, p in spread.named_parameters() if not n.startswith("llm_model.")}
     assert set(own.values()) == {"meta"}
+
+
+def test_accelerate_leaves_a_model_alone_whose_map_has_several_parts(tiny_llama):
+    """Its own check before wrapping: a model that is dispatched is not moved."""
+    model, usual = model_of(tiny_llama), model_of(tiny_llama)
+    parts = [*(f"layers.{i}" for i in range(KEPT)), "embed_tokens", "norm", "rotary_emb"]
+    dispatch_model(model.llm_model, dict.fromkeys(parts, "cpu"), force_hooks=True)
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.verify_device_map(model) and not accelerator.verify_device_map(usual)
+    found, wanted = gradients(accelerator.prepare_model(model)), gradients(usual)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_several_processes_have_each_their_own_llm():
