@@ -7,6 +7,7 @@ explicitly and is not found locally; `auto` never asks it.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -53,7 +54,12 @@ def load_llm(
         if source.repo is not None:
             source = source._replace(folder=download_weights(source.repo, weights=True), repo=None)
         model = read_model(
-            source, settings, dtype=dtype, trust=config.trust_remote_code, in_4bit=config.load_in_4bit
+            source,
+            settings,
+            dtype=dtype,
+            trust=config.trust_remote_code,
+            in_4bit=config.load_in_4bit,
+            device_map=config.llm_device_map,
         )
         tokenizer = read_tokenizer(source, trust=config.trust_remote_code)
     content_hash, note = fingerprint(source)
@@ -68,7 +74,23 @@ def load_llm(
         note=note,
     )
     logger.info("LLM: %s, %d layers, from %s %s", source.name, identity.layers, source.folder, note)
+    if config.llm_device_map is not None:
+        logger.info("--llm_device_map %s: %s", config.llm_device_map, placement(model))
     return FrozenLLM(model, tokenizer, identity)
+
+
+def placement(llm: PreTrainedModel) -> str:
+    """How many parts of ``llm`` accelerate's dispatch has put on which device, or that it is on one."""
+    parts = Counter(str(device) for device in getattr(llm, "hf_device_map", {}).values())
+    if len(parts) < 2:
+        return f"the whole LLM on {llm.get_input_embeddings().weight.device}"
+    return ", ".join(f"{count} parts on {device}" for device, count in parts.items())
+
+
+def word_scale(llm: PreTrainedModel) -> float:
+    """What a word's embedding is multiplied by before the layers; Gemma's by the root of its width."""
+    scale = getattr(llm.get_input_embeddings(), "embed_scale", 1.0)
+    return float(scale)
 
 
 # Reading it.

@@ -14,12 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import MODEL_MAPPING, AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 NAME = "matmul"
+FUSED, PLAIN = "sdpa", "eager"
+"""transformers' names for torch's fused attention, and for the one that knows soft caps."""
 BLOCK_BYTES = 8 * 2**20
 """Of the scores that are held at once where no gradient keeps them."""
+
+
+def usual_attention(settings: Any) -> str:
+    """Which of transformers' attentions a model of these settings takes: the fused one, where it can.
+
+    It knows no soft caps (Gemma 2), and not every architecture takes it.
+    """
+    capped = getattr(settings, "attn_logit_softcapping", None) is not None
+    takes_it = getattr(MODEL_MAPPING.get(type(settings), None), "_supports_sdpa", True)
+    return FUSED if takes_it and not capped else PLAIN
 
 
 def attend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,9 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from accelerate import dispatch_model
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
+
+from layers.llm_attention import usual_attention
 
 GGUF_STEM = "SmolLM2-135M-Instruct.Q4_1"
 CONVERSION_RECORD = "conversion.json"
@@ -118,12 +122,25 @@ def four_bit_options(source: Source) -> dict[str, Any]:
 
 
 def read_model(
-    source: Source, settings: Any, *, dtype: torch.dtype, trust: bool, in_4bit: bool = False
+    source: Source,
+    settings: Any,
+    *,
+    dtype: torch.dtype,
+    trust: bool,
+    in_4bit: bool = False,
+    device_map: str | None = None,
 ) -> PreTrainedModel:
-    """The base model with the config's layers only: frozen, in eval mode, with SDPA attention."""
+    """The base model with the config's layers only: frozen, in eval mode, with fused attention where it can.
+
+    Of a safetensors file no other tensor than the model's own is read (transformers makes the model
+    without memory first, then maps the files and takes what it has a place for). ``device_map`` spreads
+    it over devices by accelerate's dispatch; it then stays where it is.
+    """
     options = dict(source.options)
     if in_4bit:
         options |= four_bit_options(source)
+    if device_map is not None:
+        options["device_map"] = {"": "cpu"} if device_map == "cpu" else device_map
     if source.gguf is not None and hasattr(transformers, "GgufConfig"):
         # Plain weights: the packed ones would ask the hub for kernels.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -131,7 +148,7 @@ def read_model(
         source.folder,
         config=settings,
         dtype=dtype,
-        attn_implementation="sdpa",
+        attn_implementation=usual_attention(settings),
         trust_remote_code=trust,
         output_loading_info=True,
         **options,
@@ -151,7 +168,38 @@ def read_model(
             f"--llm_model {source.name}: expected a text model with word embeddings as wide as its hidden "
             f"states ({settings.hidden_size}), found {type(model).__name__} with {words}"
         )
+    if device_map is not None:
+        _stay(model, words, on_cpu=device_map == "cpu")
     return model.requires_grad_(False).eval()
+
+
+def _stay(model: PreTrainedModel, words: nn.Embedding, *, on_cpu: bool) -> None:
+    """Keep a model where its map has put it, also where a module that holds it moves.
+
+    Raises:
+        ValueError: its word embeddings, which are read in every step, found no room on a device.
+    """
+    if words.weight.device.type == "meta":
+        raise ValueError(
+            "--llm_device_map: expected room for the word embeddings on a device, found none; keep fewer "
+            "--llm_layers, or use --llm_device_map cpu"
+        )
+    if on_cpu:  # what comes from elsewhere is brought there, and the states back
+        with _only_errors("accelerate.big_modeling"):  # it says that the weights are elsewhere; they are not
+            dispatch_model(model, {"": "cpu"}, force_hooks=True, skip_keys=model._skip_keys_device_placement)
+    setattr(model, "_apply", lambda fn, recurse=True: model)  # noqa: B010
+
+
+@contextmanager
+def _only_errors(name: str) -> Iterator[None]:
+    """Nothing below an error from this logger, for this block only."""
+    told = logging.getLogger(name)
+    before = told.level
+    told.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        told.setLevel(before)
 
 
 def read_tokenizer(source: Source, *, trust: bool) -> PreTrainedTokenizerBase:

@@ -3,7 +3,9 @@
 The tokens are ``[prefix, front, tail]``; only the tail's last states are read. So in the last layer
 the front needs keys and values, no queries; where nothing before the tail is trained, it needs no
 gradient; and what is the same in every pass (the prefix) needs its keys and values once.
-Layers are the model's own throughout; on a CPU their attention is `layers.llm_attention`'s.
+Layers are the model's own throughout; on a CPU their attention is `layers.llm_attention`'s. Where they
+carry adapters that are trained (`layers.llm_adapters`), every token's keys and values depend on these:
+then all of it has a gradient, and a prefix serves the pass that it was computed in.
 
 Shape legend: S series, T_p, T_f and T_t tokens of prefix, front and tail, d_llm hidden size.
 """
@@ -19,12 +21,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from layers import llm_attention
+from layers.llm_attention import usual_attention
 from layers.llm_layers import HasKeys, KeysValues, PassCache, compile_parts, recompute, stack_of
 
 log = getLogger(__name__)
 
-FUSED = "sdpa"
-"""transformers' name for torch's fused attention."""
 CHECK_TOKENS = (3, 5, 4)
 """Prefix, front and tail of the self-check at start-up."""
 CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
@@ -55,20 +56,24 @@ class LLMPass:
         """``plain`` asks for the model's own forward pass, for comparison."""
         self.llm: Any = llm
         self.n_layers = int(llm.config.num_hidden_layers)
+        self.trained = any(weight.requires_grad for weight in llm.parameters())
+        """Whether the LLM's layers have trained weights."""
         self.kind = "plain"
-        self._attention_on_cpu = FUSED
+        self._usual_attention = usual_attention(llm.config)
+        self._attention_on_cpu = self._usual_attention
         if not plain:
             self.kind = self._choose()
             self._attention_on_cpu = self._choose_attention()
 
     @property
     def reuses_prefix(self) -> bool:
-        """Whether `prefix` can be computed once and used in every pass."""
+        """Whether `prefix` can be computed once and used as long as the LLM's weights stay."""
         return self.kind == "causal"
 
-    @torch.no_grad()
     def prefix(self, tokens: Tensor) -> Prefix:
         """Keys and values of the first tokens of every sequence, [1, T_p, d_llm].
+
+        With a gradient only to the LLM's own trained weights, where it has any.
 
         Raises:
             ValueError: where later tokens change those of earlier ones; see `reuses_prefix`.
@@ -76,7 +81,8 @@ class LLMPass:
         if not self.reuses_prefix:
             raise ValueError(f"prefix: a {self.kind} pass has none")
         self._set_attention(tokens.device)
-        found = self._keys_values(tokens, torch.ones(tokens.shape[:2], dtype=torch.int64), None)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained):
+            found = self._keys_values(tokens, torch.ones(tokens.shape[:2], dtype=torch.int64), None)
         keys, values = zip(*(found[i] for i in range(self.n_layers)), strict=True)
         return Prefix(keys, values)
 
@@ -142,7 +148,7 @@ class LLMPass:
 
     def _causal(self, front: Tensor, tail: Tensor, mask: Tensor, prefix: Prefix | None) -> Tensor:
         """Keys and values before the tail first, then the tail's states."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and front.requires_grad):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (front.requires_grad or self.trained)):
             past = self._keys_values(front, mask[:, : -tail.shape[1]], prefix)
         return self._forward(tail, mask, past_key_values=PassCache(past), use_cache=True)
 
@@ -198,7 +204,7 @@ class LLMPass:
 
     def _set_attention(self, device: torch.device) -> None:
         """The attention of this pass, which another pass through the same LLM may have changed."""
-        wanted = self._attention_on_cpu if device.type == "cpu" else FUSED
+        wanted = self._attention_on_cpu if device.type == "cpu" else self._usual_attention
         found = self.llm.config._attn_implementation
         if found != wanted and llm_attention.NAME in (found, wanted):
             self.llm.set_attn_implementation(wanted)
@@ -206,15 +212,15 @@ class LLMPass:
     def _choose_attention(self) -> str:
         """By matrix products, where the LLM takes them and they give the fused kernel's states."""
         if self.kind == "plain":
-            return FUSED
+            return self._usual_attention
         self._attention_on_cpu = llm_attention.NAME
         try:
             if self._agrees() and self.llm.config._attn_implementation == llm_attention.NAME:
                 return llm_attention.NAME
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             log.debug("%s of %s: %s", llm_attention.NAME, type(self.llm).__name__, error)
-        log.info("%s: its attention stays torch's fused one", type(self.llm).__name__)
-        return FUSED
+        log.info("%s: its attention stays transformers' %s", type(self.llm).__name__, self._usual_attention)
+        return self._usual_attention
 
     def _choose(self) -> str:
         """The first way that gives the plain one's states on random tokens."""

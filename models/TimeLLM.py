@@ -11,7 +11,9 @@ and its patches are embedded together with those of all the others.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
+from logging import getLogger
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.heads import FlattenHead
-from layers.llm import FrozenLLM, load_llm
+from layers.llm import FrozenLLM, load_llm, word_scale
 from layers.llm_ablation import ablated, drawn_attention, pass_through
+from layers.llm_adapters import add_adapters, is_adapter, set_dropout
 from layers.llm_pass import Prefix
 from layers.normalization import InstanceNorm
 from layers.patching import PatchEmbedding
@@ -36,6 +39,7 @@ from utils.prompt_bank import GENERAL, describe, read_description
 from utils.types import InstanceStatistics, PassOfStep
 from utils.windows import per_series
 
+log = getLogger(__name__)
 LLM_PREFIX = "llm_model."
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_FREQUENCY = "h"
@@ -61,7 +65,8 @@ class Model(Forecaster):
     """Windows [B, L, N] to forecasts [B, H, N].
 
     The frozen LLM is always in eval mode, is not part of `state_dict`, and is passed over by
-    `load_state_dict` where a checkpoint carries it.
+    `load_state_dict` where a checkpoint carries it. Adapters on it (``--peft lora``) are trained and are
+    part of both.
     """
 
     name = "TimeLLM"
@@ -81,8 +86,11 @@ class Model(Forecaster):
             with torch.random.fork_rng():  # loading must not move what follows
                 llm = load_llm(config.llm, dtype=DTYPES[config.training.mixed_precision])
         llm = ablated(llm, config.llm, seed=config.training.seed)
+        if config.llm.peft == "lora":
+            add_adapters(llm.model, config.llm, seed=config.training.seed)
         self.llm_identity = llm.identity
         self.llm_model: Any = llm.model
+        self._word_scale = word_scale(llm.model)
         d_llm = llm.identity.hidden_size
         self.llm_attention = None
         if config.llm.llm_ablation == "attention":
@@ -141,8 +149,19 @@ class Model(Forecaster):
         """Training mode for the trained parts; the frozen LLM stays in eval mode (its dropout is off)."""
         super().train(mode)
         self.llm_model.eval()
+        if self.config.llm.peft != "none":
+            set_dropout(self.llm_model, training=mode)
+            self._kept_prefix = None
         self._kept_source = None
         return self
+
+    def starting_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights of a run without adapters start one with them: the adapters begin as they were drawn."""
+        own = {name: weight for name, weight in self.state_dict().items() if is_adapter(name)}
+        if not own or any(is_adapter(name) for name in weights):
+            return weights
+        log.warning("--init_from: its weights have no adapters; those of this run begin without effect")
+        return {**weights, **own}
 
     def begin_pass(self, place: PassOfStep) -> None:
         """The passes of an optimizer step share its source embeddings."""
@@ -221,10 +240,13 @@ class Model(Forecaster):
 
     def _map_words(self, mapping: nn.Linear) -> Tensor:
         """Each source token as a weighted sum of all word embeddings, [C, d_llm]."""
-        words = self._word_embeddings()
+        words = self._word_embeddings().to(mapping.weight.device)
         if not torch.is_autocast_enabled(words.device.type):
             words = words.to(mapping.weight.dtype)
-        return mapping.weight @ words + mapping.bias[:, None]
+        mapped = mapping.weight @ words
+        if self._word_scale != 1:
+            mapped = self._word_scale * mapped
+        return mapped + mapping.bias[:, None]
 
     def decode(self, leading: list[Tensor], series: Series, patches: Tensor) -> Tensor:
         """Run ``[*leading, prompt, patches]`` through the LLM; its states at the patches [S, P, d_ff].
@@ -236,7 +258,7 @@ class Model(Forecaster):
         reprogrammed = self.reprogram(patches)
         token_ids, mask = self.prompt.tokens(series.normalised)
         self._refuse_too_long(sum(t.shape[1] for t in (*leading, token_ids, reprogrammed)))
-        words = self.llm_model.get_input_embeddings()(token_ids)  # [S, T_prompt, d_llm]
+        words = self.llm_model.get_input_embeddings()(token_ids).to(token_ids.device)  # [S, T_prompt, d_llm]
         lead = torch.cat([words[:, :0], *(t.to(words.dtype) for t in leading)], dim=1)
         tail = reprogrammed.to(words.dtype)
         prefix = None
@@ -251,13 +273,20 @@ class Model(Forecaster):
         return states[:, -patches.shape[1] :, : self.config.backbone.d_ff].to(patches.dtype)
 
     def _prompt_prefix(self, words: Tensor) -> Prefix | None:
-        """Keys and values of what all prompts begin with, kept; None where that can not be."""
+        """Keys and values of what all prompts begin with; None where that can not be.
+
+        They are kept until the LLM's weights change; where its adapters are being trained, every pass has
+        its own, with their gradient.
+        """
         if not (self.prompt.n_constant and self._pass.reuses_prefix):
             return None
+        constant = words[:1, : self.prompt.n_constant]
+        if self._pass.trained and torch.is_grad_enabled():
+            return self._pass.prefix(constant)
         state = _state_of(self.llm_model)
         if self._kept_prefix is None or self._kept_prefix[0] != state:
-            with torch.inference_mode(False):
-                self._kept_prefix = state, self._pass.prefix(words[:1, : self.prompt.n_constant].clone())
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept_prefix = state, self._pass.prefix(constant.clone())
         return self._kept_prefix[1]
 
     def denormalise(self, forecast: Tensor, statistics: InstanceStatistics) -> Tensor:
@@ -327,8 +356,8 @@ def _channels(config: Config) -> int:
 
 
 def _drop_llm(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    """A state dict does not carry the frozen LLM."""
-    for key in [k for k in state if k.startswith(prefix + LLM_PREFIX)]:
+    """A state dict does not carry the frozen LLM, only the adapters on it."""
+    for key in [k for k in state if k.startswith(prefix + LLM_PREFIX) and not is_adapter(k)]:
         del state[key]
 
 
@@ -339,4 +368,6 @@ def _pass_over_llm(module: nn.Module, state: dict[str, Tensor], prefix: str, *ar
 
 def _do_not_miss_llm(module: nn.Module, incompatible: Any) -> None:
     """LLM weights that a checkpoint lacks are no missing keys."""
-    incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if LLM_PREFIX not in k]
+    incompatible.missing_keys[:] = [
+        k for k in incompatible.missing_keys if LLM_PREFIX not in k or is_adapter(k)
+    ]

@@ -5,6 +5,7 @@ Shape legend: B windows, N variables, L lookback, H horizon.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,6 +64,10 @@ class Forecaster(nn.Module):
     def insample_mask(self, x_mark_enc: Tensor | None) -> Tensor | None:
         """Which rows of a window exist, [B, L, 1], for series without dates; None where all do."""
         return x_mark_enc if self.config.run.task_name == SHORT_TERM else None
+
+    def starting_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What ``--init_from`` loads of another run's weights; what they may lack is added."""
+        return weights
 
     def fit_statistics(self, source: WindowSource) -> None:
         """Learn from the training windows what is counted rather than trained."""

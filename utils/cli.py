@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.config import GROUPS, Config, ConfigError, iter_settings, setting_type, spaced
+from utils.config import GROUPS, Config, ConfigError, item_type, iter_settings, setting_type, spaced
 from utils.family_flags import REFUSED
 from utils.paths import PRESETS
 
@@ -50,13 +50,14 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
             )
             continue
         if types == (tuple,):
+            shown = f" [{spaced(item.default)}]" if item.default else ""
             groups[group].add_argument(
                 f"--{name}",
                 nargs="*",
-                type=_converter((float,), ()),
+                type=_converter((item_type(group, name),), ()),
                 default=argparse.SUPPRESS,
-                metavar=name.removesuffix("s").upper(),
-                help=f"{text} [{spaced(item.default)}]",
+                metavar=name.removesuffix("s").rsplit("_", 1)[-1].upper(),
+                help=text + shown,
             )
             continue
         shown = "" if item.default is None or item.default == "" else f" [{item.default}]"

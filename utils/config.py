@@ -113,6 +113,16 @@ class LLMConfig:
         "pretrained",
         "study control: LLM layers pretrained, of random weights, one trained attention layer, or none",
     )
+    llm_device_map: Literal["auto", "balanced", "sequential", "cpu"] | None = setting(
+        None, "spread the LLM over this process's devices: auto, balanced, sequential, cpu (default: one)"
+    )
+    peft: Literal["none", "lora"] = setting("none", "train low-rank adapters on the LLM's frozen layers")
+    lora_rank: int = setting(8, "rank of the adapters")
+    lora_alpha: int = setting(16, "the adapters' part is scaled by this / lora_rank")
+    lora_dropout: float = setting(0.0, "dropout rate on the adapters' input")
+    lora_targets: tuple[str, ...] = setting(
+        (), "linear maps that get adapters, by name, or all-linear (none: PEFT's own for the architecture)"
+    )
     load_in_4bit: bool = setting(False, "LLM weights in 4 bits (needs a GPU and bitsandbytes)")
     trust_remote_code: bool = setting(False, "allow an LLM that ships its own code to run it")
 
@@ -315,7 +325,7 @@ NOT_IDENTITY = frozenset(
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
     "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes "
     "auto_batch_size gradient_checkpointing levels interval_score report_to debug_shapes "
-    "dump_prompt eval_data eval_root_path eval_data_path".split()
+    "dump_prompt eval_data eval_root_path eval_data_path llm_device_map".split()
 )
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
 TESTED_ON = frozenset({"eval_data", "eval_root_path", "eval_data_path"})
@@ -411,7 +421,9 @@ class Config:
         The setting ends in seed, LLM, the modules that are on, and `training_hash`.
         """
         d, b = self.data, self.backbone
-        modules = "+".join(m for m, on in (("tapr", self.tapr.use_tapr), ("gram", self.gram.use_gram)) if on)
+        lora = self.llm.peft == "lora"
+        parts_on = (("tapr", self.tapr.use_tapr), ("gram", self.gram.use_gram), ("lora", lora))
+        modules = "+".join(name for name, on in parts_on if on)
         parts = [
             self.run.task_name,
             self.run.model_id or f"{d.data}_{d.seq_len}_{d.pred_len}",
@@ -494,11 +506,36 @@ class Config:
             )
         if t.mixed_precision == "fp16" and t.cpu:
             found.append("--mixed_precision: fp16 needs a GPU; use bf16 or no with --cpu")
-        if self.llm.llm_ablation == "random" and self.llm.load_in_4bit:
-            found.append("--load_in_4bit: random weights (--llm_ablation random) are not quantised")
+        found += _llm_problems(self.llm, cpu=t.cpu)
         if self.run.resume_from_checkpoint and self.run.init_from:
             found.append("--init_from: cannot be combined with --resume_from_checkpoint")
         return found
+
+
+def _llm_problems(llm: LLMConfig, *, cpu: bool) -> list[str]:
+    """Settings of the LLM that do not fit together; ``cpu`` is the run's flag."""
+    found = []
+    if llm.llm_ablation == "random" and llm.load_in_4bit:
+        found.append("--load_in_4bit: random weights (--llm_ablation random) are not quantised")
+    if llm.peft != "none" and llm.llm_ablation in ("attention", "none"):
+        found.append(
+            f"--peft {llm.peft}: --llm_ablation {llm.llm_ablation} leaves no layers to adapt; drop either"
+        )
+    if llm.peft != "none" and llm.load_in_4bit:
+        found.append(
+            f"--peft {llm.peft}: adapters on 4-bit weights (--load_in_4bit) are not offered; use "
+            "--mixed_precision bf16 and --gradient_checkpointing"
+        )
+    if llm.llm_device_map is not None and llm.llm_ablation == "random":
+        found.append("--llm_device_map: random weights (--llm_ablation random) are drawn onto one device")
+    if llm.llm_device_map not in (None, "cpu") and cpu:
+        found.append(
+            f"--llm_device_map {llm.llm_device_map}: it spreads the LLM over GPUs, which --cpu does not use; "
+            "drop one of them"
+        )
+    if "all-linear" in llm.lora_targets and len(llm.lora_targets) > 1:
+        found.append(f"--lora_targets: expected all-linear alone, or names, found {spaced(llm.lora_targets)}")
+    return found
 
 
 _AT_LEAST: dict[str, float] = {
@@ -507,7 +544,7 @@ _AT_LEAST: dict[str, float] = {
         "num_tokens n_scales top_k d_repr memory_size max_memory_size train_epochs max_steps "
         "batch_size eval_batch_size gradient_accumulation_steps patience eval_steps log_steps "
         "season llm_dim enc_in dec_in c_out itr e_layers d_layers moving_avg "
-        "max_channels_per_step".split(),
+        "max_channels_per_step lora_rank lora_alpha".split(),
         1,
     ),
     **dict.fromkeys(
@@ -522,7 +559,7 @@ _AT_LEAST: dict[str, float] = {
     "factor": 1e-6,
 }
 _AT_MOST: dict[str, float] = {"percent": 100, "is_training": 1, "prompt_domain": 1}
-_FRACTIONS = ("dropout", "input_dropout", "label_smoothing")
+_FRACTIONS = ("dropout", "input_dropout", "label_smoothing", "lora_dropout")
 _FLAG = re.compile(r"--(\w+)")
 
 
@@ -547,6 +584,14 @@ def setting_type(group: str, name: str) -> tuple[tuple[type, ...], tuple[Any, ..
     return types, choices
 
 
+@cache
+def item_type(group: str, name: str) -> type:
+    """The type of each value of a setting of several."""
+    found = get_args(get_type_hints(GROUPS[group])[name])[0]
+    assert isinstance(found, type)
+    return found
+
+
 def _as_declared(group: str, name: str, value: Any) -> Any:
     """``value``, a whole number as a float where the setting is one: 1 and 1.0 are the same run."""
     if isinstance(value, list) and setting_type(group, name)[0] == (tuple,):
@@ -557,10 +602,11 @@ def _as_declared(group: str, name: str, value: Any) -> Any:
 
 def _range_problems(config: Config) -> dict[str, str]:
     """Numbers out of range, by name; values that are no numbers are passed over."""
-    found = {}
-    for name, value in config.flat().items():
-        if isinstance(value, tuple) and not all(_is_fraction(one) for one in value):
-            found[name] = f"--{name}: expected numbers between 0 and 1, found {spaced(value)}"
+    found: dict[str, str] = {}
+    for group, name, _ in iter_settings():
+        value = getattr(getattr(config, group), name)
+        if isinstance(value, tuple):
+            found |= _list_problem(name, value, item_type(group, name))
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         low, high = _AT_LEAST.get(name, -math.inf), _AT_MOST.get(name, math.inf)
@@ -573,6 +619,15 @@ def _range_problems(config: Config) -> dict[str, str]:
             wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
             found[name] = f"--{name}: expected {wanted}, found {value}"
     return found
+
+
+def _list_problem(name: str, values: tuple[Any, ...], item: type) -> dict[str, str]:
+    """What is wrong with the values of a setting of several, under its name; nothing where all is well."""
+    if item is float and not all(_is_fraction(one) for one in values):
+        return {name: f"--{name}: expected numbers between 0 and 1, found {spaced(values)}"}
+    if item is str and not all(isinstance(one, str) and one for one in values):
+        return {name: f"--{name}: expected names, found {spaced(values)}"}
+    return {}
 
 
 def _is_fraction(value: Any) -> bool:

@@ -60,7 +60,7 @@ def take_over(results: Path, cell: Cell, found: tuple[Path, Path]) -> None:
 
 def _refuse_other(path: Path, cell: Cell) -> None:
     found = folders.read_json(path)["settings"]
-    wanted = cell.config.flat()
+    wanted = {name: folders.as_read(value) for name, value in cell.config.flat().items()}
     common = [k for k in found.keys() & wanted.keys() if wanted[k] != AUTO]
     wrong = {k: (found[k], wanted[k]) for k in common if found[k] != wanted[k]}
     if wrong:

@@ -80,7 +80,7 @@ def load_run(where: str | Path, *, device: torch.device, llm_model_path: str | N
         )
     name = payload.get("model_name") or model_name(config)
     with torch.random.fork_rng():
-        llm = _llm(config, payload["llm"], path, llm_model_path) if payload["llm"] else None
+        llm = frozen_llm(config, payload["llm"], path, llm_model_path) if payload["llm"] else None
         model = MODELS[name](config, **({"llm": llm} if llm else {}))
     try:
         model.load_state_dict(payload["model"])
@@ -95,6 +95,8 @@ def load_run(where: str | Path, *, device: torch.device, llm_model_path: str | N
 def _config(payload: Mapping[str, Any], path: Path, device: torch.device) -> Config:
     """The run's settings, but for those of its engine that this device has not."""
     values = {**payload["config"], "cpu": False}
+    if device.type == "cpu":
+        values["llm_device_map"] = None
     if values.get("mixed_precision") == "fp16" and device.type == "cpu":
         log.warning("%s: trained in fp16, which a CPU does not offer; forecasting in float32", path)
         values["mixed_precision"] = "no"
@@ -104,8 +106,13 @@ def _config(payload: Mapping[str, Any], path: Path, device: torch.device) -> Con
         raise CheckpointError(f"{path}: expected settings of this version, found:\n{error}") from error
 
 
-def _llm(config: Config, recorded: Mapping[str, Any], path: Path, elsewhere: str | None) -> FrozenLLM:
-    """The LLM that a run recorded, found by its name and known by its content."""
+def frozen_llm(config: Config, recorded: Mapping[str, Any], path: Path, elsewhere: str | None) -> FrozenLLM:
+    """The LLM that a run recorded, found by its name (or ``elsewhere``) and known by its content.
+
+    Raises:
+        CheckpointError: what is found is another one.
+        LLMUnavailableError: nothing is.
+    """
     wanted: dict[str, Any] = asdict(config.llm)
     if elsewhere is not None:
         wanted["llm_model_path"] = elsewhere

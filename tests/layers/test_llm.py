@@ -482,7 +482,7 @@ def test_unwritable_base_models_falls_back_to_the_gguf(
     assert llm.identity.content_hash == llm_files.sha256([gguf])
 
 
-def write_model(config: PreTrainedConfig, folder: Path, *, tokenizer_from: Path) -> None:
-    AutoModel.from_config(config).save_pretrained(folder)
+def write_model(config: PreTrainedConfig, folder: Path, *, tokenizer_from: Path, **how: Any) -> None:
+    AutoModel.from_config(config).save_pretrained(folder, **how)
     for file in tokenizer_from.glob("tokenizer*"):
         shutil.copy(file, folder)

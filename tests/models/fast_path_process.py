@@ -17,6 +17,7 @@ from utils.types import PassOfStep
 WAYS: dict[str, dict[str, Any]] = {
     "baseline": {},
     "document": BOTH,
+    "adapters": {**BOTH, "peft": "lora"},
     "prompt first": {**BOTH, "token_order": "prompt_first", "retrieval_fusion": "both"},
 }
 BATCHES = [[(0, 100), (20, 130)], [(60, 30), (10, 90)]]

@@ -125,6 +125,7 @@ def test_every_model_forecasts_as_its_run_did(runs, model):
     "changes",
     [
         {"use_time_marks": True},
+        {"use_tapr": True, "use_gram": True, "peft": "lora"},
         {"use_tapr": True, "use_gram": True, "max_channels_per_step": 2},
         *({"llm_ablation": kind} for kind in ("random", "attention", "none")),
     ],

@@ -20,15 +20,16 @@ FLAGS = """
 --gpu_type --gradient_accumulation_steps --gradient_checkpointing --head_dropout --help --individual
 --init_from --input_dropout --interval_score --inverse --is_training --itr --kernel_size --label_len
 --label_smoothing --lambda_dir --lambda_hcl --lambda_mag --lambda_ord --lambda_retrieval --lambda_trend
---learning_rate --levels --llm_ablation --llm_dim --llm_layers --llm_model --llm_model_path --load_in_4bit
---loader --log_steps --loss --loss_scale --lr_warmup_steps --lradj --matmul_precision
+--learning_rate --levels --llm_ablation --llm_device_map --llm_dim --llm_layers --llm_model
+--llm_model_path --load_in_4bit --loader --log_steps --lora_alpha --lora_dropout --lora_rank
+--lora_targets --loss --loss_scale --lr_warmup_steps --lradj --matmul_precision
 --max_channels_per_step --max_grad_norm --max_memory_size --max_minutes --max_steps --memory_dtype
 --memory_size
 --mixed_precision --model --model_comment --model_id --moving_avg --n_heads --n_scales
 --no-auto_batch_size --no-build_memory --no-compile --no-cpu --no-debug_shapes --no-deterministic
 --no-dump_prompt --no-eval_test_each_epoch --no-gradient_checkpointing --no-load_in_4bit
 --no-trust_remote_code --no-use_gram --no-use_tapr --no-use_time_marks --num_tokens --num_workers
---optimizer --output_attention --padding_patch --patch_len --patience --pct_start --percent --pred_len
+--optimizer --output_attention --padding_patch --patch_len --patience --pct_start --peft --percent --pred_len
 --preset --prompt_digits --prompt_domain --prompt_file --report_to --resume_counter
 --resume_from_checkpoint --retrieval_control --retrieval_fusion --retrieval_key --retrieval_scope --revin
 --root_path --save_steps --save_total_limit --season --seasonal_patterns --seed --seq_len --source_tokens
@@ -61,7 +62,7 @@ def test_help_prints_every_flag_its_default_and_its_choices(capsys):
         assert f"--{name}" in words
         types, choices = setting_type(group, name)
         assert all(str(choice) in words for choice in choices)
-        if types != (bool,) and item.default not in (None, ""):
+        if types != (bool,) and item.default not in (None, "", ()):
             shown = spaced(item.default) if types == (tuple,) else item.default
             assert f"[{shown}]" in words
 

@@ -67,7 +67,9 @@ DOCUMENTED_DEFAULTS: dict[str, Any] = {
     "features": "M",
     "target": "OT",
 }
-ANOTHER: dict[str, Any] = {"llm_dim": 32, "season": 7, "max_steps": 3, "eval_steps": 2, "levels": (0.5,)}
+ANOTHER: dict[str, Any] = {
+    "llm_dim": 32, "season": 7, "max_steps": 3, "eval_steps": 2, "levels": (0.5,), "lora_targets": ("k",),
+}  # fmt: skip
 """A value for settings whose default tells nothing of their type."""
 
 
@@ -247,7 +249,7 @@ def test_what_trains_another_model_is_not_excused_from_the_hash():
         "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
         "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes "
         "auto_batch_size gradient_checkpointing levels interval_score report_to debug_shapes "
-        "dump_prompt eval_data eval_root_path eval_data_path".split()
+        "dump_prompt eval_data eval_root_path eval_data_path llm_device_map".split()
     )
 
 

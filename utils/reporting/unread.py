@@ -59,6 +59,8 @@ def _unread_modules(config: Config) -> Iterator[tuple[str, set[str]]]:
             else {"llm_layers", "token_order", "prompt_domain", "prompt_digits"}
         )
         yield f"--llm_ablation {config.llm.llm_ablation} does without the LLM's layers", unread
+    if config.llm.peft == "none":
+        yield "without --peft lora", {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
     if not tapr.use_tapr:
         yield "without --use_tapr", _group("tapr") - {"use_tapr"}
     if not gram.use_gram:

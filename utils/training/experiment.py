@@ -169,6 +169,12 @@ def resolve(config: Config, data: DataBundle) -> Config:
 
 def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
     """The model under the run's seed."""
+    asked = config.llm.llm_device_map
+    if asked is not None and accelerator.num_processes > 1:
+        raise ValueError(
+            f"--llm_device_map {asked}: expected one process, which spreads its LLM over the devices, found "
+            f"{accelerator.num_processes}, each with an LLM of its own; leave it out, or start one process"
+        )
     set_seed(config.training.seed)
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
@@ -239,19 +245,20 @@ def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
     """Fill in what is counted on the training windows, or restore it; then wrap."""
     run_settings = this.config.run
     with this.phase("memory"):
+        # accelerate moves no model whose LLM is spread over devices
+        this.plain.to(this.accelerator.device)
         if payload is not None:
             _take_weights(this, payload, source="--resume_from_checkpoint")
+        elif run_settings.init_from:
+            path = checkpoints.locate(run_settings.init_from, flag="--init_from")
+            weights = this.plain.starting_weights(checkpoints.load_weights(path)["model"])
+            _take_weights(this, {"model": weights}, source=f"--init_from {path}")
+            this.plain.recalibrate(this.data.source)
+            if this.config.gram.build_memory:
+                this.plain.rebuild_memory(this.data.source)
         else:
-            this.plain.to(this.accelerator.device)
-            if run_settings.init_from:
-                path = checkpoints.locate(run_settings.init_from, flag="--init_from")
-                _take_weights(this, checkpoints.load_weights(path), source=f"--init_from {path}")
-                this.plain.recalibrate(this.data.source)
-                if this.config.gram.build_memory:
-                    this.plain.rebuild_memory(this.data.source)
-            else:
-                this.plain.fit_statistics(this.data.source)
-                this.plain.fit_closed_form(this.data.source, this.data.validation)
+            this.plain.fit_statistics(this.data.source)
+            this.plain.fit_closed_form(this.data.source, this.data.validation)
         if payload is None or not this.config.run.is_training:
             # A resumed run goes on with the keys it had; a test wants those of the weights tested.
             this.plain.refresh(this.data.source)

@@ -73,7 +73,7 @@ def find_finished(checkpoints: Path, name: str, settings: dict[str, Any], data_h
             continue
         found = read_json(folder / CONFIG_FILE)
         free = NOT_IDENTITY - TESTED_ON
-        same_settings = all(found.get(n) == v for n, v in settings.items() if n not in free)
+        same_settings = all(found.get(n) == as_read(v) for n, v in settings.items() if n not in free)
         if same_settings and read_json(folder / ENVIRONMENT_FILE)["data_hash"] == data_hash:
             return folder
     return None
@@ -101,7 +101,7 @@ def find_moved(
         if not ((folder / CONFIG_FILE).is_file() and (folder / ENVIRONMENT_FILE).is_file()):
             continue
         found, facts = read_json(folder / CONFIG_FILE), read_json(folder / ENVIRONMENT_FILE)
-        same = all(found.get(n) == v for n, v in settings.items() if n not in free)
+        same = all(found.get(n) == as_read(v) for n, v in settings.items() if n not in free)
         if same and facts["llm"].get("content_hash") == llm_hash:
             newest = newest_in(folder)
             if newest is not None:
@@ -122,7 +122,9 @@ def is_run_of(checkpoint: Path, settings: dict[str, Any]) -> bool:
         return False
     found = read_json(config_file)
     return isinstance(found, dict) and all(
-        found.get(name) == value for name, value in settings.items() if name not in MAY_CHANGE_ON_RESUME
+        found.get(name) == as_read(value)
+        for name, value in settings.items()
+        if name not in MAY_CHANGE_ON_RESUME
     )
 
 
@@ -136,6 +138,11 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """What `write_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def as_read(value: Any) -> Any:
+    """A setting as `read_json` gives it back: JSON has lists for tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def describe_run(folder: Path, config: Config, environment: dict[str, Any], *, resumed: bool) -> None:

@@ -26,6 +26,7 @@ MODULES: dict[str, dict[str, Any]] = {
     "tapr": {"use_tapr": True},
     "gram": {"use_gram": True},
     "both": {"use_tapr": True, "use_gram": True},
+    "lora": {"use_tapr": True, "peft": "lora"},
     "random": {"llm_ablation": "random"},
     "attention": {"use_tapr": True, "llm_ablation": "attention"},
     "none": {"use_tapr": True, "use_gram": True, "llm_ablation": "none"},
