@@ -120,7 +120,11 @@ def four_bit_options(source: Source) -> dict[str, Any]:
 def read_model(
     source: Source, settings: Any, *, dtype: torch.dtype, trust: bool, in_4bit: bool = False
 ) -> PreTrainedModel:
-    """The base model with the config's layers only: frozen, in eval mode, with SDPA attention."""
+    """The base model with the config's layers only: frozen, in eval mode, with SDPA attention.
+
+    Raises:
+        ValueError: weights are missing, or it has no word embeddings of its hidden size.
+    """
     options = dict(source.options)
     if in_4bit:
         options |= four_bit_options(source)
@@ -155,7 +159,11 @@ def read_model(
 
 
 def read_tokenizer(source: Source, *, trust: bool) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token."""
+    """The model's tokenizer, with a padding token.
+
+    Raises:
+        ValueError: there is none that loads.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust, **source.options)
     except (OSError, ValueError, TypeError) as error:
