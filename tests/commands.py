@@ -27,6 +27,8 @@ PROGRAMS = {"python", ".venv/bin/python", "bash", "accelerate", "torchrun", "pip
 """What this module knows how to check."""
 OF_THE_SYSTEM = {"source", "cd", "git", "head", "kill", "pre-commit", "tensorboard", "wandb"}
 """Programs that are not this project's: their words are taken as they are."""
+LAUNCHERS = {"accelerate.commands.launch": launch_command_parser, "torch.distributed.run": torchrun_parser}
+"""Modules that start a script of ours, each with what builds its parser."""
 MEANT = {"N": "1", "NAME": "ETTh1", "<name>": "modules", "FILE": "x.csv"}
 """What stands for a value of the reader's own, and one that could."""
 LEFT_OUT = {"...", "…"}
@@ -68,19 +70,21 @@ def check(command: str) -> None:
         _pip(words)
     elif program == "accelerate":
         assert words[0] == "launch", command
-        launched = launch_command_parser().parse_args(words[1:])
-        _python([launched.training_script, *launched.training_script_args])
+        _python(["-m", "accelerate.commands.launch", *words[1:]])
     elif program == "torchrun":
-        launched = torchrun_parser().parse_args(words)
-        _python([launched.training_script, *launched.training_script_args])
+        _python(["-m", "torch.distributed.run", *words])
     else:
         _python(words)
 
 
 def _python(words: list[str]) -> None:
-    """``script.py words``, ``-m module words``, or a word or two of Python itself."""
+    """``script.py words`` or ``-m module words``; a launcher's own words are parsed by it."""
     if words[0] == "-m":
         module, words = words[1], words[2:]
+        if module in LAUNCHERS:
+            launched = LAUNCHERS[module]().parse_args(words)
+            _python([launched.training_script, *launched.training_script_args])
+            return
         if module == "pytest":
             paths = [w for w in words if not w.startswith("-")]
             assert paths and all((PROJECT_ROOT / path.split("::")[0]).exists() for path in paths), words
@@ -151,7 +155,7 @@ def _shell(script: str, words: list[str], variables: dict[str, str]) -> None:
     path = PROJECT_ROOT / script
     assert path.is_file(), script
     if path.name.startswith("TimeLLM_"):
-        known = set(_variables()) | {"PRINT_COMMAND"}
+        known = set(_variables()) | {"PRINT_COMMAND", "CUDA_VISIBLE_DEVICES"}
         assert variables.keys() <= known, f"{script} reads no {', '.join(variables.keys() - known)}"
         kept = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "PRINT_COMMAND": "1"}
         done = subprocess.run(
@@ -170,10 +174,11 @@ def _shell(script: str, words: list[str], variables: dict[str, str]) -> None:
 
 
 def _variables() -> Iterator[str]:
-    """The environment variables that the training scripts' table documents."""
-    text = (PROJECT_ROOT / "scripts/TimeLLM_ETTh1_enhanced.sh").read_text(encoding="utf-8")
-    for match in re.finditer(r"^# ([A-Z][A-Z_]+)  +\S", text, flags=re.MULTILINE):
-        yield match[1]
+    """The environment variables that the heads of the training scripts document."""
+    for name in ("TimeLLM_ETTh1_enhanced.sh", "launch.sh"):
+        text = (PROJECT_ROOT / "scripts" / name).read_text(encoding="utf-8")
+        for names in re.findall(r"^# ([A-Z][A-Z_, ]+)(?:  +\S.*)?$", text, flags=re.MULTILINE):
+            yield from re.split(r",? +", names.strip())
 
 
 def _pip(words: list[str]) -> None:
