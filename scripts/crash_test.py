@@ -29,9 +29,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # called as a file: only its folder is there
 
-from scripts.comparing import unequal  # noqa: E402
-from scripts.crash_runs import FAULTS, PHASES, Outcome, apart, start_run  # noqa: E402
-from scripts.crash_settings import SETTINGS, common_settings  # noqa: E402
+from scripts.crashing.comparing import unequal  # noqa: E402
+from scripts.crashing.runs import FAULTS, PHASES, Outcome, apart, start_run  # noqa: E402
+from scripts.crashing.settings import SETTINGS, common_settings  # noqa: E402
 from utils.training import checkpoint as checkpoints  # noqa: E402
 from utils.training.run_folder import METRICS_FILE, RESULTS_FILE, read_json  # noqa: E402
 
