@@ -40,9 +40,10 @@ class ParsedError(Exception):
 
 
 def is_command(text: str) -> bool:
-    """Whether a piece of inline code calls a program that is checked here, with words behind it."""
+    """Whether a piece of inline code calls a program that is checked here, and says what it shall run."""
     words = [word for word in text.split() if not VARIABLE.fullmatch(word)]
-    return len(words) > 1 and words[0] in PROGRAMS
+    run = any(word.endswith((".py", ".sh")) or word in ("-m", "install") for word in words[1:])
+    return run and words[0] in PROGRAMS
 
 
 def check(command: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def functions_of(tree: ast.AST) -> Functions:
     return {node.name: node for node in ast.walk(tree) if isinstance(node, kinds)}
 
 
+@cache
 def helpers() -> Functions:
     """Every function of the tests that is no test itself, by name: one file's may be called in another."""
     found: Functions = {}
