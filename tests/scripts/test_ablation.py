@@ -25,6 +25,7 @@ from scripts import ablation
 from scripts.ablating.cells import Cell, cells_of, key_of, queue_of
 from scripts.ablating.document import Page, Paragraph, Picture, Table
 from scripts.ablating.findings import Findings, Place
+from scripts.ablating.overview import SCORES_BEGIN, SCORES_END, write_scores
 from scripts.ablating.plan import steps_of, still_to_run
 from scripts.ablating.planned import plan_study
 from scripts.ablating.runner import run_queue
@@ -381,6 +382,25 @@ def test_the_overview_stands_between_its_marks_and_names_what_was_not_run(finish
     page.write_text("no marks")
     assert status(path, "--report_only", "--results", results, "--docs", page) == 2
     assert status(path, "--docs", page, "--results", results) == 2
+
+
+def test_the_scores_of_all_studies_are_one_table_between_its_marks(finished, tmp_path):
+    _, _, results = finished
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{SCORES_BEGIN}\nold\n{SCORES_END}\nafter\n")
+    for _ in range(2):
+        assert write_scores(results, page) == page
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith(f"{SCORES_END}\nafter\n") and "old" not in text
+    rows = [line for line in text.splitlines() if "report.md" in line]
+    assert [row.split(" | ")[1:3] for row in rows] == [["baseline", "6 of 6"], ["+ both", "6 of 6"]]
+    found = Findings(results / "tiny")
+    place = Place("custom", 8)
+    errors = [result.test("best")["mse"] for result in found.at("both", place).values()]
+    assert f"| {np.mean(errors):.4f} ± {np.std(errors, ddof=1):.4f} |" in rows[1]
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="scores: begin"):
+        write_scores(results, page)
 
 
 def test_cells_of_other_data_are_not_compared(finished, tmp_path):
