@@ -82,6 +82,14 @@ def test_the_flags_of_the_other_commands_are_theirs():
     assert checked >= 10
 
 
+def test_every_script_is_named():
+    shown = text_of(DOCUMENT)
+    for path in (PROJECT_ROOT / "scripts").iterdir():
+        started_by_hand = path.suffix == ".py" or path.name.startswith("TimeLLM_")
+        if started_by_hand and path.name != "quickstart.py":  # which quickstart.sh starts
+            assert f"scripts/{path.name}" in shown, path.name
+
+
 @pytest.fixture(scope="module")
 def whole_model(tiny_gpt2: Path) -> TimeLLM_Enhanced.Model:
     """A tiny model with every part that there is."""
