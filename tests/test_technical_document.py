@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,13 @@ from models.inspection import watched
 from scripts.ablating.overview import BEGIN, SCORES_BEGIN
 from tests.commands import parser_of
 from tests.test_documents import text_of
-from utils.config import Config, iter_settings, setting_type, spaced
+from utils.config import GROUPS, Config, iter_settings, setting_type, spaced
 from utils.paths import PRESETS, PROJECT_ROOT
 from utils.reporting.remedies import LADDERS
 from utils.training import checkpoint as checkpoints
 
 DOCUMENT = PROJECT_ROOT / "claude3.md"
-TYPES = {"int": "整数", "float": "小数", "str": "文字", "bool": "开关", "tuple": "若干小数"}
+TYPES = {int: "整数", float: "小数", str: "文字", bool: "开关"}
 
 
 def section(title: str) -> str:
@@ -42,8 +42,11 @@ def rows(text: str) -> Iterator[list[str]]:
 def expected_row(group: str, name: str, default: Any) -> list[str]:
     """Flag, values and default of a setting, as the document writes them."""
     types, choices = setting_type(group, name)
-    values = [*(TYPES[t.__name__] for t in types if t is not type(None)), *(f"`{c}`" for c in choices)]
-    if default is None or default == "":
+    if types == (tuple,):
+        values = [f"若干{TYPES[get_args(get_type_hints(GROUPS[group])[name])[0]]}"]
+    else:
+        values = [*(TYPES[t] for t in types if t is not type(None)), *(f"`{c}`" for c in choices)]
+    if default in (None, "", ()):
         shown = "无"
     elif isinstance(default, bool):
         shown = "开" if default else "关"

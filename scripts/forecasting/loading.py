@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from layers.llm import FrozenLLM, load_llm
+from layers.llm_ablation import ablated
 from layers.llm_sources import LLMUnavailableError
 from models import MODELS, model_name
 from models.forecaster import Forecaster
@@ -123,7 +124,11 @@ def _llm(config: Config, recorded: Mapping[str, Any], path: Path, elsewhere: str
             f"{path}: expected its LLM, {recorded['name']} (content {recorded['content_hash'][:12]}), found "
             f"none: {error} If it lies elsewhere now, say where with --llm_model_path."
         ) from error
-    _refuse_another(llm.identity, recorded, path, by=WIDTH_OF_LLM)  # before a model is built around it
+    if config.llm.llm_ablation == "random":  # its weights are drawn by the model, and known then
+        _refuse_another(llm.identity, recorded, path, by=WIDTH_OF_LLM)
+    else:
+        known = ablated(llm, config.llm, seed=config.training.seed)
+        _refuse_another(known.identity, recorded, path, by=SAME_LLM)
     return llm
 
 
