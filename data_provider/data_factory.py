@@ -22,8 +22,8 @@ from data_provider.series import Series, identity_of, read_csv, require_file
 from data_provider.splits import Split, Splits, split_rows
 from data_provider.synthetic import make_series
 from data_provider.time_features import season_rows, time_marks
-from utils.config import SHORT_TERM, Config, ConfigError, DataConfig
-from utils.data_sets import DATA_SETS, SYNTHETIC
+from utils.config import Config, ConfigError, DataConfig
+from utils.data_sets import DATA_SETS, SHORT_TERM, SYNTHETIC
 from utils.types import Batch, DataBundle, SeriesIdentity, Standardisation
 
 LARGEST = 1e9

@@ -49,6 +49,9 @@ class WindowDataset(Dataset[Batch]):
             channel_sampling: all variables of a window per item, or one.
             stride: distance between the starts of successive windows; 1 takes them all.
             n_targets: how many variables are forecast, the last ones; all by default.
+
+        Raises:
+            ValueError: the split reaches beyond the values or the marks.
         """
         if split.end > len(values) or len(values) != len(marks):
             raise ValueError(

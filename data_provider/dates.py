@@ -79,6 +79,9 @@ def parse_dates(text: pd.Series, where: object, *, only_warn: bool = False) -> p
     """The ``date`` column as times; an offset from UTC is dropped.
 
     They must increase strictly; with ``only_warn`` it is said where they do not, as in published files.
+
+    Raises:
+        ValueError: a time that cannot be read, with its row; or times of several zones.
     """
     try:
         parsed = pd.to_datetime(text, format="ISO8601", errors="coerce")
@@ -123,7 +126,11 @@ def _check_increasing(dates: pd.DatetimeIndex, where: object, *, only_warn: bool
 
 
 def check_frequency(dates: pd.DatetimeIndex, freq: str | None, where: object) -> str:
-    """The pandas alias of the step between rows, given or inferred, after checking each step."""
+    """The pandas alias of the step between rows, given or inferred, after checking each step.
+
+    Raises:
+        ValueError: too few rows, or the first that is not one step after the one before.
+    """
     if len(dates) < 3:
         raise ValueError(f"{where}: expected 3 rows or more, found {len(dates)}")
     alias = _inferred(dates) if freq is None else frequency_alias(freq, first=dates[0])

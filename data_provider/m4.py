@@ -145,7 +145,11 @@ class M4Source:
         return bool(torch.isin(series_id.cpu(), self.training.windows.ids).all())
 
     def rows(self, index: Tensor) -> WindowRows:
-        """The rows with these numbers."""
+        """The rows with these numbers.
+
+        Raises:
+            IndexError: a row outside 0 to ``num_rows`` - 1.
+        """
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.num_rows:
             raise IndexError(f"row: expected 0 to {self.num_rows - 1}, found {index.tolist()[:3]}")
         windows = self.training.windows
@@ -159,7 +163,11 @@ class M4Source:
         )
 
     def lookbacks(self, *, series_id: Tensor, variable: Tensor, start: Tensor) -> Tensor:
-        """The lookbacks [R, L] that begin at these rows of these series."""
+        """The lookbacks [R, L] that begin at these rows of these series.
+
+        Raises:
+            IndexError: another variable than 0, the only one.
+        """
         if bool(variable.any()):
             raise IndexError(f"variable: expected 0, the only one, found {int(variable.max())}")
         windows = self.training.windows
@@ -179,14 +187,7 @@ def build_m4(config: Config) -> DataBundle:
     collection = read_collection(*(file.path for file in files), horizon=pattern.horizon)
     lengths = np.diff(collection.begins)
     scale = np.array([scale_of(collection.of(s)[: -pattern.horizon]) for s in range(len(lengths))])
-    values = collection.values / np.repeat(scale, lengths)
-    windows = Windows(
-        torch.from_numpy(values).float(),
-        torch.from_numpy(collection.begins),
-        torch.from_numpy(collection.future / scale[:, None]).float(),
-        _ids(collection),
-        data.seq_len,
-    )
+    windows = _windows(collection, scale, seq_len=data.seq_len)
     series, cut = training_cuts(lengths - pattern.horizon, pattern.horizon, history=pattern.history)
     if not len(series):
         raise ValueError(
@@ -199,24 +200,15 @@ def build_m4(config: Config) -> DataBundle:
         M4Dataset(windows, s, windows.lengths[s] - held_out, _reference(windows, s, held_out, pattern.season))
         for s, held_out in ((judged, pattern.horizon), (every, 0))
     )
-    content = hashlib.sha256(collection.values.data)
-    content.update(collection.begins.data)
-    content.update(np.ascontiguousarray(collection.future).data)
-    trained = len(series.unique())
+    content = _content_hash(collection)
     notes = {file.path.name: file.sha256 for file in files}
-    notes["series"] = (
-        f"{len(lengths)} series of {lengths.min()} to {lengths.max()} values; {trained} are long enough for "
-        "a training window, all are validated on their last horizon before the test"
-    )
-    flat = [i for i in range(len(lengths)) if mase_scale(collection.of(i), pattern.season) == 0]
-    if flat:
-        notes["constant"] = f"{len(flat)} series do not change in sample and are left out of MASE"
+    notes |= _notes(collection, trained=len(series.unique()), season=pattern.season)
     return DataBundle(
         name=f"{M4} {name}",
         train=train,
         validation=validation,
         test=test,
-        source=M4Source(train, series_id=int(content.hexdigest()[:15], 16)),
+        source=M4Source(train, series_id=int(content[:15], 16)),
         standardisation=Standardisation(
             torch.zeros(len(scale), dtype=torch.float64), torch.from_numpy(scale)
         ),
@@ -224,13 +216,46 @@ def build_m4(config: Config) -> DataBundle:
         targets=(COLUMN,),
         frequency=pattern.frequency,
         season=min(data.season or pattern.season, data.seq_len),
-        content_hash=content.hexdigest(),
+        content_hash=content,
         identity=SeriesIdentity(0, 0, 0),  # a collection: no single series was trained on
         tested=f"{M4} {name}",
         test_targets=(COLUMN,),
         windows=(len(train), len(validation), len(test)),
         notes=notes,
     )
+
+
+def _windows(collection: Collection, scale: FloatArray, *, seq_len: int) -> Windows:
+    """The windows of a collection, each series divided by its ``scale`` [S]."""
+    values = collection.values / np.repeat(scale, np.diff(collection.begins))
+    return Windows(
+        torch.from_numpy(values).float(),
+        torch.from_numpy(collection.begins),
+        torch.from_numpy(collection.future / scale[:, None]).float(),
+        _ids(collection),
+        seq_len,
+    )
+
+
+def _content_hash(collection: Collection) -> str:
+    """sha256 of all values, past and future, and of where each series begins."""
+    content = hashlib.sha256(collection.values.data)
+    content.update(collection.begins.data)
+    content.update(np.ascontiguousarray(collection.future).data)
+    return content.hexdigest()
+
+
+def _notes(collection: Collection, *, trained: int, season: int) -> dict[str, str]:
+    """What a reader of the results must know of the series; ``trained`` have a training window."""
+    lengths = np.diff(collection.begins)
+    notes = {
+        "series": f"{len(lengths)} series of {lengths.min()} to {lengths.max()} values; {trained} are long "
+        "enough for a training window, all are validated on their last horizon before the test"
+    }
+    flat = sum(mase_scale(collection.of(i), season) == 0 for i in range(len(lengths)))
+    if flat:
+        notes["constant"] = f"{flat} series do not change in sample and are left out of MASE"
+    return notes
 
 
 def training_cuts(lengths: NDArray[np.int64], horizon: int, *, history: float) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,9 @@ def fit(values: Tensor) -> Standardisation:
 
     Pass the training rows only, and of those only the ones that are used. A constant column gets
     deviation 1, so that it becomes zero instead of a division by zero.
+
+    Raises:
+        ValueError: the values are not [T, N] with a row at least.
     """
     if values.ndim != 2 or not len(values):
         raise ValueError(f"values: expected [T, N] with T of 1 or more, found {list(values.shape)}")

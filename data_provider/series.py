@@ -187,7 +187,11 @@ def series_of(
 
 
 def require_file(path: Path) -> None:
-    """Raise FileNotFoundError, with what to do, unless there is such a file."""
+    """Make sure that there is such a file.
+
+    Raises:
+        FileNotFoundError: there is none; the message says what to put there.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; put a CSV file with a 'date' column and numeric columns there, "

@@ -50,7 +50,11 @@ def time_marks(dates: pd.DatetimeIndex, frequency: str) -> NDArray[np.float32]:
 
 
 def season_rows(frequency: str) -> int:
-    """Rows of one season: 24 for h, 96 for 15min, 7 for D, 52 for W, 12 for ME, ...; 1 at least."""
+    """Rows of one season: 24 for h, 96 for 15min, 7 for D, 52 for W, 12 for ME, ...; 1 at least.
+
+    Raises:
+        ValueError: the frequency is none that has a season here.
+    """
     offset: Any = to_offset(frequency)
     for kinds, steps in _SEASONS:
         if isinstance(offset, kinds):

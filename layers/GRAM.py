@@ -155,6 +155,9 @@ class PatternValueDualRetriever(nn.Module):
         The search itself carries no gradient; the distances to the rows it found do, into the
         query's key and the weight of shape against value. ``target`` [S, H] is read by the oracle
         control alone.
+
+        Raises:
+            RuntimeError: the memory is empty.
         """
         if not len(self.memory_start):
             raise RuntimeError("the retrieval memory is empty: build it, or load a checkpoint that has one")

@@ -62,7 +62,11 @@ class AutoCorrelation(nn.Module):
     """
 
     def __init__(self, *, d_model: int, n_heads: int, factor: float) -> None:
-        """``d_model`` a multiple of ``n_heads``; ``factor`` of `delay_count`."""
+        """``d_model`` a multiple of ``n_heads``; ``factor`` of `delay_count`.
+
+        Raises:
+            ValueError: the heads do not divide the width.
+        """
         super().__init__()
         if d_model % n_heads:
             raise ValueError(f"--d_model: expected a multiple of --n_heads ({n_heads}), found {d_model}")

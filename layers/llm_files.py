@@ -135,6 +135,9 @@ def read_model(
     Of a safetensors file no other tensor than the model's own is read (transformers makes the model
     without memory first, then maps the files and takes what it has a place for). ``device_map`` spreads
     it over devices by accelerate's dispatch; it then stays where it is.
+
+    Raises:
+        ValueError: weights are missing, or it has no word embeddings of its hidden size.
     """
     options = dict(source.options)
     if in_4bit:
@@ -203,7 +206,11 @@ def _only_errors(name: str) -> Iterator[None]:
 
 
 def read_tokenizer(source: Source, *, trust: bool) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token."""
+    """The model's tokenizer, with a padding token.
+
+    Raises:
+        ValueError: there is none that loads.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust, **source.options)
     except (OSError, ValueError, TypeError) as error:

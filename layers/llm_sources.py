@@ -63,7 +63,12 @@ class LLMUnavailableError(OSError):
 
 
 def find_source(config: LLMConfig, base_models: Path) -> Source:
-    """The source that ``--llm_model_path``, or else ``--llm_model``, means."""
+    """The source that ``--llm_model_path``, or else ``--llm_model``, means.
+
+    Raises:
+        LLMUnavailableError: it is not here, and the hub was not asked or has none.
+        ValueError: the path is a file of another kind.
+    """
     if config.llm_model_path is None and config.llm_model == "auto":
         return _find_auto(base_models)
     flag, wanted = (

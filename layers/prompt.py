@@ -139,6 +139,9 @@ class PromptBuilder:
         The first `n_constant` columns are the same in every row. Padding (mask 0) comes right behind
         them, so each prompt's last token borders on what follows it.
         Special tokens are those that the tokenizer adds by itself, but for a closing end-of-text.
+
+        Raises:
+            ValueError: the windows are not [S, L] with a window at least.
         """
         if x.dim() != 2 or x.shape[1] != self.seq_len or not len(x):
             raise ValueError(f"prompt windows: expected [S, {self.seq_len}], S > 0, found {list(x.shape)}")

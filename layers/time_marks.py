@@ -46,7 +46,9 @@ class TimeMarks(nn.Module):
             width: W.
             d_model: D.
             n_features: width of the LLM's states that are read.
-            patch_len, stride, pad_end: as `layers.patching.PatchEmbedding` cuts patches.
+            patch_len: as `layers.patching.PatchEmbedding` cuts patches.
+            stride: as there.
+            pad_end: as there.
         """
         super().__init__()
         self.patch_len, self.stride, self.pad_end = patch_len, stride, pad_end

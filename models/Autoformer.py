@@ -24,7 +24,8 @@ from layers.autoformer_layers import (
 )
 from layers.decomposition import SeriesDecomposition
 from models.forecaster import Forecaster
-from utils.config import SHORT_TERM, Config
+from utils.config import Config
+from utils.data_sets import SHORT_TERM
 from utils.frequency import mark_names
 
 ENCODER_LAYERS = 2

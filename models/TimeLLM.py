@@ -79,6 +79,9 @@ class Model(Forecaster):
         Args:
             args: attributes that it lacks take their one default.
             llm: the language model, where the caller has it already; otherwise it is loaded.
+
+        Raises:
+            ValueError: ``--d_ff`` is above the LLM's hidden size.
         """
         super().__init__(args)
         config = self.config
@@ -180,7 +183,11 @@ class Model(Forecaster):
     # The steps of a forecast, shared with the enhanced model.
 
     def normalise(self, x_enc: Tensor, observed: Tensor | None = None) -> Series:
-        """Instance normalisation over the rows that are ``observed`` [B, L, 1], and the variables apart."""
+        """Instance normalisation over the rows that are ``observed`` [B, L, 1], and the variables apart.
+
+        Raises:
+            ValueError: the windows have another length, or another number of variables, than the settings.
+        """
         expected, joint = self.config.data.seq_len, self.config.data.features == "MS"
         if x_enc.dim() != 3 or x_enc.shape[1] != expected:
             raise ValueError(f"x_enc: expected [B, {expected}, N], found {list(x_enc.shape)}")

@@ -122,7 +122,11 @@ class RidgeForecaster:
 
 
 def evaluate(forecaster: Forecaster, windows: Dataset[Batch]) -> Scores:
-    """The forecaster's errors over every window, by exact sums and counts."""
+    """The forecaster's errors over every window, by exact sums and counts.
+
+    Raises:
+        ValueError: there is no window.
+    """
     squared = absolute = 0.0
     values = 0
     for x, y in _window_blocks(windows):

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from utils.config import SHORT_TERM, Config
+from utils.config import Config
+from utils.data_sets import SHORT_TERM
 from utils.types import Batch, ForecastState, LLMIdentity, PassOfStep, WindowSource
 
 

@@ -19,7 +19,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from tqdm import tqdm
 
 from scripts.ablating.cells import queue_of
-from scripts.ablating.overview import write_overview
+from scripts.ablating.overview import write_overview, write_scores
 from scripts.ablating.plan import dry_run_lines, estimate, still_to_run
 from scripts.ablating.planned import plan_study
 from scripts.ablating.report import write_report
@@ -32,6 +32,7 @@ from utils.training.progress import clock_text
 from utils.training.stopping import STOPPED_STATUS
 
 DOCUMENT = PROJECT_ROOT / "docs" / "results.md"
+TECHNICAL_DOCUMENT = PROJECT_ROOT / "claude3.md"
 STUDIES = PROJECT_ROOT / "scripts" / "studies"
 
 
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(write_report(args.results / path.stem))
             if args.docs:
                 print(write_overview(args.results, args.docs, studies=STUDIES.glob("*.toml")))
+            if args.docs == DOCUMENT:
+                print(write_scores(args.results, TECHNICAL_DOCUMENT))
             return 0
         return _run([read_study(path) for path in args.studies], args)
     except (ValueError, OSError) as error:
@@ -70,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const=DOCUMENT,
         metavar="FILE",
-        help=f"with --report_only: put a short table of every study into this document [{DOCUMENT.name}]",
+        help=f"with --report_only: put a short table of every study into this document [{DOCUMENT.name}, "
+        f"and the scores into {TECHNICAL_DOCUMENT.name}]",
     )
     parser.add_argument(
         "--runs", type=Path, default=PROJECT_ROOT / "checkpoints" / "ablation", help="folder of the runs"

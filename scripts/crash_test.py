@@ -27,13 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # called as a file: only its folder is there
+if not __package__:  # started as a file: its own folder is on the path, the project's is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from scripts.comparing import unequal  # noqa: E402
-from scripts.crash_runs import FAULTS, PHASES, Outcome, apart, start_run  # noqa: E402
-from scripts.crash_settings import SETTINGS, common_settings  # noqa: E402
-from utils.training import checkpoint as checkpoints  # noqa: E402
-from utils.training.run_folder import METRICS_FILE, RESULTS_FILE, read_json  # noqa: E402
+from scripts.crashing.comparing import unequal
+from scripts.crashing.runs import FAULTS, PHASES, Outcome, apart, start_run
+from scripts.crashing.settings import SETTINGS, common_settings
+from utils.training import checkpoint as checkpoints
+from utils.training.run_folder import METRICS_FILE, RESULTS_FILE, read_json
 
 TIMES = frozenset("seconds seconds_per_step samples_per_second memory_bytes phases saving run_dir".split())
 """What a clock measured, or where a run lies: never compared."""

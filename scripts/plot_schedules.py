@@ -9,11 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # called as a file: only its folder is there
+if not __package__:  # started as a file: its own folder is on the path, the project's is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from utils.config import TrainingConfig, setting_type  # noqa: E402
-from utils.reporting.plots import plot_curves  # noqa: E402
-from utils.training.optim import rate_factor  # noqa: E402
+from utils.config import TrainingConfig, setting_type
+from utils.reporting.plots import plot_curves
+from utils.training.optim import rate_factor
 
 STEPS_PER_EPOCH = 251
 """ETTh1 at batch 32, all variables of a window at once."""

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # called as a file: only its folder is there
+if not __package__:  # started as a file: its own folder is on the path, the project's is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from utils.config import RunConfig  # noqa: E402
-from utils.reporting.runs import as_json, as_text, read_runs  # noqa: E402
+from utils.config import RunConfig
+from utils.reporting.runs import as_json, as_text, read_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:

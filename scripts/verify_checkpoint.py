@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # called as a file: only its folder is there
+if not __package__:  # started as a file: its own folder is on the path, the project's is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from torch import Tensor  # noqa: E402
+from torch import Tensor
 
-from utils.training import checkpoint as checkpoints  # noqa: E402
-from utils.training.checkpoint import CheckpointError  # noqa: E402
+from utils.training import checkpoint as checkpoints
+from utils.training.checkpoint import CheckpointError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,6 +26,8 @@ from transformers import (
     Qwen2Config,
 )
 
+import run_main
+import run_main_enhanced
 from layers.llm_sources import CONVERTED, GGUF_PACKAGE
 from utils.paths import BASE_MODELS
 
@@ -35,6 +37,7 @@ WriteSeries = Callable[..., Path]
 Settings = dict[str, Any]
 TinySettings = Callable[[Path, Path], Settings]
 AsWords = Callable[[Settings], list[str]]
+MakeRun = Callable[..., Path]
 HIDDEN = 32
 GROUPED_HEADS: dict[str, Any] = {
     "vocab_size": 300,
@@ -209,6 +212,38 @@ def as_words() -> AsWords:
 
 
 @pytest.fixture(scope="session")
+def make_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_settings: TinySettings,
+    write_series: WriteSeries,
+    as_words: AsWords,
+) -> MakeRun:
+    """Train by an entry point's ``main`` on 400 rows, 73 test windows, beside waves.csv; the run's folder."""
+
+    def make(main: Callable[[list[str]], Any], *words: str, **changes: Any) -> Path:
+        home = tmp_path_factory.mktemp("run")
+        settings = tiny_settings(write_series(home / "waves.csv", 400), home / "checkpoints")
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        return main([*as_words({**settings, **changes}), *words]).run_dir
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def looked_at(make_run: MakeRun) -> Path:
+    """The folder of a run with both modules and with intervals."""
+    both = {"use_tapr": True, "use_gram": True}
+    return make_run(run_main_enhanced.main, **both, max_steps=12, eval_steps=6, save_steps=6)
+
+
+@pytest.fixture(scope="session")
+def plain_run(make_run: MakeRun) -> Path:
+    """The folder of a run that takes no steps, has no LLM, no module and no intervals."""
+    return make_run(run_main.main, "--model", "SeasonalNaive", "--levels")
+
+
+@pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """Gives a port of this machine that nobody listened to a moment ago."""
 
@@ -237,7 +272,15 @@ def etth1_root() -> str:
     return root
 
 
-LONGEST = ("test_not_a_toy.py", "test_crash.py", "test_processes_switches.py", "test_linear_models.py")
+LONGEST = (
+    "test_not_a_toy.py",
+    "test_crash.py",
+    "test_processes_switches.py",
+    "test_linear_models.py",
+    "test_ablation.py",
+    "test_llm.py",
+    "test_time_marks.py",
+)
 """Files that begin first, so that none of them is left to one worker at the end."""
 
 

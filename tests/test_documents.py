@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from utils.cli import parse_config
+from tests.commands import check, is_command
 from utils.config import iter_settings
 from utils.family_flags import REFUSED
 from utils.paths import PROJECT_ROOT
@@ -19,42 +19,99 @@ OTHER_FLAGS = {"preset", "help", "all", "deps", "nproc_per_node"}
 """Flags of the shell scripts, and of other programs, that the documents name."""
 OTHER_FLAGS |= {
     flag
-    for script in (PROJECT_ROOT / "scripts").rglob("*.py")
+    for place in ("scripts", "data_provider")
+    for script in (PROJECT_ROOT / place).rglob("*.py")
     for flag in re.findall(r"[\"']--(\w+)[\"']", script.read_text(encoding="utf-8"))
 }
+FLOORS = (
+    "models",
+    "layers",
+    "data_provider",
+    "utils",
+    "scripts",
+    "tests",
+    "docs",
+    "results",
+    ".ci",
+    ".github",
+)
 
 
 def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8").replace("\\\n", " ")
 
 
+def inline(path: Path) -> list[str]:
+    """Every piece of inline code."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text_of(path), flags=re.S))
+
+
 def commands(path: Path) -> list[str]:
-    """Lines and inline code that call an entry point."""
-    text = text_of(path)
-    blocks = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
-    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
-    return [c for c in [*blocks, *inline] if re.search(r"\brun_main(_enhanced)?\.py\s+[-@]", c)]
+    """Lines of the blocks to be typed, and inline code that calls a program."""
+    blocks = re.findall(r"```bash\n(.*?)```", text_of(path), re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [*lines, *(code for code in inline(path) if is_command(code))]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
-def test_every_command_of_an_entry_point_parses(path):
+def test_every_command_parses(path):
     for command in commands(path):
-        words = shlex.split(re.sub(r"(\|\w+)+", "", command), comments=True)  # the first of some choices
-        entry = next(i for i, word in enumerate(words) if word.endswith(".py"))
-        flags = [w for w in words[entry + 1 :] if w not in ("...", "…")]
-        if "--help" not in flags:
-            parse_config(flags)
+        check(command)
 
 
 def test_the_documents_show_commands():
-    assert sum(len(commands(path)) for path in DOCUMENTS) >= 10
+    """Else the test above would pass on nothing."""
+    shown = Counter({path.name: len([c for c in commands(path) if c.strip()]) for path in DOCUMENTS})
+    assert shown["README.md"] >= 20 and shown["claude3.md"] >= 30 and shown["guide.md"] >= 20
+
+
+def test_a_command_that_is_wrong_is_refused():
+    for wrong in (
+        "python run_main.py --batch_siz 3",
+        "python run_main.py --use_tapr",
+        "python scripts/predict.py --input my.csv",
+        "python scripts/no_such.py",
+        "USE_GRAMM=1 bash scripts/TimeLLM_ETTh1_enhanced.sh",
+        "USE_GRAM=2 bash scripts/TimeLLM_ETTh1_enhanced.sh",
+        "python -m data_provider.download ETTh9",
+        "bash scripts/quickstart.sh --no_such_flag 1",
+        "torchrun --nproc_per_node 2 run_main.py --percent 200",
+        "conjure run_main.py",
+    ):
+        with pytest.raises(AssertionError):
+            check(wrong)
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link may name behind # in a document: its headings, as a forge writes them."""
+    headings = re.findall(r"^#+ +(.*)$", re.sub(r"```.*?```", "", text_of(path), flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_every_link_and_picture_is_there(path):
-    for target in re.findall(r"\]\(([^)#\s]+)", text_of(path)):
-        if not re.match(r"[a-z]+:", target):
-            assert (path.parent / target).exists(), target
+    for target, _, anchor in re.findall(r"\]\(([^)#\s]*)(#([^)\s]+))?\)", text_of(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        found = path.parent / target if target else path
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), f"{target}#{anchor}"
+
+
+def test_the_documents_are_linked():
+    """A page that nothing points at is not found."""
+    for page in sorted((PROJECT_ROOT / "docs").glob("*.md")):
+        for document in (PROJECT_ROOT / "README.md", PROJECT_ROOT / "claude3.md"):
+            assert f"](docs/{page.name}" in text_of(document), f"{document.name} does not link {page.name}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_every_file_that_is_named_is_there(path):
+    """Files move; a document that names the old place sends its reader nowhere."""
+    for code in inline(path):
+        name = code.split("::")[0].rstrip("/").replace("NAME", "cpu")  # NAME is a preset's
+        if re.fullmatch(rf"({'|'.join(map(re.escape, FLOORS))})/[\w./-]+", name):
+            assert (PROJECT_ROOT / name).exists(), name
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)

@@ -37,7 +37,6 @@ SCALE_BASE = 4
 """Each scale of TAPR is this many times coarser than the one before: 1x, 4x, 16x, 64x."""
 CHANNEL_INDEPENDENT = ("DLinear", "Linear", "PatchTST", "Persistence", "Ridge", "SeasonalNaive")
 """Models whose forecast of a variable reads that variable alone."""
-LONG_TERM, SHORT_TERM = "long_term_forecast", "short_term_forecast"
 DEVIATION_FLOOR = 0.1
 """Smallest deviation, in standardised units, that anything is divided by."""
 

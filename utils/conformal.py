@@ -56,13 +56,21 @@ def windows_needed(level: float) -> int:
 
 
 def check_level(level: float) -> None:
-    """Raise `LevelError` unless 0 < level < 1."""
+    """Raise `LevelError` unless 0 < level < 1.
+
+    Raises:
+        LevelError: it is not between 0 and 1.
+    """
     if not 0 < level < 1:
         raise LevelError(f"--levels: expected numbers between 0 and 1, such as 0.8 0.95, found {level:g}")
 
 
 def check_windows(level: float, count: int) -> None:
-    """Raise `LevelError` where ``count`` windows are too few for an interval at this level."""
+    """Raise `LevelError` where ``count`` windows are too few for an interval at this level.
+
+    Raises:
+        LevelError: they are too few for the level.
+    """
     if rank_of(level, count) > count:
         raise LevelError(
             f"--levels: {level:g} takes {windows_needed(level)} windows of calibration or more, found {count}"

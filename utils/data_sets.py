@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 from utils.m4_table import M4_PATTERNS, M4Pattern
 
 CUSTOM, SYNTHETIC, M4 = "custom", "synthetic", "M4"
+SHORT_TERM = "short_term_forecast"
+"""The task of M4, in which each series is a short one."""
 HOME = "./dataset"
 DEFAULT_PATTERN = "Monthly"
 M4_ONLY: Mapping[str, tuple[Any, ...]] = MappingProxyType(
@@ -103,8 +105,11 @@ def _hub(folder: str, name: str, **facts: Any) -> DataSet:
 
 _ILLNESS_FLAGS = {"seq_len": 104, "label_len": 18, "pred_len": 24, "patch_len": 24, "stride": 2}
 """Two years back, horizons 24 to 60, as PatchTST (Nie et al. 2023) and after."""
-_WIDE_FLAGS = {"max_channels_per_step": 8}
-"""About as many series in a pass as ETTh1 has; the result is the same."""
+_HOURLY_AND_WIDE: dict[str, Any] = {
+    "frequency": "h",
+    "season": 24,
+    "flags": {"max_channels_per_step": 8},  # as many series as ETTh1 has, about; the result is the same
+}
 
 DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
     {
@@ -117,24 +122,10 @@ DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
         "ETTm1": _ett("ETTm1", per_hour=4),
         "ETTm2": _ett("ETTm2", per_hour=4),
         "ECL": _hub(
-            "electricity",
-            "electricity.csv",
-            rows=26_304,
-            variables=321,
-            frequency="h",
-            season=24,
-            prompt="ECL",
-            flags=_WIDE_FLAGS,
+            "electricity", "electricity.csv", rows=26_304, variables=321, prompt="ECL", **_HOURLY_AND_WIDE
         ),
         "Traffic": _hub(
-            "traffic",
-            "traffic.csv",
-            rows=17_544,
-            variables=862,
-            frequency="h",
-            season=24,
-            prompt="Traffic",
-            flags=_WIDE_FLAGS,
+            "traffic", "traffic.csv", rows=17_544, variables=862, prompt="Traffic", **_HOURLY_AND_WIDE
         ),
         "Weather": _hub(
             "weather",
@@ -201,7 +192,7 @@ def _m4_flags(pattern: M4Pattern) -> dict[str, Any]:
     """The competition's horizon, twice that to look back on, as the family; patches of a quarter of it."""
     patch = min(16, max(2, pattern.horizon // 2))
     return {
-        "task_name": "short_term_forecast",
+        "task_name": SHORT_TERM,
         "loss": "SMAPE",
         "pred_len": pattern.horizon,
         "seq_len": 2 * pattern.horizon,
@@ -213,10 +204,10 @@ def _m4_flags(pattern: M4Pattern) -> dict[str, Any]:
 
 def m4_problems(flags: Mapping[str, Any]) -> Iterator[str]:
     """What does not fit together between M4, its task and the other flags."""
-    short = flags["task_name"] == "short_term_forecast"
+    short = flags["task_name"] == SHORT_TERM
     if short != (flags["data"] == M4):
         yield (
-            f"--task_name {flags['task_name']}: expected short_term_forecast with --data M4 and no other, "
+            f"--task_name {flags['task_name']}: expected {SHORT_TERM} with --data M4 and no other, "
             f"found --data {flags['data']} (your own series in M4's form: --data M4 --root_path FOLDER)"
         )
     elif short:
@@ -231,7 +222,7 @@ def m4_problems(flags: Mapping[str, Any]) -> Iterator[str]:
                 yield f"--{name}: expected {only[0]} with M4's series without dates, found {flags[name]}"
     if flags["loss"] == "SMAPE" and (not short or flags["loss_scale"] != "none"):
         yield (
-            "--loss SMAPE: expected --task_name short_term_forecast and --loss_scale none: a relative error "
+            f"--loss SMAPE: expected --task_name {SHORT_TERM} and --loss_scale none: a relative error "
             "needs values whose zero means nothing"
         )
 

@@ -35,6 +35,7 @@ class Place:
     horizon: int
 
     def __str__(self) -> str:
+        """As tables and sentences name it."""
         return f"{self.data}, horizon {self.horizon}"
 
 

@@ -1,19 +1,21 @@
-"""What all studies found, in short, for ``docs/results.md``; from their folders."""
+"""What all studies found, in short, for ``docs/results.md`` and ``claude3.md``; from their folders."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from scripts.ablating.document import Page, Paragraph, Points, Table
-from scripts.ablating.findings import Findings
+from scripts.ablating.findings import Findings, Place
 from scripts.ablating.planned import PLAN
 from scripts.ablating.report import MARKDOWN
 from scripts.ablating.sections import score_row, sentence
 from scripts.benching.table import place
 
 BEGIN, END = "<!-- studies: begin -->", "<!-- studies: end -->"
+HEADER = ("configuration", "seeds", "test MSE", "test MAE")
+SCORES_BEGIN, SCORES_END = "<!-- scores: begin -->", "<!-- scores: end -->"
 
 
 def write_overview(results: Path, document: Path, *, studies: Iterable[Path]) -> Path:
@@ -28,11 +30,9 @@ def write_overview(results: Path, document: Path, *, studies: Iterable[Path]) ->
         ValueError: the document has no markers.
     """
     page, there = Page(), set()
-    for folder in sorted(plan.parent for plan in results.glob(f"*/{PLAN}")):
-        findings = Findings(folder)
-        if findings.results:
-            there.add(folder.name)
-            _add(page, findings, os.path.relpath(folder / MARKDOWN, document.parent))
+    for folder, findings in _studies_with_results(results):
+        there.add(folder.name)
+        _add(page, findings, os.path.relpath(folder / MARKDOWN, document.parent))
     lacking = sorted(path.stem for path in studies if path.stem not in there)
     if lacking:
         page.add(Paragraph(f"Not run: {', '.join(f'`{name}`' for name in lacking)}."))
@@ -40,16 +40,54 @@ def write_overview(results: Path, document: Path, *, studies: Iterable[Path]) ->
     return document
 
 
+def write_scores(results: Path, document: Path) -> Path:
+    """Write the scores of all studies in ``results`` as one table between the markers of ``document``.
+
+    Args:
+        results: folder of the studies' folders.
+        document: a Markdown file with the lines `SCORES_BEGIN` and `SCORES_END`; it is returned.
+
+    Raises:
+        ValueError: the document has no markers.
+    """
+    rows = [
+        (f"[{folder.name}]({os.path.relpath(folder / MARKDOWN, document.parent)}), {where}", *row)
+        for folder, findings in _studies_with_results(results)
+        for where in [_first_place(findings)]
+        for row in _score_rows(findings, where)
+    ]
+    page = Page([Table("Every test window; mean ± deviation over seeds", ("study", *HEADER), tuple(rows))])
+    place(page.markdown(), document, markers=(SCORES_BEGIN, SCORES_END))
+    return document
+
+
+def _studies_with_results(results: Path) -> Iterator[tuple[Path, Findings]]:
+    """The folder of each study that has any result, and what is in it."""
+    for folder in sorted(plan.parent for plan in results.glob(f"*/{PLAN}")):
+        findings = Findings(folder)
+        if findings.results:
+            yield folder, findings
+
+
+def _first_place(findings: Findings) -> Place:
+    """The first data set and horizon that has any result."""
+    return next(p for p in findings.places if any(findings.at(name, p) for name in findings.configurations))
+
+
+def _score_rows(findings: Findings, where: Place) -> tuple[tuple[str, ...], ...]:
+    """Configuration, seeds, MSE and MAE of each configuration that is planned there."""
+    planned = [name for name in findings.configurations if (name, where) in findings.planned]
+    return tuple(score_row(findings, name, where)[: len(HEADER)] for name in planned)
+
+
 def _add(page: Page, findings: Findings, link: str) -> None:
     """A study's scores at the first place that has any, and what its comparisons say so far."""
     plan = findings.plan
-    where = next(p for p in findings.places if any(findings.at(name, p) for name in findings.configurations))
+    where = _first_place(findings)
     run = len(plan["cells"]) - len(findings.missing)
-    rows = [score_row(findings, n, where) for n in findings.configurations if (n, where) in findings.planned]
     title = f"[{plan['title']}]({link}), {where}; {run} of {len(plan['cells'])} planned cells run"
     setting = f" ({plan['setting']})" if plan["setting"] else ""
-    header = ("configuration", "seeds", "test MSE", "test MAE")
-    page.add(Table(title + setting, header, tuple(row[:4] for row in rows)))
+    page.add(Table(title + setting, HEADER, _score_rows(findings, where)))
     said = [*findings.differences("primary"), *findings.differences("secondary")]
     if said:
         page.add(Points(tuple(sentence(findings, d) for d in said)))

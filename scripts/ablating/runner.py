@@ -73,11 +73,13 @@ class Interrupt:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
+        """Take both signals over."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Give them back to whoever had them."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -94,12 +94,6 @@ class Retrieval:
         found = self.retriever(self.query, self.rows)
         return self._backward((found.weights[..., None] * found.values).sum(dim=1))
 
-    def search_forward(self) -> Tensor:
-        """The retrieved futures [S, H] without gradient."""
-        with torch.no_grad():
-            found = self.retriever(self.query, self.rows)
-            return (found.weights[..., None] * found.values).sum(dim=1)
-
     def broadcast(self) -> Tensor:
         """The same by all differences at once, [S, M, d] in memory."""
         keys = self.retriever.keys

@@ -50,6 +50,7 @@ class Forecaster(TrainedModel):
         Raises:
             CheckpointError: the checkpoint, or its LLM, is not what it should be.
             LLMUnavailableError: its LLM is not to be found.
+            ValueError: ``batch_size`` is below 1.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"--batch_size: expected 1 or more, found {batch_size}")
@@ -175,6 +176,7 @@ class Forecaster(TrainedModel):
 
         Raises:
             ValueError, OSError: as `predict` does.
+            ValueError: more windows than the table has, or fewer than 1.
         """
         series = self.series(table, reading=reading)
         first = len(series.values) - self.seq_len - self.pred_len - windows + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
@@ -16,13 +16,17 @@ from layers.llm_sources import LLMUnavailableError
 from models import MODELS, model_name
 from models.forecaster import Forecaster
 from models.TimeLLM import DTYPES
-from utils.config import SHORT_TERM, Config, ConfigError
+from utils.config import Config, ConfigError
+from utils.data_sets import SHORT_TERM
 from utils.training import checkpoint as checkpoints
 from utils.training.checkpoint import CheckpointError
+from utils.types import LLMIdentity
 
 log = getLogger(__name__)
 NEEDED = ("config", "llm", "data")
 """What a checkpoint must tell beside its weights."""
+WIDTH_OF_LLM = ("architecture", "hidden_size")
+"""What a model is built by; ``--llm_ablation`` leaves both as they are."""
 SAME_LLM = ("architecture", "layers", "hidden_size", "content_hash")
 """What makes an LLM the one that a run was trained with."""
 
@@ -82,6 +86,8 @@ def load_run(where: str | Path, *, device: torch.device, llm_model_path: str | N
     with torch.random.fork_rng():
         llm = frozen_llm(config, payload["llm"], path, llm_model_path) if payload["llm"] else None
         model = MODELS[name](config, **({"llm": llm} if llm else {}))
+    if model.llm_identity is not None:
+        _refuse_another(model.llm_identity, payload["llm"], path, by=SAME_LLM)
     try:
         model.load_state_dict(payload["model"])
     except RuntimeError as error:  # torch's, for missing keys and other shapes
@@ -125,15 +131,28 @@ def frozen_llm(config: Config, recorded: Mapping[str, Any], path: Path, elsewher
             f"{path}: expected its LLM, {recorded['name']} (content {recorded['content_hash'][:12]}), found "
             f"none: {error} If it lies elsewhere now, say where with --llm_model_path."
         ) from error
-    found = asdict(ablated(llm, config.llm, seed=config.training.seed).identity)  # as its model will know it
-    other = [
-        f"{name}: expected {recorded.get(name)}, found {found[name]}"
-        for name in SAME_LLM
-        if recorded.get(name) != found[name]
-    ]
-    if other:
-        raise CheckpointError(
-            f"{path}: trained with another LLM than {found['name']}; its {'; its '.join(other)}. Give the "
-            "one it was trained with by --llm_model_path"
-        )
+    if config.llm.llm_ablation == "random":  # its weights are drawn by the model, and known then
+        _refuse_another(llm.identity, recorded, path, by=WIDTH_OF_LLM)
+    else:
+        known = ablated(llm, config.llm, seed=config.training.seed)
+        _refuse_another(known.identity, recorded, path, by=SAME_LLM)
     return llm
+
+
+def _refuse_another(
+    identity: LLMIdentity, recorded: Mapping[str, Any], path: Path, *, by: Sequence[str]
+) -> None:
+    """Raise where the facts ``by`` tell an LLM from the one that a run recorded, naming all that differ.
+
+    Raises:
+        CheckpointError: they do.
+    """
+    found = asdict(identity)
+    other = [name for name in SAME_LLM if recorded.get(name) != found[name]]
+    if not set(other).intersection(by):
+        return
+    listed = "; its ".join(f"{name}: expected {recorded.get(name)}, found {found[name]}" for name in other)
+    raise CheckpointError(
+        f"{path}: trained with another LLM than {found['name']}; its {listed}. Give the one it was trained "
+        "with by --llm_model_path"
+    )

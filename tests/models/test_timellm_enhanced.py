@@ -13,31 +13,21 @@ from torch import Tensor, nn
 from data_provider.dataset import TrainingWindows
 from data_provider.splits import Split
 from models import TimeLLM, TimeLLM_Enhanced
+from tests.models.test_timellm import SIZES as BASELINE_SIZES
+from tests.models.test_timellm import TINY, H, L, N
 from utils.config import Config
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
 from utils.trend import direction_of, magnitude_of, trend_measure
 from utils.types import Batch, ForecastState
 
-TINY = ["tiny_gpt2", "tiny_llama", "tiny_bert"]
-L, H, N, SEASON = 48, 12, 2, 12
+SEASON = 12
 TRAIN_END, TOTAL = 220, 320
 SERIES = 11
 BOTH: dict[str, Any] = {"use_tapr": True, "use_gram": True}
 SIZES: dict[str, Any] = {
-    "data": "custom",
-    "seq_len": L,
-    "pred_len": H,
-    "label_len": 0,
+    **BASELINE_SIZES,
     "season": SEASON,
-    "llm_layers": 2,
-    "d_model": 8,
-    "d_ff": 16,
-    "n_heads": 2,
-    "patch_len": 8,
-    "stride": 4,
-    "num_tokens": 20,
-    "dropout": 0.0,
     "d_repr": 8,
     "memory_size": 200,
     "aux_warmup_steps": 2,

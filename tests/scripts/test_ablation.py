@@ -25,6 +25,7 @@ from scripts import ablation
 from scripts.ablating.cells import Cell, cells_of, key_of, queue_of
 from scripts.ablating.document import Page, Paragraph, Picture, Table
 from scripts.ablating.findings import Findings, Place
+from scripts.ablating.overview import SCORES_BEGIN, SCORES_END, write_scores
 from scripts.ablating.plan import steps_of, still_to_run
 from scripts.ablating.planned import plan_study
 from scripts.ablating.runner import run_queue
@@ -42,7 +43,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def common(tmp_path_factory: pytest.TempPathFactory, tiny_gpt2: Path) -> str:
-    """Flags of a run of a second: 450 hourly rows, 3 steps, a tiny LLM."""
+    """Flags of a run of a second: 900 hourly rows, 3 steps, a tiny LLM."""
     folder = tmp_path_factory.mktemp("series")
     rows = np.arange(900)
     noise = np.random.default_rng(0).normal(0, 0.2, (900, 2))
@@ -58,13 +59,10 @@ def common(tmp_path_factory: pytest.TempPathFactory, tiny_gpt2: Path) -> str:
     )
 
 
-@pytest.fixture
-def write(tmp_path: Path, common: str) -> Write:
-    """Write a study of a baseline and GRA-M, six seeds at horizon 8 and one at 12; with these changes."""
-
-    def write(name: str = "tiny", *, seeds: list[int] = SEEDS, primary: bool = True, **more: str) -> Path:
-        flags = f"{common} {more.pop('flags', '')}"
-        text = f"""
+def study_text(flags: str, *, module: str, configurations: str = "", blocks: str) -> str:
+    """A study of a baseline and of a module, given as its line of TOML, with a yardstick and an aim."""
+    name = module.split()[0]
+    return f"""
 title = "Tiny"
 question = "Does it work?"
 setting = "tiny"
@@ -72,9 +70,31 @@ flags = "{flags}"
 data = ["custom"]
 [configurations]
 baseline = {{ label = "baseline" }}
-gram = {{ label = "+ GRA-M", flags = "--use_gram" }}
+{module}
 naive = {{ label = "naive", flags = "--model Persistence", reference = true }}
-{more.pop("configurations", "")}
+{configurations}
+{blocks}
+[[aims]]
+text = "nothing lost"
+configuration = "{name}"
+horizons = [8]
+at_most = 0.0001
+"""
+
+
+def comparison(kind: str, configuration: str, *, horizon: int | None = None) -> str:
+    """One of the study's comparisons against the baseline."""
+    where = f"horizon = {horizon}\n" if horizon else ""
+    return f'[[{kind}]]\nconfiguration = "{configuration}"\nagainst = "baseline"\n{where}'
+
+
+@pytest.fixture
+def write(tmp_path: Path, common: str) -> Write:
+    """Write a study of a baseline and GRA-M, six seeds at horizon 8 and one at 12; with these changes."""
+
+    def write(name: str = "tiny", *, seeds: list[int] = SEEDS, primary: bool = True, **more: str) -> Path:
+        path = tmp_path / f"{name}.toml"
+        blocks = f"""
 [[blocks]]
 configurations = ["baseline", "gram"]
 horizons = [8]
@@ -86,10 +106,12 @@ seeds = [1]
 priority = 0
 {more.pop("blocks", "")}
 """
-        if primary:
-            text += '[[primary]]\nconfiguration = "gram"\nagainst = "baseline"\nhorizon = 8\n'
-        text += '[[aims]]\ntext = "nothing lost"\nconfiguration = "gram"\nhorizons = [8]\nat_most = 0.0001\n'
-        path = tmp_path / f"{name}.toml"
+        text = study_text(
+            f"{common} {more.pop('flags', '')}",
+            module='gram = { label = "+ GRA-M", flags = "--use_gram" }',
+            configurations=more.pop("configurations", ""),
+            blocks=blocks + (comparison("primary", "gram", horizon=8) if primary else ""),
+        )
         path.write_text(text)
         assert not more
         return path
@@ -218,17 +240,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, common: str) -> tuple[Pat
     """A study of six pairs, one of them really run, without one cell; its file, the runs, and the results."""
     folder = tmp_path_factory.mktemp("finished")
     path = folder / "tiny.toml"
-    path.write_text(
-        f"""
-title = "Tiny"
-question = "Does it work?"
-setting = "tiny"
-flags = "{common}"
-data = ["custom"]
-[configurations]
-baseline = {{ label = "baseline" }}
-both = {{ label = "+ both", flags = "--use_tapr --use_gram" }}
-naive = {{ label = "naive", flags = "--model Persistence", reference = true }}
+    blocks = f"""
 [[blocks]]
 configurations = ["baseline", "both"]
 horizons = [8]
@@ -237,20 +249,10 @@ seeds = {SEEDS}
 configurations = ["baseline", "both", "naive"]
 horizons = [12]
 seeds = [1, 2]
-[[primary]]
-configuration = "both"
-against = "baseline"
-horizon = 8
-[[secondary]]
-configuration = "both"
-against = "baseline"
-[[aims]]
-text = "nothing lost"
-configuration = "both"
-horizons = [8]
-at_most = 0.0001
 """
-    )
+    comparisons = comparison("primary", "both", horizon=8) + comparison("secondary", "both")
+    module = 'both = { label = "+ both", flags = "--use_tapr --use_gram" }'
+    path.write_text(study_text(common, module=module, blocks=blocks + comparisons))
     study, runs, results = read_study(path), folder / "runs", folder / "results"
     plan_study(study, results / "tiny")
     cells = [cell for _, cell in cells_of(study)]
@@ -380,6 +382,25 @@ def test_the_overview_stands_between_its_marks_and_names_what_was_not_run(finish
     page.write_text("no marks")
     assert status(path, "--report_only", "--results", results, "--docs", page) == 2
     assert status(path, "--docs", page, "--results", results) == 2
+
+
+def test_the_scores_of_all_studies_are_one_table_between_its_marks(finished, tmp_path):
+    _, _, results = finished
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{SCORES_BEGIN}\nold\n{SCORES_END}\nafter\n")
+    for _ in range(2):
+        assert write_scores(results, page) == page
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith(f"{SCORES_END}\nafter\n") and "old" not in text
+    rows = [line for line in text.splitlines() if "report.md" in line]
+    assert [row.split(" | ")[1:3] for row in rows] == [["baseline", "6 of 6"], ["+ both", "6 of 6"]]
+    found = Findings(results / "tiny")
+    place = Place("custom", 8)
+    errors = [result.test("best")["mse"] for result in found.at("both", place).values()]
+    assert f"| {np.mean(errors):.4f} ± {np.std(errors, ddof=1):.4f} |" in rows[1]
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="scores: begin"):
+        write_scores(results, page)
 
 
 def test_cells_of_other_data_are_not_compared(finished, tmp_path):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.comparing import unequal
 from scripts.crash_test import TIMES, Trial, table
+from scripts.crashing.comparing import unequal
 from utils.paths import PROJECT_ROOT
 
 

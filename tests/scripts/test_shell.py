@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -309,15 +310,59 @@ def test_without_a_browser_it_is_installed_or_the_skip_is_said(project, tmp_path
     assert "--cov-fail-under=90" in calls(project)[-1]
 
 
-def test_ci_runs_lint_format_types_and_all_tests_on_the_data_beside_it(project, tmp_path):
+FAKE_WORK = """
+echo "ETT_ROOT=$ETT_ROOT"
+while [[ $# -gt 0 ]]; do
+    case "$1" in
+        --checkpoints) mkdir -p "$2/run" ;;
+        --output) printf 'date,a\\n' >"$2" ;;
+    esac
+    shift
+done
+"""
+"""What the end-to-end run of CI leaves behind."""
+
+
+def test_ci_runs_every_check_on_the_data_beside_it(project, tmp_path):
     mark_ready(project)
     (tmp_path / "shared/data").mkdir(parents=True)
-    (project / ".venv/bin/python").write_text(FAKE_PYTHON + 'echo "ETT_ROOT=$ETT_ROOT"\n')
+    (project / ".venv/bin/python").write_text(FAKE_PYTHON + FAKE_WORK)
     done = bash(project / ".ci/run", cwd="/", PATH=with_browser(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert calls(project)[:3] == ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
-    assert "-m pytest" in calls(project)[3] and "--cov-fail-under=90" in calls(project)[3]
-    assert f"ETT_ROOT={tmp_path}/shared/data" in done.stdout
+    asked = calls(project)
+    assert asked[:3] == ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
+    assert asked[3] == "-m pytest -q tests/utils/test_imports.py"
+    assert "--cov-fail-under=90" in asked[4] and "--durations=20" in asked[4]
+    assert asked[5] == "scripts/bench.py --quick --smoke"
+    whole = [
+        next(word for word in line.split() if word.endswith((".py", "synthetic"))) for line in asked[6:10]
+    ]
+    assert whole == [
+        "data_provider.synthetic",
+        "run_main_enhanced.py",
+        "scripts/verify_checkpoint.py",
+        "scripts/predict.py",
+    ]
+    assert f"ETT_ROOT={tmp_path}/shared/data" in done.stdout and "Passed on" in done.stderr
+    folder = asked[7].split("--root_path ")[1].split()[0]
+    assert not Path(folder).exists(), "what the run wrote is left behind"
+
+
+def test_a_check_that_fails_ends_ci(project, tmp_path):
+    mark_ready(project)
+    failing = FAKE_PYTHON + 'if [[ "$*" == *bench.py* ]]; then exit 3; fi\n'
+    (project / ".venv/bin/python").write_text(failing)
+    done = bash(project / ".ci/run", cwd="/", PATH=with_browser(tmp_path))
+    assert done.returncode == 3 and "Passed" not in done.stderr
+    assert "bench.py" in calls(project)[-1]
+
+
+def test_the_words_of_cis_run_are_flags():
+    """The fake Python above takes any."""
+    text = (PROJECT_ROOT / ".ci/run").read_text().replace("\\\n", " ")
+    words = re.search(r"run_main_enhanced\.py (.*)", text)
+    assert words is not None
+    assert parse_config(shlex.split(words[1])).data.pred_len == 24
 
 
 def test_slow_tests_are_left_out_unless_all_are_asked_for(project, tmp_path):

@@ -1,0 +1,1 @@
+"""What a run says and shows of itself: texts, tables, pictures, estimates, statistics."""

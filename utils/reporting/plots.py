@@ -36,6 +36,8 @@ def plot_forecasts(
     Args:
         forecasts: npz file with ``x`` [n, L, N], ``y`` [n, H, N], ``prediction`` [n, H, N] in
             standardised units, ``start`` [n] and ``columns`` [N].
+        out: PNG file to write.
+        title: above the picture.
         season: rows of one season.
         step_unit: what one row is, for the axis.
         windows: most windows shown, spread over those in the file.

@@ -73,6 +73,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError, OSError, KeyError, TypeError, AttributeError: its files are missing or not what a
             run writes.
+        ValueError: its settings are none.
     """
     settings = folders.read_json(folder / folders.CONFIG_FILE)
     if not isinstance(settings, dict):

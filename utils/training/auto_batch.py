@@ -99,7 +99,11 @@ def largest_by_estimate(found: MemorySizes, sizes: list[int], *, passes: int, av
 
 
 def largest_by_trial(this: RunContext, sizes: list[int]) -> int:
-    """The largest batch size with which two passes and an optimizer's state fit on the GPU."""
+    """The largest batch size with which two passes and an optimizer's state fit on the GPU.
+
+    Raises:
+        MemoryShortError: not even one window fits.
+    """
     turns = iter(sizes[1:])
 
     def reduce() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from utils.config import SHORT_TERM
+from utils.data_sets import SHORT_TERM
 from utils.training import checkpoint as checkpoints
 from utils.training.calibration import ErrorCollector, calibrated, still_valid
 from utils.training.checkpoint import SaveError

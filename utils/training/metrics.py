@@ -114,6 +114,9 @@ class ScoreSums:
         """The scores: mse, mae, windows, and where there is a trend or a gate, theirs.
 
         ``over_processes`` sums a tensor over all processes.
+
+        Raises:
+            ValueError: no window was scored.
         """
         total = dict(zip(_SLOTS, over_processes(self.sums).tolist(), strict=True))
         if not total["values"]:

@@ -57,6 +57,7 @@ class Clock:
     """Seconds per optimizer step, the first one (which also warms up) and all pauses left out."""
 
     def __init__(self, first_step: int) -> None:
+        """``first_step`` is the one that the run begins or goes on with."""
         self.first_step = first_step
         self._began = math.nan
 

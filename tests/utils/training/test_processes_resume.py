@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models import MODELS
 from models.inspection import inspection_lines
-from tests.utils.training.comparing import last_payload, load, records, unequal
+from tests.utils.training.comparing import last_payload, load, note_items, records, unequal
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
 from utils.training import checkpoint as checkpoints
@@ -46,14 +46,7 @@ def watched(settings: dict[str, Any]) -> tuple[list[int], Path]:
     order: list[int] = []
 
     def loader(bundle: DataBundle, config: Config, *, num_processes: int) -> DataLoader[Batch]:
-        item = type(bundle.train).__getitem__
-
-        class Spied(type(bundle.train)):  # type: ignore[misc]
-            def __getitem__(self, index: int) -> Batch:
-                order.append(index)
-                return item(self, index)
-
-        bundle.train.__class__ = Spied
+        note_items(bundle, order)
         return training_loader(bundle, config, num_processes=num_processes)
 
     name = "TimeLLM_Enhanced"

@@ -22,6 +22,7 @@ from data_provider.data_factory import build_data, evaluation_loader, training_l
 from models import MODELS
 from models.forecaster import Forecaster
 from models.inspection import inspection_lines
+from tests.utils.training.comparing import note_items
 from utils.config import Config
 from utils.training.experiment import Builders, run
 from utils.types import Batch, DataBundle, WindowSource
@@ -81,14 +82,7 @@ class Watched:
     def loader(self, bundle: DataBundle, config: Config, *, num_processes: int) -> DataLoader[Batch]:
         """The training loader, on a data set that notes what is taken; the weights are noted first."""
         self.start.update({name: tensor.clone() for name, tensor in self.built.state_dict().items()})
-        order, item = self.order, type(bundle.train).__getitem__
-
-        class Spied(type(bundle.train)):  # type: ignore[misc]
-            def __getitem__(self, index: int) -> Batch:
-                order.append(index)
-                return item(self, index)
-
-        bundle.train.__class__ = Spied
+        note_items(bundle, self.order)
         return training_loader(bundle, config, num_processes=num_processes)
 
 

@@ -148,6 +148,9 @@ def apart(function: Callable[..., Result], *args: Any) -> Result:
     """What a function returns, called in a process of its own.
 
     It may start threads, after which this process could not be forked safely.
+
+    Raises:
+        RuntimeError: the function failed; its error has been printed.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
