@@ -39,6 +39,7 @@ MORE: list[dict[str, Any]] = [
 ELSEWHERE = {
     "lradj": "changes the rate alone",
     "mixed_precision fp16": "needs a GPU",
+    "llm_device_map": "for one process alone, see tests/layers/test_larger_llms.py",
     "seasonal_patterns": "read by M4 alone",
     "task_name short_term_forecast": "M4's, see test_short_term.py",
     "loss SMAPE": "M4's, see test_short_term.py",
