@@ -164,7 +164,7 @@ def test_tokenizer_gets_a_padding_token(tmp_path: Path, tiny_gpt2: Path) -> None
 
 
 def test_loading_is_quiet_and_leaves_the_verbosity(
-    tiny_llama: Path, capfd: pytest.CaptureFixture[str]
+    tiny_llama: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Reports on layers left out on purpose alarmed users; silencing them must not silence the rest."""
     before = transformers_logging.get_verbosity()
