@@ -1,7 +1,7 @@
 """What a training step costs, measured, and what that says for larger runs: ``python scripts/scale.py``.
 
 Llamas of several widths and depths with random weights are trained for some steps each, a model of the
-time (a step, a series, an operation) is fitted to a part of them and checked on the others, and the
+time (a step, a patch, an operation) is fitted to a part of them and checked on the others, and the
 costs of larger runs are reckoned from it and from the formulas of memory and operations. ``--docs`` puts
 the tables into docs/scale.md.
 """
@@ -97,10 +97,10 @@ def measure(case: dict[str, Any], *, steps: int) -> Measurement:
             subject.train_step()
             taken.append(time.perf_counter() - began)
     found = sizes_of(subject.model, config=subject.config, forecast=len(subject.data.targets))
-    series = subject.config.training.batch_size * found.variables
+    patches = subject.config.training.batch_size * found.variables * subject.config.patch_count
     low, median, high = statistics.quantiles(taken[WARM:], n=4) if steps > 1 else [taken[-1]] * 3
     print(f"{case}: {median:.3f} s", file=sys.stderr, flush=True)
-    return Measurement(case, series, step_flops(found), median, (low, high))
+    return Measurement(case, patches, step_flops(found), median, (low, high))
 
 
 def read(path: Path) -> tuple[list[Measurement], list[Measurement]]:

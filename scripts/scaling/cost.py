@@ -77,7 +77,8 @@ class Measurement:
 
     setting: dict[str, Any]
     """Hidden size, layers, windows, lookback."""
-    series: int
+    patches: int
+    """Of all series of the batch."""
     flops: StepFlops
     seconds: float
     """Median."""
@@ -87,28 +88,30 @@ class Measurement:
 
 @dataclass(frozen=True)
 class TimeModel:
-    """Seconds of a step: so much a step, so much a series, and so much an operation of each kind."""
+    """Seconds of a step: so much a step, so much a patch, and so much an operation of two kinds.
+
+    What is around the LLM grows with the patches alone, unless its own settings change.
+    """
 
     step: float
-    series: float
+    patch: float
     llm: float
     source: float
-    rest: float
 
     @classmethod
     def fitted(cls, measured: Sequence[Measurement]) -> TimeModel:
         """The coefficients, none below 0, with the least squared relative error."""
-        columns = np.array([_features(m.series, m.flops) for m in measured])
+        columns = np.array([_features(m.patches, m.flops) for m in measured])
         seconds = np.array([m.seconds for m in measured])
         scale = columns.max(axis=0)
         found, _ = nnls(columns / scale / seconds[:, None], np.ones(len(seconds)))
         return cls(*(found / scale))
 
-    def seconds(self, series: int, flops: StepFlops) -> float:
-        """Of a step over so many series."""
-        costs = (self.step, self.series, self.llm, self.source, self.rest)
-        return float(np.dot(costs, _features(series, flops)))
+    def seconds(self, patches: int, flops: StepFlops) -> float:
+        """Of a step over so many patches."""
+        costs = (self.step, self.patch, self.llm, self.source)
+        return float(np.dot(costs, _features(patches, flops)))
 
 
-def _features(series: int, flops: StepFlops) -> tuple[float, ...]:
-    return (1.0, float(series), flops.llm, flops.source, flops.rest)
+def _features(patches: int, flops: StepFlops) -> tuple[float, ...]:
+    return (1.0, float(patches), flops.llm, flops.source)

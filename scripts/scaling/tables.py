@@ -66,7 +66,7 @@ def _measured(
     ]
     for name, group in (("", fitted), (" (held out)", held_out)):
         for m in group:
-            said = model.seconds(m.series, m.flops)
+            said = model.seconds(m.patches, m.flops)
             s = m.setting
             lines.append(
                 f"| {s['hidden']}{name} | {s['layers']} | {s['batch_size']} | {s.get('seq_len', 512)} "
@@ -74,7 +74,7 @@ def _measured(
                 f"| {m.seconds:.3f} ({m.spread[0]:.3f} to {m.spread[1]:.3f}) | {said:.3f} "
                 f"| {said / m.seconds - 1:+.0%} |"
             )
-    worst = max(abs(model.seconds(m.series, m.flops) / m.seconds - 1) for m in held_out)
+    worst = max(abs(model.seconds(m.patches, m.flops) / m.seconds - 1) for m in held_out)
     lines += ["", f"The largest error on sizes that were not fitted is {worst:.0%}."]
     return "\n".join(lines)
 
@@ -82,11 +82,11 @@ def _measured(
 def _coefficients(model: TimeModel) -> str:
     rates = [
         f"{name} {1e-9 / cost:.0f} GFLOP/s" if cost else f"{name} nothing"
-        for name, cost in (("the LLM", model.llm), ("source tokens", model.source), ("the rest", model.rest))
+        for name, cost in (("the LLM", model.llm), ("source tokens", model.source))
     ]
     return (
-        f"Fitted: {1000 * model.step:.1f} ms a step, {1000 * model.series:.2f} ms a series (one variable of "
-        f"one window), and operations at these rates: {', '.join(rates)}."
+        f"Fitted: {1000 * model.step:.1f} ms a step, {1000 * model.patch:.3f} ms a patch of a series, "
+        f"and operations at these rates: {', '.join(rates)}."
     )
 
 
@@ -131,7 +131,8 @@ def _epochs(model: TimeModel) -> str:
         count = training_windows(name)
         for source in ("mapping", "prototypes"):
             sizes = _sizes(SMOLLM2, windows, variables, source_tokens=source)
-            seconds = model.seconds(windows * variables, step_flops(sizes))
+            patches = windows * variables * sizes.config.patch_count
+            seconds = model.seconds(patches, step_flops(sizes))
             lines.append(
                 f"| {name} | {count:,} | {variables} | {source} | {windows} | {seconds:.1f} "
                 f"| {_duration(count // windows * seconds)} |"

@@ -41,36 +41,28 @@ def test_operations_are_those_counted(model: str, settings: dict[str, Any], tiny
     assert step_flops(sizes).total == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
-def made_up(series: int, llm: float, source: float, rest: float) -> Measurement:
-    seconds = 0.01 + 0.002 * series + 2e-11 * llm + 1e-11 * source + 4e-11 * rest
-    setting = {"hidden": 8, "layers": 1, "batch_size": series, "source_tokens": "prototypes"}
-    return Measurement(setting, series, StepFlops(llm, source, rest), seconds, (seconds, seconds))
+def made_up(patches: int, llm: float, source: float) -> Measurement:
+    seconds = 0.01 + 0.002 * patches + 2e-11 * llm + 1e-11 * source
+    setting = {"hidden": 8, "layers": 1, "batch_size": 1, "source_tokens": "prototypes"}
+    return Measurement(setting, patches, StepFlops(llm, source, 0.0), seconds, (seconds, seconds))
 
 
-MADE_UP = [
-    made_up(series, llm * 1e9, source * 1e9, rest * 1e9)
-    for series, llm, source, rest in (
-        (7, 5, 1, 2),
-        (7, 50, 1, 2),
-        (28, 20, 60, 8),
-        (14, 90, 60, 4),
-        (56, 9, 5, 9),
-    )
-]
+SIZES = [(7, 5, 1), (7, 50, 1), (28, 20, 60), (14, 90, 60), (56, 9, 5)]
+MADE_UP = [made_up(patches, 1e9 * llm, 1e9 * source) for patches, llm, source in SIZES]
 
 
 def test_the_fit_finds_costs_that_are_known() -> None:
     model = TimeModel.fitted(MADE_UP)
-    found = [model.step, model.series, model.llm, model.source, model.rest]
-    assert found == pytest.approx([0.01, 0.002, 2e-11, 1e-11, 4e-11], rel=1e-6)
-    other = made_up(21, 33e9, 2e9, 3e9)
-    assert model.seconds(other.series, other.flops) == pytest.approx(other.seconds)
+    found = [model.step, model.patch, model.llm, model.source]
+    assert found == pytest.approx([0.01, 0.002, 2e-11, 1e-11], rel=1e-6)
+    other = made_up(21, 33e9, 2e9)
+    assert model.seconds(other.patches, other.flops) == pytest.approx(other.seconds)
 
 
 def test_no_cost_is_below_zero() -> None:
-    cheap = [Measurement(m.setting, m.series, m.flops, 0.1, (0.1, 0.1)) for m in MADE_UP]
+    cheap = [Measurement(m.setting, m.patches, m.flops, 0.1, (0.1, 0.1)) for m in MADE_UP]
     model = TimeModel.fitted(cheap)
-    assert min(model.step, model.series, model.llm, model.source, model.rest) >= 0
+    assert min(model.step, model.patch, model.llm, model.source) >= 0
 
 
 def test_training_windows_are_the_published_ones() -> None:
@@ -96,5 +88,5 @@ def test_a_case_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "VOCABULARY", 400)
     case = {"hidden": 32, "layers": 2, "batch_size": 1, "source_tokens": "prototypes", "d_ff": 16}
     found = scale.measure(case, steps=3)
-    assert found.series == 7 and 0 < found.spread[0] <= found.seconds <= found.spread[1]
+    assert found.patches == 7 * 64 and 0 < found.spread[0] <= found.seconds <= found.spread[1]
     assert found.flops.llm > found.flops.source > 0
