@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from data_provider.splits import Split
 from data_provider.synthetic import make_series
 from layers.GRAM import Neighbours, PatternValueDualRetriever
 from layers.retrieval_search import Rows
+from scripts.benching.worker import reset_peak
 from utils.config import Config
 from utils.process_memory import give_back_freed, mib, peak_bytes, resident_bytes
 
@@ -78,27 +80,16 @@ def measured(rows: int) -> list[dict[str, Any]]:
         values, Split(0, windows + span - 1), seq_len=data.seq_len, pred_len=data.pred_len, series_id=1
     )
     lookback, query = _queries(values, data.seq_len, span)
-    found: dict[str, Neighbours] = {}
-    results = []
-    for numbers in ("fp16", "fp32"):
-        results.append(_one(numbers, source, rows=rows, lookback=lookback, query=query, found=found))
-    exact = found["fp32"].rows
-    for result in results:
-        same = (found[result["numbers"]].rows[:, :, None] == exact[:, None, :]).any(2)
-        result["recall"] = float(same.float().mean())
-    return results
+    half, half_found = _one("fp16", source, lookback=lookback, query=query)
+    whole, exact = _one("fp32", source, lookback=lookback, query=query)
+    same = (half_found.rows[:, :, None] == exact.rows[:, None, :]).any(2)
+    return [half | {"recall": float(same.float().mean())}, whole | {"recall": 1.0}]
 
 
 def _one(
-    numbers: str,
-    source: TrainingWindows,
-    *,
-    rows: int,
-    lookback: torch.Tensor,
-    query: Rows,
-    found: dict[str, Neighbours],
-) -> dict[str, Any]:
-    """A memory in these numbers: seconds, bytes; what it finds goes into ``found``."""
+    numbers: str, source: TrainingWindows, *, lookback: torch.Tensor, query: Rows
+) -> tuple[dict[str, Any], Neighbours]:
+    """A memory in these numbers: seconds and bytes, and what it finds."""
     config = Config.from_flat(
         {"use_gram": True, "retrieval_key": "raw", "memory_size": "all", "memory_dtype": numbers}
     )
@@ -107,6 +98,7 @@ def _one(
         config.gram, seq_len=d.seq_len, horizon=d.pred_len, patch_len=config.backbone.patch_len, season=SEASON
     )
     give_back_freed()
+    reset_peak()
     before, began = resident_bytes(), time.perf_counter()
     retriever.build(source, generator=torch.Generator().manual_seed(0))
     build, peak = time.perf_counter() - began, peak_bytes()
@@ -116,11 +108,10 @@ def _one(
     with torch.no_grad():
         for _ in range(ROUNDS):
             began = time.perf_counter()
-            found[numbers] = retriever(lookback, query)
+            found = retriever(lookback, query)
             seconds.append(time.perf_counter() - began)
-    assert len(retriever.memory_start) >= rows
-    median = sorted(seconds)[ROUNDS // 2]
-    return {"numbers": numbers, "build": build, "held": held, "peak": peak - before, "search": median}
+    facts = {"numbers": numbers, "build": build, "held": held, "peak": peak - before}
+    return facts | {"search": statistics.median(seconds)}, found
 
 
 def _queries(values: torch.Tensor, seq_len: int, span: int) -> tuple[torch.Tensor, Rows]:
