@@ -21,6 +21,11 @@ class FlattenHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(n_features, horizon)
 
+    def begin_at_zero(self) -> None:
+        """Forecast zero until trained: what is added to another forecast begins without effect."""
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
     def forward(self, states: Tensor) -> Tensor:
         """[S, P, d_ff] to [S, H]."""
         return self.linear(self.dropout(self.flatten(states.transpose(1, 2))))

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from layers.heads import FlattenHead
+from layers.linear_path import LinearPath
 from layers.llm import FrozenLLM, load_llm, word_scale
 from layers.llm_ablation import ablated, drawn_attention, pass_through
 from layers.llm_adapters import add_adapters, is_adapter, set_dropout
@@ -31,12 +33,13 @@ from layers.prompt import PromptBuilder
 from layers.reprogramming import ReprogrammingLayer
 from layers.step_value import StepValue
 from layers.time_marks import TimeMarks
+from models.baselines import begin_at_ridge
 from models.forecaster import Forecaster
 from utils.config import BackboneConfig, Config
 from utils.frequency import mark_names
 from utils.process_memory import give_back_freed
 from utils.prompt_bank import GENERAL, describe, read_description
-from utils.types import InstanceStatistics, PassOfStep
+from utils.types import Batch, InstanceStatistics, PassOfStep, WindowSource
 from utils.windows import per_series
 
 log = getLogger(__name__)
@@ -147,6 +150,16 @@ class Model(Forecaster):
         if b.use_time_marks:
             self.reads_time_marks = True
             self.time_marks = _time_marks(config)
+        if b.linear_path != "none":
+            self.linear_path = LinearPath(
+                seq_len=config.data.seq_len, horizon=config.data.pred_len, dropout=b.input_dropout
+            )
+            self.output_projection.begin_at_zero()
+
+    def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
+        """The linear path begins at the ridge solution, its penalty chosen by validation."""
+        if self.config.backbone.linear_path != "none":
+            begin_at_ridge(self.linear_path, training, validation)
 
     def train(self, mode: bool = True) -> Model:
         """Training mode for the trained parts; the frozen LLM stays in eval mode (its dropout is off)."""
@@ -178,7 +191,7 @@ class Model(Forecaster):
         """Windows [B, L, N] to [B, H, M]; the time marks are read with ``--use_time_marks`` alone."""
         series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
         states = self.decode([], series, self.embed(series, x_mark_enc))
-        return self.denormalise(self.project(states, x_mark_dec), series.statistics)
+        return self.denormalise(self.project(states, series, x_mark_dec), series.statistics)
 
     # The steps of a forecast, shared with the enhanced model.
 
@@ -212,9 +225,11 @@ class Model(Forecaster):
             _given(marks, "x_mark_enc"), series.statistics.mean.shape[-1]
         )
 
-    def project(self, states: Tensor, marks: Tensor | None) -> Tensor:
+    def project(self, states: Tensor, series: Series, marks: Tensor | None) -> Tensor:
         """States at the patches [S, P, d_ff] to forecasts [S, H]; ``marks`` [B, H, F] are the future's."""
         forecast = self.output_projection(states)
+        if self.config.backbone.linear_path != "none":
+            forecast = self.linear_path(series.normalised) + forecast
         if not self.config.backbone.use_time_marks:
             return forecast
         future = _given(marks, "x_mark_dec")[:, -self.config.data.pred_len :]

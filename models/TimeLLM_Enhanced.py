@@ -124,7 +124,7 @@ class Model(TimeLLM.Model):
                 target=None if target is None else per_series(target),
             )
             leading.append(tokens)
-        forecast = self.project(self.decode(leading, series, patches), x_mark_dec).float()  # [S, H]
+        forecast = self.project(self.decode(leading, series, patches), series, x_mark_dec).float()  # [S, H]
         if retrieval is not None and self.config.gram.retrieval_fusion != "feature":
             forecast = self.retrieval_fusion(forecast, retrieved, 1 - retrieval.gate.float())
         if trend is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from logging import getLogger
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from layers.linear_path import LinearPath
 from utils.types import Batch, DataBundle, WindowSource
 
+log = getLogger(__name__)
 Array = NDArray[np.float64]
 Forecaster = Callable[[Array], Array]
 
@@ -145,6 +148,17 @@ def fit_ridge(training: WindowSource, validation: Dataset[Batch]) -> RidgeForeca
         _source_blocks(training),
         ((_as_rows(x), _as_rows(y)) for x, y in _window_blocks(validation)),
     )
+
+
+def begin_at_ridge(path: LinearPath, training: WindowSource, validation: Dataset[Batch]) -> None:
+    """The path's fixed coefficients become those of `fit_ridge`.
+
+    Both take the lookback's mean out; dividing by its deviation, as instance normalisation does too,
+    and multiplying the forecast by it changes no linear map.
+    """
+    fit = fit_ridge(training, validation)
+    path.coefficients.copy_(torch.from_numpy(fit.coefficients.T))
+    log.info("linear path: ridge, whose penalty %g has the least error on validation", fit.alpha)
 
 
 def evaluate_baselines(bundle: DataBundle) -> dict[str, Scores]:

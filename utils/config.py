@@ -145,6 +145,9 @@ class BackboneConfig:
     )
     dropout: float = setting(0.15, "dropout rate of the trained parts")
     input_dropout: float = setting(0.0, "dropout rate on the normalised lookback")
+    linear_path: Literal["none", "ridge"] = setting(
+        "none", "a linear map from lookback to forecast beside the LLM, begun at the ridge solution"
+    )
     use_time_marks: bool = setting(
         False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"
     )

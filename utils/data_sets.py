@@ -29,6 +29,7 @@ M4_ONLY: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "eval_data": (None,),
         "data_path": (None,),
         "use_time_marks": (False,),
+        "linear_path": ("none",),
     }
 )
 """Settings that M4 leaves no choice in."""

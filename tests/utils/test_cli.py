@@ -20,7 +20,7 @@ FLAGS = """
 --gpu_type --gradient_accumulation_steps --gradient_checkpointing --head_dropout --help --individual
 --init_from --input_dropout --interval_score --inverse --is_training --itr --kernel_size --label_len
 --label_smoothing --lambda_dir --lambda_hcl --lambda_mag --lambda_ord --lambda_retrieval --lambda_trend
---learning_rate --levels --llm_ablation --llm_device_map --llm_dim --llm_layers --llm_model
+--learning_rate --levels --linear_path --llm_ablation --llm_device_map --llm_dim --llm_layers --llm_model
 --llm_model_path --load_in_4bit --loader --log_steps --lora_alpha --lora_dropout --lora_rank
 --lora_targets --loss --loss_scale --lr_warmup_steps --lradj --matmul_precision
 --max_channels_per_step --max_grad_norm --max_memory_size --max_minutes --max_steps --memory_dtype
