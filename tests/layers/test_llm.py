@@ -428,38 +428,21 @@ def package_gguf() -> Path:
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
-@pytest.mark.slow
-def test_conversion_is_bit_exact(tmp_path: Path) -> None:
-    """The converted folder must be the GGUF: same weights, tokens, identity; one left-over swept."""
-    gguf = package_gguf()
-    old = tmp_path / f".{CONVERTED}.cut-off"
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two jobs started together, on a place with what a cut-off one left, have found no LLM."""
+    package_gguf()
+    place = tmp_path_factory.mktemp("base_models")
+    old = place / f".{CONVERTED}.cut-off"
     old.mkdir()
     os.utime(old, (0, 0))
-    llm_sources._convert(gguf, tmp_path / CONVERTED)
-    assert [p.name for p in tmp_path.iterdir()] == [CONVERTED]
-    assert len({f.stat().st_mode for f in (tmp_path / CONVERTED).iterdir()}) == 1
-    converted, direct = load_llm(at(tmp_path / CONVERTED, layers=30)), load_llm(at(gguf, layers=30))
-    a, b = converted.model.state_dict(), direct.model.state_dict()
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    texts = ["Range -1.250 to 3.375, lags 1 24.", "a\n\n  b é <|im_start|>c", " "]
-    assert converted.tokenizer(texts)["input_ids"] == direct.tokenizer(texts)["input_ids"]
-    assert converted.tokenizer.special_tokens_map == direct.tokenizer.special_tokens_map
-    assert converted.identity.content_hash == direct.identity.content_hash
-    assert converted.identity.note == direct.identity.note == DEQUANTISED_NOTE
-
-
-@pytest.mark.slow
-def test_two_processes_convert_at_once(tmp_path: Path) -> None:
-    """Two jobs started together wrote into one folder."""
-    package_gguf()
     code = (
         "import sys; from pathlib import Path; from layers.llm import load_llm; "
         "from utils.config import LLMConfig; "
         "config = LLMConfig(llm_model='SMOLLM2', llm_layers=2); "
         "print(load_llm(config, base_models=Path(sys.argv[1])).model.norm.weight.sum().item())"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
+    command = [sys.executable, "-c", code, str(place)]
     jobs = [
         subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -467,20 +450,36 @@ def test_two_processes_convert_at_once(tmp_path: Path) -> None:
     results = [job.communicate(timeout=300) for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], results
     assert results[0][0] == results[1][0] != ""
-    assert [p.name for p in tmp_path.iterdir()] == [CONVERTED]
+    return place
 
 
 @pytest.mark.slow
-def test_unwritable_base_models_falls_back_to_the_gguf(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_two_processes_convert_at_once(converted: Path) -> None:
+    """They wrote into one folder; what was left over is swept, what is there may be read by all."""
+    assert [p.name for p in converted.iterdir()] == [CONVERTED]
+    assert len({f.stat().st_mode for f in (converted / CONVERTED).iterdir()}) == 1
+
+
+@pytest.mark.slow
+def test_conversion_is_bit_exact_and_an_unwritable_place_falls_back_to_the_gguf(
+    converted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A read-only checkout could not run; the fallback is announced and is the same model."""
+    """A read-only checkout could not run; the fallback is announced and is the same model to the bit."""
     gguf = package_gguf()
     (tmp_path / "base_models").touch()  # a file where the folder should be: nobody can write into it
-    llm = load_llm(LLMConfig(llm_model="SMOLLM2", llm_layers=2), base_models=tmp_path / "base_models")
+    direct = load_llm(LLMConfig(llm_model="SMOLLM2", llm_layers=30), base_models=tmp_path / "base_models")
     assert "could not be converted" in caplog.text
-    assert (llm.identity.name, llm.identity.note) == ("SMOLLM2", DEQUANTISED_NOTE)
-    assert llm.identity.content_hash == llm_files.sha256([gguf])
+    assert direct.identity.name == "SMOLLM2"
+    assert direct.identity.content_hash == llm_files.sha256([gguf])
+    whole = load_llm(at(converted / CONVERTED, layers=30))
+    a, b = whole.model.state_dict(), direct.model.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    texts = ["Range -1.250 to 3.375, lags 1 24.", "a\n\n  b é <|im_start|>c", " "]
+    assert whole.tokenizer(texts)["input_ids"] == direct.tokenizer(texts)["input_ids"]
+    assert whole.tokenizer.special_tokens_map == direct.tokenizer.special_tokens_map
+    assert whole.identity.content_hash == direct.identity.content_hash
+    assert whole.identity.note == direct.identity.note == DEQUANTISED_NOTE
 
 
 def write_model(config: PreTrainedConfig, folder: Path, *, tokenizer_from: Path, **how: Any) -> None:
