@@ -43,6 +43,7 @@ done
 
 ensure_venv
 export HF_HUB_OFFLINE=1
-# Two at a time: each test uses one thread. A file stays on one worker, whose fixtures it shares.
-exec "$PYTHON" -m pytest -q --numprocesses 2 --dist loadfile --durations=20 --cov --cov-report=term:skip-covered \
-    "${selection[@]}" ${words[@]+"${words[@]}"}
+# Two at a time: each test uses one thread. A file stays on one worker, whose fixtures it shares. The order is
+# that of tests/conftest.py; xdist's own puts files with few tests last, however long those take.
+exec "$PYTHON" -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=20 \
+    --cov --cov-report=term:skip-covered "${selection[@]}" ${words[@]+"${words[@]}"}

@@ -280,8 +280,16 @@ LONGEST = (
     "test_ablation.py",
     "test_llm.py",
     "test_time_marks.py",
+    "test_experiment.py",
+    "test_three_processes.py",
+    "test_processes_resume.py",
+    "test_adapters.py",
+    "test_bench.py",
+    "test_fast_paths.py",
+    "test_stopping.py",
+    "test_launch.py",
 )
-"""Files that begin first, so that none of them is left to one worker at the end."""
+"""Files that begin first, so that none of them is left to one worker at the end; see scripts/test.sh."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
