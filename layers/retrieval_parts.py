@@ -143,7 +143,10 @@ def _best(found: list[Candidates]) -> Candidates:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(torch.int32).flatten(1)
+    words = tensor.shape[1:].numel() * tensor.element_size() // 4
+    if not tensor.numel():  # torch takes no other view of some empty tensors
+        return tensor.new_zeros((len(tensor), words), dtype=torch.int32)
+    return tensor.contiguous().view(torch.int32).reshape(len(tensor), words)
 
 
 def _to_length(rows: Tensor, length: int) -> Tensor:
