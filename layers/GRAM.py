@@ -6,33 +6,26 @@ M memory rows, K width of a key, k neighbours.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from layers.retrieval_keys import PatternEncoder as PatternEncoder
-from layers.retrieval_keys import WindowKeys
+from layers.retrieval_memory import RetrievalMemory
 from layers.retrieval_search import (
+    Candidates,
+    MemoryPart,
+    Queries,
     Rows,
-    admissible,
-    euclidean_scores,
-    random_scores,
-    smallest_in_blocks,
+    SearchRule,
+    nearest_rows,
 )
 from utils.config import ATTENTION_HEADS, GRAMConfig
-from utils.types import RetrievalRecord, WindowSource
+from utils.types import RetrievalRecord
 from utils.windows import floored_deviation
 
-log = logging.getLogger(__name__)
-BUILD_BLOCK = 1024
-"""Training rows encoded at once while the memory is built or refreshed."""
-MANY_ROWS = 50_000
-"""More take seconds, for which there is a bar."""
 FARTHEST = 1e6
 """Squared distances beyond this, in mean ones of the memory, weigh the same.
 
@@ -56,98 +49,12 @@ class Neighbours(NamedTuple):
     """[S, k, H]: each neighbour's future less its last value, standardised units."""
 
 
-class PatternValueDualRetriever(nn.Module):
+class PatternValueDualRetriever(RetrievalMemory):
     """The memory, and the search in it by shape and by value.
 
-    A row is one variable of one training window: its key [K], its future less its last value [H],
-    and where it came from. Rows of the query's own window, or overlapping it, are never found.
+    Rows of the query's own window, or overlapping it, are never found. Where several processes divide the
+    rows they search together: one that has nothing more to search for has to `help_others`.
     """
-
-    memory_keys: Tensor
-    memory_values: Tensor
-    memory_series: Tensor
-    memory_variable: Tensor
-    memory_start: Tensor
-    distance_scale: Tensor
-
-    def __init__(
-        self, config: GRAMConfig, *, seq_len: int, horizon: int, patch_len: int, season: int
-    ) -> None:
-        """An empty memory; `build` fills it."""
-        super().__init__()
-        self.config = config
-        self.span = seq_len + horizon
-        self.horizon = horizon
-        self.season = season
-        self.keys = WindowKeys(config, seq_len=seq_len, patch_len=patch_len, season=season)
-        kind = torch.float16 if config.memory_dtype == "fp16" else torch.float32
-        self.register_buffer("memory_keys", torch.empty(0, sum(self.keys.widths), dtype=kind))
-        self.register_buffer("memory_values", torch.empty(0, horizon, dtype=kind))
-        for name in ("memory_series", "memory_variable", "memory_start"):
-            self.register_buffer(name, torch.empty(0, dtype=torch.int64))
-        self.register_buffer("distance_scale", torch.ones(len(self.keys.widths)))
-
-    @torch.no_grad()
-    def build(self, source: WindowSource, *, generator: torch.Generator) -> None:
-        """Fill the memory with rows drawn at random, without repetition, from the training windows."""
-        wanted = self.config.memory_size
-        count = source.num_rows if wanted == "all" else min(int(wanted), source.num_rows)
-        chosen = torch.randperm(source.num_rows, generator=generator)[:count].sort().values
-        device = self.memory_keys.device
-        self.memory_keys = self.memory_keys[:0]
-        self.memory_values = self.memory_values.new_empty((count, self.horizon))
-        places = torch.empty(3, count, dtype=torch.int64, device=device)
-        for rows in _in_blocks(count, "retrieval memory: futures"):
-            block = source.rows(chosen[rows])
-            self.memory_values[rows] = _stored(block.future - block.lookback[:, -1:], self.memory_values)
-            places[:, rows] = torch.stack([block.series_id, block.variable, block.start]).to(device)
-        self.memory_series, self.memory_variable, self.memory_start = places.unbind()
-        self.refresh(source)
-
-    @torch.no_grad()
-    def unmatched_share(self, source: WindowSource) -> float:
-        """Share of the training rows for which the memory holds no admissible row."""
-        if len(self.memory_series.unique()) > 1:  # every row may see those of another series
-            return 0.0
-        starts = self.memory_start.cpu()
-        variable = self.memory_variable.cpu()
-        unmatched = 0
-        for wanted in range(source.num_variables):
-            first_row = torch.tensor([wanted * source.num_windows])
-            first = int(source.rows(first_row).start)
-            own = starts if self.config.retrieval_scope == "all" else starts[variable == wanted]
-            if not len(own):
-                unmatched += source.num_windows
-                continue
-            windows = torch.arange(first, first + source.num_windows)
-            apart = (windows - own.min() >= self.span) | (own.max() - windows >= self.span)
-            unmatched += int((~apart).sum())
-        return unmatched / source.num_rows
-
-    @torch.no_grad()
-    def refresh(self, source: WindowSource) -> None:
-        """Compute every key anew, where encoders that learn made them; lookbacks are read again.
-
-        Raises:
-            ValueError: the memory was built from another series than ``source`` reads.
-        """
-        if not source.holds(self.memory_series):
-            raise ValueError(
-                "the retrieval memory was built from another series; --build_memory builds it from this one"
-            )
-        if self.config.retrieval_key == "raw" and len(self.memory_keys):
-            return
-        device, count = self.memory_keys.device, len(self.memory_start)
-        self.memory_keys = self.memory_keys.new_empty((count, self.memory_keys.shape[1]))
-        with torch.autocast(device.type, enabled=False):
-            for rows in _in_blocks(count, "retrieval memory: keys"):
-                lookback = source.lookbacks(
-                    series_id=self.memory_series[rows].cpu(),
-                    variable=self.memory_variable[rows].cpu(),
-                    start=self.memory_start[rows].cpu(),
-                )
-                self.memory_keys[rows] = _stored(self.keys(lookback.to(device)), self.memory_keys)
-        self.distance_scale = self.keys.mean_distances(self.memory_keys)
 
     def forward(self, lookback: Tensor, query: Rows, *, target: Tensor | None = None) -> Neighbours:
         """The ``top_k`` nearest admissible rows of each lookback [S, L].
@@ -159,20 +66,17 @@ class PatternValueDualRetriever(nn.Module):
         Raises:
             RuntimeError: the memory is empty.
         """
-        if not len(self.memory_start):
-            raise RuntimeError("the retrieval memory is empty: build it, or load a checkpoint that has one")
         key = self.keys(lookback)
         weights = self.keys.column_weights(self.distance_scale)
-        index = self._search(key, weights, query, lookback, target)
+        candidates = self._search(key, query, lookback, target)
+        index, values = candidates.rows, candidates.futures
         found = index >= 0
-        safe = index.clamp(min=0)
-        nearest = self.memory_keys[safe].float()
-        distance = ((key[:, None, :] - nearest).square() * weights).sum(-1)  # [S, k]
+        distance = ((key[:, None, :] - candidates.keys).square() * weights).sum(-1)  # [S, k]
         distance = distance.masked_fill(~found, torch.inf)
         if self.config.retrieval_control == "none":
-            order = distance.argsort(dim=1)
-            index, safe, found = (t.gather(1, order) for t in (index, safe, found))
-            distance = distance.gather(1, order)
+            order = distance.argsort(dim=1, stable=True)
+            index, found, distance = (t.gather(1, order) for t in (index, found, distance))
+            values = values.take_along_dim(order[..., None], dim=1)  # [S, k, H]
         closeness = -distance.clamp(max=FARTHEST) / self.config.temperature
         closeness = closeness.masked_fill(~found, -torch.inf)
         if self.config.retrieval_control != "none":
@@ -181,77 +85,39 @@ class PatternValueDualRetriever(nn.Module):
             closeness = (0 * closeness.masked_fill(~found, 0.0)).masked_fill(~found, -torch.inf)
         logits = closeness.masked_fill(~found.any(1, keepdim=True), 0.0)
         share = logits.softmax(dim=1).masked_fill(~found, 0.0)
-        values = self.memory_values[safe].float().masked_fill(~found[..., None], 0.0)  # [S, k, H]
         return Neighbours(index, distance, share, values)
 
     @torch.no_grad()
-    def _search(
-        self, key: Tensor, weights: Tensor, query: Rows, lookback: Tensor, target: Tensor | None
-    ) -> Tensor:
-        """Rows [S, top_k] of the best-scored admissible rows, -1 where there are too few."""
-        control = self.config.retrieval_control
-        if control == "oracle" and target is None:
-            raise ValueError("--retrieval_control oracle needs the target; it exists for studies only")
-        memory = Rows(self.memory_series, self.memory_variable, self.memory_start)
-        wanted = None if target is None else target - lookback[:, -1:]
-        # What all keys have in common would drown their differences in float32's rounding.
-        centre = self.memory_keys.mean(dim=0, dtype=torch.float32)
+    def _search(self, key: Tensor, query: Rows, lookback: Tensor, target: Tensor | None) -> Candidates:
+        """The ``top_k`` best-scored admissible rows of each query."""
+        future = lookback[:, :0]
+        if self.config.retrieval_control == "oracle":
+            if target is None:
+                raise ValueError("--retrieval_control oracle needs the target; it exists for studies only")
+            future = target - lookback[:, -1:]
+        return self.division.search(Queries(key, query, future), len(self.memory_start), self._search_part)
 
-        def score_block(begin: int, end: int) -> Tensor:
-            part = Rows(*(column[begin:end] for column in memory))
-            if control == "none":
-                scores = euclidean_scores(key - centre, self.memory_keys[begin:end] - centre, weights)
-            elif control == "oracle" and wanted is not None:
-                ones = wanted.new_ones(self.horizon)
-                scores = euclidean_scores(wanted, self.memory_values[begin:end].float(), ones)
-            else:
-                scores = random_scores(query, torch.arange(begin, end, device=key.device))
-            allowed = admissible(
-                query, part, span=self.span, same_variable=self.config.retrieval_scope == "variable"
-            )
-            if control == "same_phase":
-                allowed &= (query.start[:, None] - part.start[None, :]) % self.season == 0
-            return scores.masked_fill_(allowed.logical_not_(), torch.inf)
+    @torch.no_grad()
+    def help_others(self) -> None:
+        """Take part in the searches of other processes until each of them is here as well."""
+        width = self.horizon if self.config.retrieval_control == "oracle" else 0
+        nothing = self.key_centre.new_empty((0, len(self.key_centre)))
+        places = Rows(*(column[:0] for column in self._places))
+        none = Queries(nothing, places, nothing.new_empty((0, width)))
+        self.division.help_others(none, len(self.memory_start), self._search_part)
 
-        scores, rows = smallest_in_blocks(score_block, len(self.memory_start), self.config.top_k)
-        rows = rows.masked_fill(torch.isinf(scores), -1)
-        return F.pad(rows, (0, self.config.top_k - rows.shape[1]), value=-1)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take a memory of any size, and values of another width (`_resize_last_dim`)."""
-        values = state_dict.get(prefix + "memory_values")
-        if values is not None:
-            if values.dim() == 3:  # [M, H, D]: each future copied to the model's width
-                values = values.mean(dim=-1)
-            state_dict[prefix + "memory_values"] = self._resize_last_dim(values, self.horizon)
-        for name in ("memory_keys", "memory_values", "memory_series", "memory_variable", "memory_start"):
-            stored = state_dict.get(prefix + name)
-            if stored is not None:
-                current = getattr(self, name)
-                setattr(self, name, current.new_empty((len(stored), *current.shape[1:])))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    @staticmethod
-    def _resize_last_dim(tensor: Tensor, target_dim: int) -> Tensor:
-        """The tensor [..., D] with its last dimension resampled linearly to ``target_dim``."""
-        if tensor.shape[-1] == target_dim:
-            return tensor
-        flat = tensor.reshape(-1, 1, tensor.shape[-1]).float()
-        resized = F.interpolate(flat, size=target_dim, mode="linear", align_corners=True)
-        return resized.reshape(*tensor.shape[:-1], target_dim).to(tensor.dtype)
-
-
-def _stored(rows: Tensor, like: Tensor) -> Tensor:
-    """``rows`` in the memory's numbers; what they can not hold becomes the largest that they can."""
-    largest = torch.finfo(like.dtype).max
-    return rows.clamp(-largest, largest).to(like)
-
-
-def _in_blocks(count: int, what: str) -> Iterator[slice]:
-    """``count`` rows in blocks; many with a bar, on the process that speaks."""
-    hidden = None if count > MANY_ROWS and log.isEnabledFor(logging.INFO) else True
-    for begin in tqdm(range(0, count, BUILD_BLOCK), desc=what, unit="block", leave=False, disable=hidden):
-        yield slice(begin, min(begin + BUILD_BLOCK, count))
+    def _search_part(self, asked: Sequence[Queries], first: int, count: int) -> list[Candidates]:
+        """What the rows held, ``first`` and on of ``count``, have for each set of queries."""
+        rule = SearchRule(
+            top_k=self.config.top_k,
+            control=self.config.retrieval_control,
+            same_variable=self.config.retrieval_scope == "variable",
+            span=self.span,
+            season=self.season,
+        )
+        part = MemoryPart(self.memory_keys, self.memory_values, self._places, first, count)
+        weights = self.keys.column_weights(self.distance_scale)
+        return nearest_rows(part, asked, rule, centre=self.key_centre, weights=weights)
 
 
 class GatingOutput(NamedTuple):

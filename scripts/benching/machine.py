@@ -81,6 +81,7 @@ class Retrieval:
         )
         keys: Any = _GivenKeys()
         self.retriever.keys = keys
+        self.retriever.key_centre = torch.zeros(WIDTH)
         self.retriever.memory_keys = torch.randn(n_keys, WIDTH, generator=generator)
         self.retriever.memory_values = torch.randn(n_keys, HORIZON, generator=generator)
         for name in ("series", "variable", "start"):

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import layers.GRAM as GRAM_module
 import layers.retrieval_search as search
 from data_provider.dataset import TrainingWindows
 from data_provider.splits import Split
-from layers import retrieval_keys
+from layers import retrieval_keys, retrieval_memory
 from layers.GRAM import (
     GATE_HISTORY_DECAY,
     GRAM,
@@ -582,7 +581,7 @@ def test_refresh_is_idempotent_and_follows_the_encoders(key: str) -> None:
         assert torch.equal(value, before[name]), name  # not before it is asked to
     retriever.refresh(SOURCE)
     changed = {name for name, value in retriever.named_buffers() if not torch.equal(value, before[name])}
-    assert changed == (set() if key == "raw" else {"memory_keys", "distance_scale"})
+    assert changed == (set() if key == "raw" else {"memory_keys", "distance_scale", "key_centre"})
 
 
 def test_keys_carry_no_gradient_after_refresh() -> None:
@@ -778,7 +777,7 @@ def test_a_memory_is_the_same_whatever_the_blocks_it_is_built_in(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = retriever_of(retrieval_key="hybrid", memory_dtype=kind).state_dict()
-    monkeypatch.setattr(GRAM_module, "BUILD_BLOCK", 9)
+    monkeypatch.setattr(retrieval_memory, "BUILD_BLOCK", 9)
     parts = retriever_of(retrieval_key="hybrid", memory_dtype=kind).state_dict()
     assert whole.keys() == parts.keys()
     for name, value in whole.items():

@@ -136,6 +136,8 @@ class MemorySizes:
     trained: float
     """Bytes of the trained weights."""
     on_gpu: bool = False
+    memory_parts: int = 1
+    """Processes that divide the memory; ``memory_rows`` are those of one."""
 
     def tokens(self) -> Tokens:
         """The sequence of one series, as the model's pass divides it."""
@@ -324,9 +326,10 @@ def _rows(sizes: MemorySizes) -> float:
 
 
 def _search(sizes: MemorySizes, series: int) -> float:
-    """A block of the search among the rows, and copies of its keys."""
+    """A block of the search among the rows, and copies of its keys; blocks are those of the whole memory."""
     keys = SEARCH_COPIES * FLOAT * _key_width(sizes.config)
-    return float(min(sizes.memory_rows, SEARCH_BLOCK) * (series * SEARCH_BYTES + keys))
+    block = min(sizes.memory_rows * sizes.memory_parts, SEARCH_BLOCK)
+    return float(block * (series * SEARCH_BYTES + keys))
 
 
 def _key_width(config: Config) -> int:
@@ -364,6 +367,7 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
         memory_rows=len(retriever.memory_start) if retriever is not None else 0,
         trained=float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)),
         on_gpu=on_gpu,
+        memory_parts=retriever.division.processes if retriever is not None else 1,
     )
 
 

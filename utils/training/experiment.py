@@ -247,8 +247,10 @@ def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
     with this.phase("memory"):
         # accelerate moves no model whose LLM is spread over devices
         this.plain.to(this.accelerator.device)
+        this.plain.divide(this.accelerator.process_index, this.accelerator.num_processes)
         if payload is not None:
             _take_weights(this, payload, source="--resume_from_checkpoint")
+            del payload["model"]  # nobody reads it again: with it goes the whole of a memory
         elif run_settings.init_from:
             path = checkpoints.locate(run_settings.init_from, flag="--init_from")
             weights = this.plain.starting_weights(checkpoints.load_weights(path)["model"])
@@ -279,10 +281,10 @@ def _take_weights(this: RunContext, payload: dict[str, Any], *, source: str) -> 
 
 
 def _check_same_everywhere(this: RunContext) -> None:
-    """Every process must start from the same weights and the same memory."""
+    """Every process must start from the same weights, data and memory; parts of one follow from the data."""
     if this.accelerator.num_processes == 1:
         return
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(this.data.content_hash.encode())
     for name, tensor in sorted(this.plain.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -330,9 +332,9 @@ def _look_inside(this: RunContext, builders: Builders) -> None:
     if this.accelerator.is_main_process and (run_settings.debug_shapes or run_settings.dump_prompt):
         batch = first_items(this.data.train, this.config.training.batch_size, this.accelerator.device)
         shapes, prompt = run_settings.debug_shapes, run_settings.dump_prompt
-        for line in builders.inspect(
-            this.plain, batch, list(this.data.targets), shapes=shapes, prompt=prompt
-        ):
+        with this.plain.alone():
+            lines = builders.inspect(this.plain, batch, list(this.data.targets), shapes=shapes, prompt=prompt)
+        for line in lines:
             log.info("%s", line)
 
 

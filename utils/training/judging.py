@@ -113,7 +113,7 @@ def _trained_scores(
     if progress.best_step not in (progress.global_step, -1):
         last, details["last"] = _test(this, trainer, loaders, None)
         best = checkpoints.load(this.folder / checkpoints.BEST)
-        this.plain.load_state_dict(best["model"])
+        this.plain.load_state_dict(best.pop("model"))  # a whole memory is not kept for the length of a test
     entry, details["best"] = _test(this, trainer, loaders, calibration_of_best(this, trainer, loaders))
     if last is None:
         details["last"] = details.pop("best")

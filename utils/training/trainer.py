@@ -266,7 +266,8 @@ class Trainer:
     def _until_stop(self, loader: DataLoader[Batch]) -> Iterator[Batch]:
         """The batches, with a look now and then at whether any process was asked to stop.
 
-        Processes may have one batch more or less; all of them look equally often.
+        Processes may have one batch more or less; all of them look equally often, and take part in each
+        other's forecasts.
 
         Raises:
             EvaluationStopped: in all processes alike.
@@ -283,6 +284,8 @@ class Trainer:
             batch = next(batches, None)
             if batch is not None:
                 yield batch
+            if not alone:
+                self.plain_model.help_others()
         assert next(batches, None) is None  # lets the loader see its end
 
     def _validate(self, loader: DataLoader[Batch], hooks: Hooks) -> None:

@@ -208,6 +208,7 @@ except RunStopped as stopped:
 MOMENTS = {
     "in a step": (("objective", "Objective", "__call__"), 3, 3),
     "in a validation": (("metrics", "ScoreSums", "add"), 1, 2),
+    "in a validation, the memory divided": (("metrics", "ScoreSums", "add"), 1, 2),
 }
 
 
@@ -215,7 +216,12 @@ MOMENTS = {
 def test_a_signal_to_one_process_stops_both_at_the_same_step(runs, tmp_path, moment):
     """Were it that process alone, the other would wait for it in the next reduction until it is killed."""
     (module, name, method), call, step = MOMENTS[moment]
-    settings = {**runs["common"], "checkpoints": str(tmp_path / "runs"), "eval_batch_size": 1}
+    settings = {
+        **runs["common"],
+        "checkpoints": str(tmp_path / "runs"),
+        "eval_batch_size": 1,
+        "shard_memory": moment.endswith("divided"),
+    }
     script = tmp_path / "stopped.py"
     script.write_text(STOPPED.format(module=module, name=name, method=method))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -31,6 +31,7 @@ MORE: list[dict[str, Any]] = [
     {**BOTH, "gradient_accumulation_steps": 2, "max_grad_norm": 0.1, "mixed_precision": "bf16"},
     {**BOTH, "build_memory": True, "deterministic": True},
     {**BOTH, "use_time_marks": True},
+    {**BOTH, "shard_memory": True},
     {**BOTH, "linear_path": "ridge", "input_dropout": 0.3},
     {**BOTH, "max_channels_per_step": 1, "gradient_accumulation_steps": 2},
     *({"model": model} for model in setting_type("run", "model")[1]),

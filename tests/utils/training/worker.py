@@ -58,7 +58,9 @@ class Watched:
         }
 
     def facts(self, began: float) -> dict[str, Any]:
+        gram: Any = getattr(getattr(self, "built", None), "gram", None)
         return {
+            "memory_rows": len(gram.retriever.memory_start) if gram is not None else 0,
             "processes": PartialState().num_processes,
             "backend": torch.distributed.get_backend(),
             "start": self.start,
@@ -92,8 +94,8 @@ def main(folder: Path) -> None:
     folders: dict[str, str] = {}
     for name, settings in asked["runs"].items():
         gc.freeze()  # a run collects garbage at its end: among all imported modules, half of its time
-        if "resume_from_checkpoint" in settings:
-            settings["resume_from_checkpoint"] = settings["resume_from_checkpoint"].format(**folders)
+        for flag in {"resume_from_checkpoint", "init_from"} & settings.keys():
+            settings[flag] = settings[flag].format(**folders)
         found = Watched(settings, nudged=asked["nudged"].get(name)).find()
         folders[name] = found.get("folder", "")
         torch.save(found, folder / f"{name}.{PartialState().process_index}")
