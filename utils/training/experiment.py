@@ -29,7 +29,7 @@ from utils.config import RAW_KEY_ROWS, Config, ConfigError
 from utils.log import RunLogFile, setup_logging
 from utils.reporting.preflight import environment, llm_text, opening_lines
 from utils.training import checkpoint as checkpoints
-from utils.training import judging, resuming, saving
+from utils.training import judging, resuming, saving, sharding
 from utils.training import payload as payloads
 from utils.training import run_folder as folders
 from utils.training.auto_batch import choose_batch_size, out_of_memory_explained
@@ -48,8 +48,8 @@ from utils.training.trainer import Trainer
 from utils.types import Batch, DataBundle
 
 log = getLogger(__name__)
-SHARDING = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
-"""Engines that divide weights or an optimizer's state among processes."""
+OTHER_ENGINES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
+"""That divide trained weights or an optimizer's state among processes."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,13 @@ def _set_up(
     """Data, model and folder of a run, and the payload that it goes on from or tests."""
     began = time.perf_counter()
     require_tracker(config.run.report_to)
+    config, unread = closing.enter_context(sharding.as_launched(config))
     accelerator = _accelerator(config)
+    sharding.check(config, accelerator)
     closing.callback(accelerator.free_memory)
     setup_logging(main_process=accelerator.is_main_process)
+    for line in unread:
+        log.warning("%s", line)
     closing.enter_context(matmul_precision(config.training.matmul_precision, accelerator.device))
     with accelerator.main_process_first():  # one process downloads and converts, the others find it done
         data = builders.data(config)
@@ -231,7 +235,7 @@ def _accelerator(config: Config) -> Accelerator:
         ],
     )
     kind = engine.distributed_type.value
-    if kind in SHARDING:
+    if kind in OTHER_ENGINES:
         raise ConfigError(
             [
                 f"accelerate: expected one process or data parallel ones, found {kind}: its checkpoints are "
@@ -245,6 +249,7 @@ def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
     """Fill in what is counted on the training windows, or restore it; then wrap."""
     run_settings = this.config.run
     with this.phase("memory"):
+        sharding.shard(this)
         # accelerate moves no model whose LLM is spread over devices
         this.plain.to(this.accelerator.device)
         if payload is not None:
@@ -267,7 +272,7 @@ def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
         torch.manual_seed(this.config.training.seed + this.accelerator.process_index)
     this.accelerator.gradient_accumulation_steps = this.plan.passes
     if any(p.requires_grad for p in this.plain.parameters()):  # DDP refuses a model without
-        this.model = this.accelerator.prepare_model(this.plain)
+        this.model = sharding.prepared(this)
 
 
 def _take_weights(this: RunContext, payload: dict[str, Any], *, source: str) -> None:
@@ -314,6 +319,7 @@ def _trainer(this: RunContext, builders: Builders, payload: dict[str, Any] | Non
         save_steps=steps_per_epoch if config.run.save_steps is None else config.run.save_steps,
         total_steps=total,
         stop=this.stop.asked,
+        lockstep=this.sharded,
         evaluation_seconds=lambda: _evaluation_seconds(this, trainer, steps_per_epoch),
     )
     if payload is not None and config.run.is_training:
@@ -327,7 +333,8 @@ def _trainer(this: RunContext, builders: Builders, payload: dict[str, Any] | Non
 def _look_inside(this: RunContext, builders: Builders) -> None:
     """What ``--debug_shapes`` and ``--dump_prompt`` ask for, of the first training windows."""
     run_settings = this.config.run
-    if this.accelerator.is_main_process and (run_settings.debug_shapes or run_settings.dump_prompt):
+    asked = run_settings.debug_shapes or run_settings.dump_prompt
+    if asked and (this.accelerator.is_main_process or this.sharded):
         batch = first_items(this.data.train, this.config.training.batch_size, this.accelerator.device)
         shapes, prompt = run_settings.debug_shapes, run_settings.dump_prompt
         for line in builders.inspect(
