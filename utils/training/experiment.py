@@ -119,8 +119,6 @@ def _set_up(
     sharding.check(config, accelerator)
     closing.callback(accelerator.free_memory)
     setup_logging(main_process=accelerator.is_main_process)
-    for line in unread:
-        log.warning("%s", line)
     closing.enter_context(matmul_precision(config.training.matmul_precision, accelerator.device))
     with accelerator.main_process_first():  # one process downloads and converts, the others find it done
         data = builders.data(config)
@@ -138,6 +136,8 @@ def _set_up(
         facts = environment() | {"llm": llm, "data_hash": data.content_hash}
         folders.describe_run(folder, config, facts, resumed=resume is not None)
         closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
+    for line in unread:
+        log.info("%s", line)
     closing.callback(stop_tracking, accelerator)
     metrics = tracked_metrics(
         config, accelerator, folder, resumed_at=None if payload is None else payload.get("global_step")

@@ -133,7 +133,7 @@ def shard(this: RunContext) -> None:
         return
     if not this.plain.uses_llm or processes == 1:
         reason = "one process" if this.plain.uses_llm else f"{this.plain.name} has no LLM"
-        log.warning("--shard_llm: %s: nothing is sharded", reason)
+        log.info("--shard_llm: %s: nothing is sharded", reason)
         return
     this.plain.shard_llm(init_device_mesh(this.accelerator.device.type, (processes,)))
     shares = [p for p in this.plain.parameters() if isinstance(p, DTensor)]
