@@ -25,7 +25,7 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import RAW_KEY_ROWS, Config, ConfigError
+from utils.config import RAW_KEY_ROWS, Config
 from utils.log import RunLogFile, setup_logging
 from utils.reporting.preflight import environment, llm_text, opening_lines
 from utils.training import checkpoint as checkpoints
@@ -48,8 +48,6 @@ from utils.training.trainer import Trainer
 from utils.types import Batch, DataBundle
 
 log = getLogger(__name__)
-OTHER_ENGINES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
-"""That divide trained weights or an optimizer's state among processes."""
 
 
 @dataclass(frozen=True)
@@ -218,13 +216,9 @@ def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str,
 
 
 def _accelerator(config: Config) -> Accelerator:
-    """The engine of a run. Evaluation counts each window once, so batches are never evened out.
-
-    Raises:
-        ConfigError: the launcher chose an engine that shards what a checkpoint here holds whole.
-    """
+    """The engine of a run. Evaluation counts each window once, so batches are never evened out."""
     t = config.training
-    engine = Accelerator(
+    return Accelerator(
         cpu=t.cpu,
         mixed_precision=t.mixed_precision,
         gradient_accumulation_steps=t.gradient_accumulation_steps,
@@ -234,15 +228,6 @@ def _accelerator(config: Config) -> Accelerator:
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
         ],
     )
-    kind = engine.distributed_type.value
-    if kind in OTHER_ENGINES:
-        raise ConfigError(
-            [
-                f"accelerate: expected one process or data parallel ones, found {kind}: its checkpoints are "
-                "sharded, and going on from them is not built. Take scripts/accelerate/multi_gpu.yaml"
-            ]
-        )
-    return engine
 
 
 def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:

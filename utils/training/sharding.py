@@ -24,6 +24,8 @@ from utils.training.context import RunContext
 
 log = getLogger(__name__)
 ASKED = "ACCELERATE_USE_FSDP"
+REFUSED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+"""Engines that divide what is trained, its gradients or its optimizer's state."""
 OPTIONS = "FSDP_"
 """How the variables begin in which accelerate's launcher hands on its file."""
 
@@ -75,9 +77,20 @@ def as_launched(config: Config) -> Iterator[tuple[Config, list[str]]]:
     would divide what is trained, and transformers would load the LLM in the main process alone.
 
     Raises:
-        ConfigError: the file asks for what can not be had.
+        ConfigError: the file asks for what can not be had, or for an engine that divides what a checkpoint
+            here holds whole.
     """
-    if os.environ.get(ASKED, "false").lower() != "true":
+    engines = [name for variable, name in REFUSED.items() if _is_set(variable)]
+    if engines:
+        raise ConfigError(
+            [
+                f"accelerate: expected one process, data parallel ones or FSDP, found {engines[0]}: it "
+                "divides what is trained, and going on from its checkpoints is not built. --source_tokens "
+                "prototypes makes what is trained small, and with it gradients and optimizer; --shard_llm "
+                "(scripts/accelerate/fsdp.yaml) divides the frozen LLM, the largest part of a large one"
+            ]
+        )
+    if not _is_set(ASKED):
         yield config, []
         return
     given = {name: value for name, value in os.environ.items() if name.startswith(OPTIONS)}
@@ -89,6 +102,10 @@ def as_launched(config: Config) -> Iterator[tuple[Config, list[str]]]:
         yield config.replace(shard_llm=True), unread
     finally:
         os.environ.update(hidden)
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def _compared(given: dict[str, str]) -> tuple[list[str], list[str]]:

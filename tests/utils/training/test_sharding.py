@@ -119,9 +119,9 @@ def test_what_does_not_go_with_it_is_refused(launched, settings, said):
 def test_a_batch_size_is_not_found_by_trying(monkeypatch):
     """A process without room would raise while the others wait for it; by the estimate none does."""
     config = Config.from_flat({"shard_llm": True, "auto_batch_size": True})
-    gpus = SimpleNamespace(num_processes=2, device=torch.device("cuda"))
+    gpus: Any = SimpleNamespace(num_processes=2, device=torch.device("cuda"))
     with pytest.raises(ConfigError, match="--auto_batch_size: on a GPU it tries batches"):
-        sharding.check(config, gpus)  # type: ignore[arg-type]
+        sharding.check(config, gpus)
     for processes, device, settings in (
         (2, "cpu", {}),
         (1, "cuda", {}),
@@ -143,6 +143,17 @@ def test_one_process_and_a_model_without_an_llm_say_that_nothing_is_sharded(star
     linear = run_main.train(Config.from_flat({**tiny, "model": "DLinear", "max_steps": 1}), model="DLinear")
     said = (linear.run_dir / "run.log").read_text()
     assert "--shard_llm: DLinear has no LLM: nothing is sharded" in said
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "MEGATRON_LM"])
+def test_engines_that_divide_what_is_trained_are_refused(start_run, monkeypatch, engine):
+    """Checkpoints here are whole; those of such engines would lack most of it, without a word.
+
+    On a CPU accelerate leaves DeepSpeed out without a word, so it is the launcher's wish that is refused.
+    """
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(ConfigError, match="found (DeepSpeed|Megatron-LM): it divides what is trained"):
+        start_run()
 
 
 def test_accelerate_reads_our_file_as_fsdp():
