@@ -104,6 +104,7 @@ def started(folder: Path, args: argparse.Namespace, *, precision: str, divided: 
         "batch_size": 1,
         "channel_sampling": "single",
         "max_steps": args.steps,
+        "eval_batch_size": 8,
         "eval_stride": 1000,
         "save_steps": 0,
         "log_steps": 1,
