@@ -27,6 +27,11 @@ ATTENTION = "Attention"
 class HasKeys(Exception):  # noqa: N818  it ends a pass; nothing went wrong
     """The last layer has handed over its keys and values."""
 
+    def __init__(self, cache: PassCache | None = None) -> None:
+        """``cache`` has them; None where the pass was made for something else."""
+        super().__init__()
+        self.cache = cache
+
 
 class PassCache(DynamicCache):
     """Keys and values of one pass behind those of the tokens before it.
@@ -54,7 +59,7 @@ class PassCache(DynamicCache):
         if self.ends_at is not None:
             self.kept.setdefault(layer_idx, own)
         if self.ends_at == layer_idx:
-            raise HasKeys
+            raise HasKeys(self)
         return own
 
 

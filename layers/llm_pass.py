@@ -192,7 +192,7 @@ class LLMPass:
             seen.append((args, kwargs))
             raise HasKeys
 
-        hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
+        hook = layer.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
         try:
             with suppress(HasKeys):
                 self._forward(tokens, mask)

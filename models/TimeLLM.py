@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.data import Dataset
 
 from layers.heads import FlattenHead
@@ -27,6 +28,7 @@ from layers.llm import FrozenLLM, load_llm, word_scale
 from layers.llm_ablation import ablated, drawn_attention, pass_through
 from layers.llm_adapters import add_adapters, is_adapter, set_dropout
 from layers.llm_pass import Prefix
+from layers.llm_sharding import held, shard_layers
 from layers.normalization import InstanceNorm
 from layers.patching import PatchEmbedding
 from layers.prompt import PromptBuilder
@@ -178,6 +180,10 @@ class Model(Forecaster):
             return weights
         log.warning("--init_from: its weights have no adapters; those of this run begin without effect")
         return {**weights, **own}
+
+    def shard_llm(self, mesh: DeviceMesh) -> None:
+        """Divide the LLM's layers among the processes of ``mesh``; see `layers.llm_sharding`."""
+        shard_layers(self.llm_model, mesh)
 
     def begin_pass(self, place: PassOfStep) -> None:
         """The passes of an optimizer step share its source embeddings."""
@@ -334,7 +340,7 @@ class Model(Forecaster):
 
 def _state_of(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """Where the weights lie and how often they changed: another value after any change, in place or not."""
-    return tuple((weight.data_ptr(), weight._version) for weight in module.parameters())
+    return tuple((weight.data_ptr(), weight._version) for weight in map(held, module.parameters()))
 
 
 def _time_marks(config: Config) -> TimeMarks:

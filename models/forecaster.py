@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.data import Dataset
 
 from utils.config import Config
@@ -66,6 +67,9 @@ class Forecaster(nn.Module):
     def insample_mask(self, x_mark_enc: Tensor | None) -> Tensor | None:
         """Which rows of a window exist, [B, L, 1], for series without dates; None where all do."""
         return x_mark_enc if self.config.run.task_name == SHORT_TERM else None
+
+    def shard_llm(self, mesh: DeviceMesh) -> None:
+        """Divide the layers of the frozen LLM among the processes of ``mesh``, where there is one."""
 
     def starting_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What ``--init_from`` loads of another run's weights; what they may lack is added."""

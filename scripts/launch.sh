@@ -1,7 +1,8 @@
 # Sourced by train.sh: how many processes a run gets, and what starts them.
 #
 # NUM_PROCESSES      processes on this machine (default: one for each GPU; one without a GPU)
-# ACCELERATE_CONFIG  file for accelerate launch, on GPUs, in place of scripts/accelerate's choice
+# ACCELERATE_CONFIG  file for accelerate launch in place of scripts/accelerate's choice: on GPUs, and on a
+#                    CPU where it asks for FSDP (scripts/accelerate/fsdp.yaml)
 # NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT
 #                    several machines: the same command on each (in a Slurm job all but the number
 #                    of processes is found)
@@ -49,22 +50,34 @@ find_nodes() {
 
 # Fill LAUNCH with what starts the entry point, and say what was found. "$@" are the run's words.
 choose_launcher() {
-    local gpus processes nodes node address port total config threads
+    local gpus processes nodes node address port total config threads divided
     gpus="$(count_gpus)"
     [[ " $* " == *" --cpu "* ]] && gpus=0
     processes="${NUM_PROCESSES:-$((gpus > 1 ? gpus : 1))}"
     check_count NUM_PROCESSES "$processes"
     find_nodes
     total=$((processes * nodes))
-    if ((gpus == 0)); then
+    divided=""
+    if ((total > 1)) && { [[ " $* " == *" --shard_llm "* ]] || asks_for_fsdp; }; then
+        divided="; the LLM's layers are divided among all $total"
+    fi
+    if ((gpus == 0)) && asks_for_fsdp; then
+        launch_by_file_on_cpu
+    elif ((gpus == 0)); then
         launch_on_cpu
     else
         launch_on_gpus
     fi
 }
 
+# Whether the file that is given asks for FSDP, which divides the LLM's layers among the processes.
+asks_for_fsdp() {
+    [[ -n "${ACCELERATE_CONFIG:-}" ]] && grep -Eqs '^distributed_type: *"?FSDP"? *$' "$ACCELERATE_CONFIG"
+}
+
 launch_on_cpu() {
     LAUNCH=("$PYTHON")
+    [[ -z "${ACCELERATE_CONFIG:-}" ]] || say "ACCELERATE_CONFIG is not read: without a GPU it is for FSDP alone"
     if ((total == 1)); then
         say "No GPU is used: one process on the CPU"
         return
@@ -76,9 +89,21 @@ launch_on_cpu() {
     else
         LAUNCH+=(--standalone)
     fi
+    divide_cores
+    say "No GPU is used: $processes processes on the CPU, $OMP_NUM_THREADS thread(s) each$(of_nodes)$divided"
+}
+
+# For FSDP accelerate launch starts as many processes on a CPU as on GPUs.
+launch_by_file_on_cpu() {
+    by_accelerate "$ACCELERATE_CONFIG"
+    divide_cores
+    say "No GPU is used: $processes process(es) on the CPU by accelerate launch with $ACCELERATE_CONFIG," \
+        "$OMP_NUM_THREADS thread(s) each$(of_nodes)$divided"
+}
+
+divide_cores() {
     threads=$(($(count_cores) / processes))
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}"
-    say "No GPU is used: $processes processes on the CPU, $OMP_NUM_THREADS thread(s) each$(of_nodes)"
 }
 
 launch_on_gpus() {
@@ -90,11 +115,15 @@ launch_on_gpus() {
     ((processes == 1)) || config=multi_gpu
     ((nodes == 1)) || config=multi_node
     config="${ACCELERATE_CONFIG:-$PROJECT_ROOT/scripts/accelerate/$config.yaml}"
-    LAUNCH=("$PYTHON" -m accelerate.commands.launch --config_file "$config" --num_processes "$total")
+    by_accelerate "$config"
+    say "$gpus GPU(s): $processes process(es) by accelerate launch with $config$(of_nodes)$divided"
+}
+
+by_accelerate() {
+    LAUNCH=("$PYTHON" -m accelerate.commands.launch --config_file "$1" --num_processes "$total")
     if ((nodes > 1)); then
         LAUNCH+=(--num_machines "$nodes" --machine_rank "$node" --main_process_ip "$address" --main_process_port "$port")
     fi
-    say "$gpus GPU(s): $processes process(es) by accelerate launch with $config$(of_nodes)"
 }
 
 of_nodes() { ((nodes == 1)) || printf ', machine %s of %s, the first at %s:%s' "$node" "$nodes" "$address" "$port"; }

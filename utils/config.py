@@ -115,6 +115,9 @@ class LLMConfig:
     llm_device_map: Literal["auto", "balanced", "sequential", "cpu"] | None = setting(
         None, "spread the LLM over this process's devices: auto, balanced, sequential, cpu (default: one)"
     )
+    shard_llm: bool = setting(
+        False, "divide the LLM's frozen layers among the processes: less memory, more between them"
+    )
     peft: Literal["none", "lora"] = setting("none", "train low-rank adapters on the LLM's frozen layers")
     lora_rank: int = setting(8, "rank of the adapters")
     lora_alpha: int = setting(16, "the adapters' part is scaled by this / lora_rank")
@@ -330,7 +333,7 @@ NOT_IDENTITY = frozenset(
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
     "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes "
     "auto_batch_size gradient_checkpointing levels interval_score report_to debug_shapes "
-    "dump_prompt eval_data eval_root_path eval_data_path llm_device_map shard_memory".split()
+    "dump_prompt eval_data eval_root_path eval_data_path llm_device_map shard_llm shard_memory".split()
 )
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
 TESTED_ON = frozenset({"eval_data", "eval_root_path", "eval_data_path"})
@@ -511,7 +514,7 @@ class Config:
             )
         if t.mixed_precision == "fp16" and t.cpu:
             found.append("--mixed_precision: fp16 needs a GPU; use bf16 or no with --cpu")
-        found += _llm_problems(self.llm, cpu=t.cpu)
+        found += _llm_problems(self.llm, cpu=t.cpu) + _sharding_problems(self.llm, compiled=t.compile)
         if self.run.resume_from_checkpoint and self.run.init_from:
             found.append("--init_from: cannot be combined with --resume_from_checkpoint")
         return found
@@ -541,6 +544,23 @@ def _llm_problems(llm: LLMConfig, *, cpu: bool) -> list[str]:
     if "all-linear" in llm.lora_targets and len(llm.lora_targets) > 1:
         found.append(f"--lora_targets: expected all-linear alone, or names, found {spaced(llm.lora_targets)}")
     return found
+
+
+def _sharding_problems(llm: LLMConfig, *, compiled: bool) -> list[str]:
+    """What does not go with an LLM that is divided among processes; ``compiled`` is ``--compile``."""
+    if not llm.shard_llm:
+        return []
+    reasons = {
+        f"--llm_device_map {llm.llm_device_map}: it spreads the LLM over one process's devices": (
+            llm.llm_device_map is not None
+        ),
+        "--load_in_4bit: weights in 4 bits are not divided": llm.load_in_4bit,
+        "--compile: layers that are gathered anew for each pass are not compiled": compiled,
+        f"--llm_ablation {llm.llm_ablation}: it leaves no layers to divide": (
+            llm.llm_ablation in ("attention", "none")
+        ),
+    }
+    return [f"{reason}; drop it, or --shard_llm" for reason, found in reasons.items() if found]
 
 
 _AT_LEAST: dict[str, float] = {

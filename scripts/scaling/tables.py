@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scripts.scaling.cost import Measurement, TimeModel, step_flops
 from utils.config import Config
@@ -156,8 +156,8 @@ def _seven_billion() -> str:
         "overlaps a part.",
         "",
         "| data set | GPUs | layers | source tokens | token order | windows a GPU | memory a GPU "
-        "| compute a step | reducing | an epoch |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| with --shard_llm | compute a step | reducing | an epoch |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     cases = [
         (name, gpus, layers, source, order)
@@ -179,14 +179,15 @@ def _seven_billion() -> str:
             llm, windows, channels, source_tokens=source, token_order=order, mixed_precision="bf16",
             use_tapr=True, use_gram=True, gradient_checkpointing=True,
         )  # fmt: skip
+        divided = replace(sizes, llm=llm._replace(processes=gpus))
         passes = -(-variables // channels)
         compute = passes * step_flops(sizes).total / (H100.flops * H100.share)
         reducing = 2 * sizes.trained * (gpus - 1) / gpus / H100.link
         steps = training_windows(name) // (windows * gpus)
         lines.append(
             f"| {name} | {gpus} | {layers} | {source} | {order} | {windows} "
-            f"| {mib(training_memory(sizes).total)} | {compute:.2f} s "
-            f"| {1000 * reducing:.0f} ms | {_duration(steps * (compute + reducing))} |"
+            f"| {mib(training_memory(sizes).total)} | {mib(training_memory(divided).total)} "
+            f"| {compute:.2f} s | {1000 * reducing:.0f} ms | {_duration(steps * (compute + reducing))} |"
         )
     return "\n".join(lines)
 

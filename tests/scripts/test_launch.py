@@ -98,6 +98,32 @@ def test_what_the_user_asks_of_gpus_is_done(machine):
     assert printed(machine, "--cpu")[0] == [PYTHON]
 
 
+FSDP = str(CONFIGS / "fsdp.yaml")
+
+
+def test_it_is_said_where_the_llm_is_divided(machine):
+    """By the flag or by a file that asks for FSDP, and only where there are several processes."""
+    divided = "; the LLM's layers are divided among all 2\n"
+    assert printed(machine, "--shard_llm", NUM_PROCESSES="2")[1].endswith(divided)
+    assert "divided" not in printed(machine, NUM_PROCESSES="2")[1]
+    assert "divided" not in printed(machine, "--shard_llm")[1]
+    add_gpus(machine, 2)
+    command, said = printed(machine, ACCELERATE_CONFIG=FSDP)
+    assert command == [*ACCELERATE, FSDP, "--num_processes", "2"] and said.endswith(divided)
+    assert printed(machine, "--shard_llm")[1].endswith(divided)
+    assert "divided" not in printed(machine, NUM_PROCESSES="1", ACCELERATE_CONFIG=FSDP)[1]
+    assert "divided" not in printed(machine, ACCELERATE_CONFIG=str(CONFIGS / "multi_gpu.yaml"))[1]
+
+
+def test_accelerate_starts_what_asks_for_fsdp_on_a_cpu_too(machine):
+    """Its options are the run's to check, whatever the machine; other files are for GPUs."""
+    command, said = printed(machine, ACCELERATE_CONFIG=FSDP, NUM_PROCESSES="3")
+    assert command == [*ACCELERATE, FSDP, "--num_processes", "3"]
+    assert said.startswith("No GPU is used: 3 process(es) on the CPU by accelerate launch with")
+    command, said = printed(machine, ACCELERATE_CONFIG=str(CONFIGS / "multi_gpu.yaml"), NUM_PROCESSES="2")
+    assert command[:3] == TORCHRUN and said.startswith("ACCELERATE_CONFIG is not read: without a GPU")
+
+
 def test_several_machines_with_gpus(machine):
     add_gpus(machine, 2)
     nodes = {"NNODES": "3", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234"}
@@ -175,6 +201,17 @@ def test_three_processes_by_the_script(tmp_path, words):
     said, _ = run.communicate(timeout=200)
     assert run.returncode == 0, said[-3000:]
     check_run(tmp_path, said, processes=3)
+
+
+@pytest.mark.slow
+def test_a_divided_llm_by_the_script_and_accelerate(tmp_path, words):
+    """Its launcher and our file for FSDP, as on GPUs."""
+    run = start(tmp_path, words, NUM_PROCESSES="2", ACCELERATE_CONFIG=FSDP)
+    said, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, said[-3000:]
+    check_run(tmp_path, said, processes=2)
+    assert "by accelerate launch with" in said and "the LLM's layers are divided among all 2" in said
+    assert "--shard_llm: the LLM's frozen layers (" in said and "divided among 2 processes" in said
 
 
 @pytest.mark.slow

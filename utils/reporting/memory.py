@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from utils.config import ATTENTION_HEADS, KEY_SEASONS, SCALE_BASE, Config
 from utils.process_memory import give_back_freed, resident_bytes
@@ -40,6 +41,9 @@ ENCODER_COPIES = 14
 """Tensors of a key's width that one layer of the retrieval encoder keeps of a token."""
 TREND_COPIES = 34
 """Tensors of the model's width that one scale of TAPR keeps of a patch."""
+GATHERED = 3
+"""Layers that are there in whole where they are divided: the one in use, as it came and as it is used,
+and the next as it comes."""
 PATCH_COPIES = 6
 NEIGHBOUR_COPIES = 8
 PROBES = 8
@@ -86,6 +90,23 @@ class LLMSizes(NamedTuple):
     """Entries that the adapters of one layer keep of a token: their inputs, and what is between."""
     adapter_weights: int = 0
     """Entries of the adapters of one layer."""
+    processes: int = 1
+    """Among which the layers are divided (``--shard_llm``)."""
+
+    @property
+    def layer_bytes(self) -> int:
+        """Of one whole layer."""
+        return self.layer_weights * self.weight
+
+    @property
+    def held(self) -> float:
+        """Bytes of the weights that a process keeps: of divided layers its share."""
+        return self.weights - self.layers * self.layer_bytes * (1 - 1 / self.processes)
+
+    @property
+    def gathered(self) -> float:
+        """Bytes of the layers that are there in whole for a pass, where they are divided."""
+        return GATHERED * self.layer_bytes if self.processes > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -192,7 +213,7 @@ def training_memory(sizes: MemorySizes) -> MemoryEstimate:
     kept = _llm_training(sizes, series)
     others = _reprogramming(sizes, series, training=True) + _modules(sizes, series)
     return MemoryEstimate(
-        weights=sizes.trained + (llm.weights if llm else 0),
+        weights=sizes.trained + (llm.held if llm else 0),
         optimizer=2 * sizes.trained,
         gradients=max(0.0, sizes.trained - kept - others),
         rows=_rows(sizes),
@@ -210,7 +231,7 @@ def evaluation_memory(sizes: MemorySizes) -> MemoryEstimate:
     held = _llm_evaluation(sizes, series)
     others = _reprogramming(sizes, series, training=False)
     return MemoryEstimate(
-        weights=sizes.trained + (llm.weights if llm else 0),
+        weights=sizes.trained + (llm.held if llm else 0),
         optimizer=0.0,
         gradients=0.0,
         rows=_rows(sizes),
@@ -255,7 +276,7 @@ def _llm_training(sizes: MemorySizes, series: int) -> float:
     if llm is None:
         return 0.0
     n = sizes.tokens()
-    every = sum(n[:3])
+    every, gathered = sum(n[:3]), llm.gathered
     maps = llm.heads if _by_products(sizes) else 1
     trained_front = n.front * n.trained_front
     of_tail, of_front = n.tail * _kept_by_layer(llm), trained_front * _kept_by_layer(llm)
@@ -266,9 +287,9 @@ def _llm_training(sizes: MemorySizes, series: int) -> float:
     of_prefix = n.prefix * n.trained_front * llm.layers * _kept_by_layer(llm)
     if not sizes.config.training.gradient_checkpointing:
         kept = llm.layers * (of_tail + maps_of_tail) + (llm.layers - 1) * (of_front + maps_of_front)
-        return series * (keys + kept + one_layer) + of_prefix
+        return series * (keys + kept + one_layer) + of_prefix + gathered
     inputs = llm.layers * llm.weight * llm.width * (n.tail + trained_front)
-    return series * (keys + inputs + max(maps_of_tail, maps_of_front) + 2 * one_layer)
+    return series * (keys + inputs + max(maps_of_tail, maps_of_front) + 2 * one_layer) + gathered
 
 
 def _llm_evaluation(sizes: MemorySizes, series: int) -> float:
@@ -280,7 +301,7 @@ def _llm_evaluation(sizes: MemorySizes, series: int) -> float:
     keys = llm.layers * sum(n[:3]) * llm.weight * 2 * llm.keys
     widest = max(n.front, n.tail) if llm.layers > 1 else n.tail  # the last layer reads the tail alone
     one_layer = widest * (_kept_by_layer(llm) + llm.weight * llm.inner) + _keys_by_layer(sizes, llm)
-    return series * (keys + one_layer)
+    return series * (keys + one_layer) + llm.gathered
 
 
 def _reprogramming(sizes: MemorySizes, series: int, *, training: bool) -> float:
@@ -403,6 +424,7 @@ def _llm_sizes(llm: Any) -> LLMSizes:
         weight=words.element_size(),
         adapted=_kept_by_adapters(stack[0]),
         adapter_weights=sum(p.numel() for p in stack[0].parameters() if p.requires_grad),
+        processes=max((p.device_mesh.size() for p in frozen if isinstance(p, DTensor)), default=1),
     )
 
 

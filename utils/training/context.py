@@ -38,6 +38,8 @@ class RunContext:
     flags: dict[str, Any]
     """Every setting as the run was begun: `config`, but for the plan of a run that resumed."""
     stop: StopRequest
+    sharded: bool = False
+    """Whether the LLM's layers are divided among the processes, which then make the same passes."""
     newest: Path | None = None
     """The checkpoint that was saved last, or resumed from."""
     calibration: dict[str, Any] | None = None

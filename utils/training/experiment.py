@@ -25,11 +25,11 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import RAW_KEY_ROWS, Config, ConfigError
+from utils.config import RAW_KEY_ROWS, Config
 from utils.log import RunLogFile, setup_logging
 from utils.reporting.preflight import environment, llm_text, opening_lines
 from utils.training import checkpoint as checkpoints
-from utils.training import judging, resuming, saving
+from utils.training import judging, resuming, saving, sharding
 from utils.training import payload as payloads
 from utils.training import run_folder as folders
 from utils.training.auto_batch import choose_batch_size, out_of_memory_explained
@@ -48,8 +48,6 @@ from utils.training.trainer import Trainer
 from utils.types import Batch, DataBundle
 
 log = getLogger(__name__)
-SHARDING = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
-"""Engines that divide weights or an optimizer's state among processes."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,9 @@ def _set_up(
     """Data, model and folder of a run, and the payload that it goes on from or tests."""
     began = time.perf_counter()
     require_tracker(config.run.report_to)
+    config, unread = closing.enter_context(sharding.as_launched(config))
     accelerator = _accelerator(config)
+    sharding.check(config, accelerator)
     closing.callback(accelerator.free_memory)
     setup_logging(main_process=accelerator.is_main_process)
     closing.enter_context(matmul_precision(config.training.matmul_precision, accelerator.device))
@@ -134,6 +134,8 @@ def _set_up(
         facts = environment() | {"llm": llm, "data_hash": data.content_hash}
         folders.describe_run(folder, config, facts, resumed=resume is not None)
         closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
+    for line in unread:
+        log.info("%s", line)
     closing.callback(stop_tracking, accelerator)
     metrics = tracked_metrics(
         config, accelerator, folder, resumed_at=None if payload is None else payload.get("global_step")
@@ -214,13 +216,9 @@ def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str,
 
 
 def _accelerator(config: Config) -> Accelerator:
-    """The engine of a run. Evaluation counts each window once, so batches are never evened out.
-
-    Raises:
-        ConfigError: the launcher chose an engine that shards what a checkpoint here holds whole.
-    """
+    """The engine of a run. Evaluation counts each window once, so batches are never evened out."""
     t = config.training
-    engine = Accelerator(
+    return Accelerator(
         cpu=t.cpu,
         mixed_precision=t.mixed_precision,
         gradient_accumulation_steps=t.gradient_accumulation_steps,
@@ -230,21 +228,13 @@ def _accelerator(config: Config) -> Accelerator:
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
         ],
     )
-    kind = engine.distributed_type.value
-    if kind in SHARDING:
-        raise ConfigError(
-            [
-                f"accelerate: expected one process or data parallel ones, found {kind}: its checkpoints are "
-                "sharded, and going on from them is not built. Take scripts/accelerate/multi_gpu.yaml"
-            ]
-        )
-    return engine
 
 
 def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
     """Fill in what is counted on the training windows, or restore it; then wrap."""
     run_settings = this.config.run
     with this.phase("memory"):
+        sharding.shard(this)
         # accelerate moves no model whose LLM is spread over devices
         this.plain.to(this.accelerator.device)
         this.plain.divide(this.accelerator.process_index, this.accelerator.num_processes)
@@ -269,7 +259,7 @@ def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
         torch.manual_seed(this.config.training.seed + this.accelerator.process_index)
     this.accelerator.gradient_accumulation_steps = this.plan.passes
     if any(p.requires_grad for p in this.plain.parameters()):  # DDP refuses a model without
-        this.model = this.accelerator.prepare_model(this.plain)
+        this.model = sharding.prepared(this)
 
 
 def _take_weights(this: RunContext, payload: dict[str, Any], *, source: str) -> None:
@@ -316,6 +306,7 @@ def _trainer(this: RunContext, builders: Builders, payload: dict[str, Any] | Non
         save_steps=steps_per_epoch if config.run.save_steps is None else config.run.save_steps,
         total_steps=total,
         stop=this.stop.asked,
+        lockstep=this.sharded,
         evaluation_seconds=lambda: _evaluation_seconds(this, trainer, steps_per_epoch),
     )
     if payload is not None and config.run.is_training:
@@ -329,7 +320,8 @@ def _trainer(this: RunContext, builders: Builders, payload: dict[str, Any] | Non
 def _look_inside(this: RunContext, builders: Builders) -> None:
     """What ``--debug_shapes`` and ``--dump_prompt`` ask for, of the first training windows."""
     run_settings = this.config.run
-    if this.accelerator.is_main_process and (run_settings.debug_shapes or run_settings.dump_prompt):
+    asked = run_settings.debug_shapes or run_settings.dump_prompt
+    if asked and (this.accelerator.is_main_process or this.sharded):
         batch = first_items(this.data.train, this.config.training.batch_size, this.accelerator.device)
         shapes, prompt = run_settings.debug_shapes, run_settings.dump_prompt
         with this.plain.alone():

@@ -15,7 +15,7 @@ from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from utils.config import TrainingConfig
@@ -23,8 +23,8 @@ from utils.log import MetricsFile
 from utils.process_memory import held_bytes
 from utils.training.metrics import ScoreSums, decisive, module_text
 from utils.training.objective import Loss, Objective
-from utils.training.outlook import announce, fitting_preset
-from utils.training.passes import channel_parts, forecast_state, joined
+from utils.training.outlook import announce, first_items, fitting_preset
+from utils.training.passes import channel_parts, forecast_state, forecasts, joined
 from utils.training.progress import Clock, Hooks, Progress, clock_text
 from utils.trend import TrendLabel
 from utils.types import Batch, ForecastState, PassOfStep
@@ -66,12 +66,14 @@ class Trainer:
         save_steps: int,
         total_steps: int,
         stop: Callable[[], bool],
+        lockstep: bool = False,
         evaluation_seconds: Callable[[], float] = lambda: math.nan,
     ) -> None:
         """``model`` is the wrapped one; ``save_steps`` 0 writes no step checkpoints.
 
-        ``stop`` tells whether this process has been asked to stop; ``evaluation_seconds`` how long
-        the validations and tests to come will take.
+        ``stop`` tells whether this process has been asked to stop; ``lockstep`` whether all processes
+        must make the same number of passes; ``evaluation_seconds`` how long the validations and tests
+        to come will take.
         """
         self.accelerator = accelerator
         self.model = model
@@ -86,6 +88,7 @@ class Trainer:
         self.rate = math.nan
         """Learning rate of the last optimizer step."""
         self.stop, self.evaluation_seconds = stop, evaluation_seconds
+        self.lockstep = lockstep
         self.step_is_saved = True
         """Whether there is nothing to save at the step that `fit` begins at."""
         self._stop_agreed = False
@@ -284,9 +287,16 @@ class Trainer:
             batch = next(batches, None)
             if batch is not None:
                 yield batch
+            elif self.lockstep:
+                self._keep_up(loader.dataset)
             if not alone:
                 self.plain_model.help_others()
         assert next(batches, None) is None  # lets the loader see its end
+
+    def _keep_up(self, dataset: Dataset[Batch]) -> None:
+        """The passes over a batch that this process lacks and others have; what comes out counts nowhere."""
+        batch = first_items(dataset, 1, self.accelerator.device)
+        forecasts(self.plain_model, batch, self.config.max_channels_per_step)
 
     def _validate(self, loader: DataLoader[Batch], hooks: Hooks) -> None:
         """Score on the validation windows; keep the weights if they are the best so far."""

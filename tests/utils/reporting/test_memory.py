@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -129,6 +130,22 @@ def test_a_gpus_kernels_keep_no_attention_but_copy_shared_keys():
     own = sizes_with({"seq_len": 2048, "batch_size": 8}, PROMPT, 207.1)
     on_gpu = memory.dataclass_replace(own, on_gpu=True)
     assert training_memory(on_gpu).llm < training_memory(own).llm
+
+
+@pytest.mark.parametrize("processes", [2, 8])
+def test_of_divided_layers_a_process_counts_its_share_and_those_gathered(processes):
+    """The word embeddings and what is trained are whole in each."""
+    whole = sizes_with({}, PROMPT, 207.1)
+    divided = replace(whole, llm=SMOLLM2._replace(processes=processes))
+    layers = SMOLLM2.layers * SMOLLM2.layer_weights * SMOLLM2.weight
+    kept, gathered = layers / processes, memory.GATHERED * layers / SMOLLM2.layers
+    for estimate in (training_memory, evaluation_memory):
+        one, share = estimate(whole), estimate(divided)
+        assert one.weights - share.weights == pytest.approx(layers - kept)
+        assert share.llm - one.llm == pytest.approx(gathered)
+        assert one.total - share.total == pytest.approx(layers - kept - gathered)
+    fewer = divided.replace(llm_layers=3)
+    assert training_memory(divided).weights - training_memory(fewer).weights == pytest.approx(kept / 2)
 
 
 def test_the_documents_remedies_come_in_its_order_with_this_runs_values():

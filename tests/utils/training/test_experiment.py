@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.utils import DistributedType
 
 import run_main
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models import MODELS
 from models.inspection import inspection_lines
 from tests.utils.training.comparing import load, records, unequal
-from utils.config import Config, ConfigError
+from utils.config import Config
 from utils.paths import PROJECT_ROOT
 from utils.training import experiment
 from utils.training.checkpoint import CheckpointError
@@ -632,11 +631,3 @@ def test_large_memories_have_raw_keys_unless_others_are_asked_for(tiny, monkeypa
     monkeypatch.setattr(experiment, "RAW_KEY_ROWS", limit)
     config = Config.from_flat({**tiny, "use_gram": True, **settings})
     assert experiment.resolve(config, build_data(config)).gram.retrieval_key == key
-
-
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_an_engine_that_shards_is_refused(start_run, monkeypatch, kind):
-    """Checkpoints here are whole; those of sharded engines would lack most of it, without a word."""
-    monkeypatch.setattr(experiment.Accelerator, "distributed_type", property(lambda self: kind))
-    with pytest.raises(ConfigError, match=f"expected one process or data parallel ones, found {kind.value}"):
-        start_run()

@@ -16,6 +16,7 @@ import torch
 import torch.distributed
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
@@ -52,6 +53,11 @@ class Watched:
         return self.facts(began) | {
             "error": None,
             "model": dict(self.built.state_dict()),
+            "shares": {
+                name: (p.to_local().numel(), p.numel())
+                for name, p in self.built.named_parameters()
+                if isinstance(p, DTensor)
+            },
             "trainable": [name for name, p in self.built.named_parameters() if p.requires_grad],
             "results": json.dumps(result.results),
             "folder": str(result.run_dir),
