@@ -22,7 +22,8 @@ from layers.retrieval_search import (
     SearchRule,
     nearest_rows,
 )
-from utils.config import ATTENTION_HEADS, GRAMConfig
+from utils.config import GRAMConfig
+from utils.config_checks import ATTENTION_HEADS
 from utils.types import RetrievalRecord
 from utils.windows import floored_deviation
 

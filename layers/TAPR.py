@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.decomposition import SeriesDecomposition
-from utils.config import ATTENTION_HEADS, SCALE_BASE, TAPRConfig
+from utils.config import SCALE_BASE, TAPRConfig
+from utils.config_checks import ATTENTION_HEADS
 from utils.trend import DIRECTIONS, MAGNITUDES, RELATIVE_CUTS, THRESHOLD_CUTS, fit_cuts, trend_measure
 from utils.trend import magnitude_given_direction as count_magnitude_given_direction
 from utils.types import InstanceStatistics, TrendRecord

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from utils.config import ATTENTION_HEADS, KEY_SEASONS, GRAMConfig
+from utils.config import KEY_SEASONS, GRAMConfig
+from utils.config_checks import ATTENTION_HEADS
 from utils.windows import floored_deviation
 
 ENCODER_LAYERS = 2

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.config import GROUPS, Config, ConfigError, item_type, iter_settings, setting_type, spaced
+from utils.config import GROUPS, Config, ConfigError, item_type, iter_settings, setting_type
+from utils.config_checks import spaced
 from utils.family_flags import REFUSED
 from utils.paths import PRESETS
 

@@ -1,4 +1,4 @@
-"""Every setting of a run: the one home of each default, check and derived value.
+"""Every setting of a run: the one home of each default and derived value; checks: `utils.config_checks`.
 
 A setting is a field of one of the small frozen dataclasses below; its flag is ``--<field name>``
 (`utils.cli` builds the parser from these fields). Layers receive their own part, never the whole.
@@ -9,36 +9,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
-from utils.data_sets import (
-    DATA_SETS,
-    default_flags,
-    known_as,
-    m4_problems,
-    name_problem,
-    transfer_problems,
-)
+from utils.config_checks import joint_problems, range_problems, spaced
+from utils.data_sets import DATA_SETS, default_flags, known_as, name_problem
 
-SPLIT_INTO_HEADS = ("Autoformer", "PatchTST")
-"""Models whose width is divided among their heads."""
 KEY_SEASONS = 7
 """Seasons in the raw retrieval key (cut to the lookback): 168 rows of hourly data."""
-ATTENTION_HEADS = 4
-"""Heads of every attention inside TAPR and GRA-M; their widths are multiples of it."""
 RAW_KEY_ROWS = 100_000
 """Memories of more rows have raw keys by default: others are computed anew after every epoch."""
 SCALE_BASE = 4
 """Each scale of TAPR is this many times coarser than the one before: 1x, 4x, 16x, 64x."""
-CHANNEL_INDEPENDENT = ("DLinear", "Linear", "PatchTST", "Persistence", "Ridge", "SeasonalNaive")
-"""Models whose forecast of a variable reads that variable alone."""
 DEVIATION_FLOOR = 0.1
 """Smallest deviation, in standardised units, that anything is divided by."""
+_FLAG = re.compile(r"--(\w+)")
 
 
 class ConfigError(ValueError):
@@ -446,7 +434,7 @@ class Config:
 
     def problems(self) -> list[str]:
         """What is wrong with this configuration, one line each; empty when all is well."""
-        wrong = {**_type_problems(self), **_range_problems(self)}
+        wrong = {**_type_problems(self), **_list_problems(self), **range_problems(self.flat())}
         for flag in ("data", "eval_data"):
             name = getattr(self.data, flag)
             if flag not in wrong and name is not None and (unknown := name_problem(name, flag=flag)):
@@ -462,130 +450,8 @@ class Config:
             },
         )
         # a setting that is wrong by itself says nothing of how it fits the others
-        joint = [p for p in right._joint_problems() if wrong.keys().isdisjoint(_FLAG.findall(p))]
+        joint = [p for p in joint_problems(right.flat()) if wrong.keys().isdisjoint(_FLAG.findall(p))]
         return [*wrong.values(), *joint]
-
-    def _joint_problems(self) -> list[str]:
-        """Settings that are right alone and do not fit together."""
-        d, b, g, t = self.data, self.backbone, self.gram, self.training
-        found = [*transfer_problems(d), *m4_problems(self.flat())]
-        if b.prompt_file is not None and not b.prompt_domain:
-            found.append("--prompt_file: --prompt_domain 0 leaves every description out; drop one of them")
-        if b.patch_len > d.seq_len:
-            found.append(f"--patch_len: expected at most --seq_len ({d.seq_len}), found {b.patch_len}")
-        if d.label_len > d.seq_len:
-            found.append(f"--label_len: expected at most --seq_len ({d.seq_len}), found {d.label_len}")
-        if isinstance(g.memory_size, int) and g.memory_size > g.max_memory_size:
-            found.append(
-                f"--memory_size: expected at most --max_memory_size ({g.max_memory_size}) or all, "
-                f"found {g.memory_size}"
-            )
-        if g.build_memory and not g.use_gram:
-            found.append("--build_memory: there is no memory without --use_gram; add it, or drop this")
-        if g.use_gram and g.retrieval_key != "raw" and g.d_repr % ATTENTION_HEADS:
-            found.append(
-                f"--d_repr: expected a multiple of {ATTENTION_HEADS} (attention heads), found {g.d_repr}"
-            )
-        if (self.tapr.use_tapr or g.use_gram) and b.d_model % ATTENTION_HEADS:
-            found.append(f"--d_model: TAPR and GRA-M need a multiple of {ATTENTION_HEADS}, found {b.d_model}")
-        if d.features == "MS" and d.channel_sampling == "single":
-            found.append("--channel_sampling single: --features MS reads all variables at once; use joint")
-        if d.features == "MS" and self.run.model in CHANNEL_INDEPENDENT:
-            found.append(
-                f"--features MS: {self.run.model} forecasts each variable from itself alone; use "
-                "--features S, which is the same, or TimeLLM"
-            )
-        if self.run.model in SPLIT_INTO_HEADS and b.d_model % b.n_heads:
-            found.append(f"--d_model: {self.run.model} needs a multiple of --n_heads, found {b.d_model}")
-        if t.max_channels_per_step is not None and (d.features == "MS" or self.run.model == "Autoformer"):
-            reads_all = "--features MS" if d.features == "MS" else "Autoformer"
-            found.append(f"--max_channels_per_step: {reads_all} reads all variables at once; leave it out")
-        if self.run.model == "Autoformer" and d.channel_sampling == "single":
-            found.append("--channel_sampling: Autoformer reads all variables of a window; use joint")
-        if self.run.itr > 1 and (self.run.resume_from_checkpoint or not self.run.is_training):
-            found.append(
-                f"--itr: expected 1 when resuming or testing one checkpoint, found {self.run.itr}; "
-                "name each run's own checkpoint"
-            )
-        if t.lradj == "TST" and t.lr_warmup_steps:
-            found.append(
-                f"--lr_warmup_steps: expected 0 with --lradj TST, which rises by itself, found "
-                f"{t.lr_warmup_steps}"
-            )
-        if t.mixed_precision == "fp16" and t.cpu:
-            found.append("--mixed_precision: fp16 needs a GPU; use bf16 or no with --cpu")
-        found += _llm_problems(self.llm, cpu=t.cpu) + _sharding_problems(self.llm, compiled=t.compile)
-        if self.run.resume_from_checkpoint and self.run.init_from:
-            found.append("--init_from: cannot be combined with --resume_from_checkpoint")
-        return found
-
-
-def _llm_problems(llm: LLMConfig, *, cpu: bool) -> list[str]:
-    """Settings of the LLM that do not fit together; ``cpu`` is the run's flag."""
-    found = []
-    if llm.llm_ablation == "random" and llm.load_in_4bit:
-        found.append("--load_in_4bit: random weights (--llm_ablation random) are not quantised")
-    if llm.peft != "none" and llm.llm_ablation in ("attention", "none"):
-        found.append(
-            f"--peft {llm.peft}: --llm_ablation {llm.llm_ablation} leaves no layers to adapt; drop either"
-        )
-    if llm.peft != "none" and llm.load_in_4bit:
-        found.append(
-            f"--peft {llm.peft}: adapters on 4-bit weights (--load_in_4bit) are not offered; use "
-            "--mixed_precision bf16 and --gradient_checkpointing"
-        )
-    if llm.llm_device_map is not None and llm.llm_ablation == "random":
-        found.append("--llm_device_map: random weights (--llm_ablation random) are drawn onto one device")
-    if llm.llm_device_map not in (None, "cpu") and cpu:
-        found.append(
-            f"--llm_device_map {llm.llm_device_map}: it spreads the LLM over GPUs, which --cpu does not use; "
-            "drop one of them"
-        )
-    if "all-linear" in llm.lora_targets and len(llm.lora_targets) > 1:
-        found.append(f"--lora_targets: expected all-linear alone, or names, found {spaced(llm.lora_targets)}")
-    return found
-
-
-def _sharding_problems(llm: LLMConfig, *, compiled: bool) -> list[str]:
-    """What does not go with an LLM that is divided among processes; ``compiled`` is ``--compile``."""
-    if not llm.shard_llm:
-        return []
-    reasons = {
-        f"--llm_device_map {llm.llm_device_map}: it spreads the LLM over one process's devices": (
-            llm.llm_device_map is not None
-        ),
-        "--load_in_4bit: weights in 4 bits are not divided": llm.load_in_4bit,
-        "--compile: layers that are gathered anew for each pass are not compiled": compiled,
-        f"--llm_ablation {llm.llm_ablation}: it leaves no layers to divide": (
-            llm.llm_ablation in ("attention", "none")
-        ),
-    }
-    return [f"{reason}; drop it, or --shard_llm" for reason, found in reasons.items() if found]
-
-
-_AT_LEAST: dict[str, float] = {
-    **dict.fromkeys(
-        "seq_len pred_len percent eval_stride llm_layers d_model d_ff n_heads patch_len stride "
-        "num_tokens n_scales top_k d_repr memory_size max_memory_size train_epochs max_steps "
-        "batch_size eval_batch_size gradient_accumulation_steps patience eval_steps log_steps "
-        "season llm_dim enc_in dec_in c_out itr e_layers d_layers moving_avg "
-        "max_channels_per_step lora_rank lora_alpha".split(),
-        1,
-    ),
-    **dict.fromkeys(
-        "label_len num_workers prompt_digits lambda_trend lambda_dir lambda_mag lambda_hcl lambda_ord "
-        "lambda_retrieval aux_warmup_steps lr_warmup_steps weight_decay max_grad_norm save_steps "
-        "save_total_limit resume_counter seed is_training prompt_domain".split(),
-        0,
-    ),
-    "learning_rate": 1e-12,
-    "temperature": 1e-6,
-    "max_minutes": 0.0,
-    "factor": 1e-6,
-}
-_AT_MOST: dict[str, float] = {"percent": 100, "is_training": 1, "prompt_domain": 1}
-_FRACTIONS = ("dropout", "input_dropout", "label_smoothing", "lora_dropout")
-_FLAG = re.compile(r"--(\w+)")
 
 
 def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
@@ -625,24 +491,13 @@ def _as_declared(group: str, name: str, value: Any) -> Any:
     return float(value) if is_whole and float in setting_type(group, name)[0] else value
 
 
-def _range_problems(config: Config) -> dict[str, str]:
-    """Numbers out of range, by name; values that are no numbers are passed over."""
+def _list_problems(config: Config) -> dict[str, str]:
+    """What is wrong with the values of settings of several, by name."""
     found: dict[str, str] = {}
     for group, name, _ in iter_settings():
         value = getattr(getattr(config, group), name)
         if isinstance(value, tuple):
             found |= _list_problem(name, value, item_type(group, name))
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        low, high = _AT_LEAST.get(name, -math.inf), _AT_MOST.get(name, math.inf)
-        if name in _FRACTIONS:
-            if not 0 <= value < 1:
-                found[name] = f"--{name}: expected a number from 0 to below 1, found {value}"
-        elif not math.isfinite(value):
-            found[name] = f"--{name}: expected a finite number, found {value}"
-        elif not low <= value <= high:
-            wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
-            found[name] = f"--{name}: expected {wanted}, found {value}"
     return found
 
 
@@ -657,11 +512,6 @@ def _list_problem(name: str, values: tuple[Any, ...], item: type) -> dict[str, s
 
 def _is_fraction(value: Any) -> bool:
     return isinstance(value, float) and 0 < value < 1
-
-
-def spaced(value: Any) -> str:
-    """The items of a setting of several values, as they stand behind its flag."""
-    return " ".join(map(str, value))
 
 
 def _type_problems(config: Config) -> dict[str, str]:

@@ -7,7 +7,8 @@ import pytest
 
 from utils import cli
 from utils.cli import build_parser, parse_config
-from utils.config import Config, iter_settings, setting_type, spaced
+from utils.config import Config, iter_settings, setting_type
+from utils.config_checks import spaced
 from utils.family_flags import REFUSED
 from utils.paths import PRESETS
 

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from utils.config import ATTENTION_HEADS, KEY_SEASONS, SCALE_BASE, Config
+from utils.config import KEY_SEASONS, SCALE_BASE, Config
+from utils.config_checks import ATTENTION_HEADS
 from utils.process_memory import give_back_freed, resident_bytes
 from utils.types import DataBundle
 

@@ -1,0 +1,179 @@
+"""What is wrong with settings: numbers out of range, and settings that do not fit together.
+
+Everything here takes the flat settings, ``{flag name: value}`` (`utils.config.Config.flat`), and gives
+problems in one line each, which name a flag, what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from utils.data_sets import m4_problems, transfer_problems
+
+ATTENTION_HEADS = 4
+"""Heads of every attention inside TAPR and GRA-M; their widths are multiples of it."""
+SPLIT_INTO_HEADS = ("Autoformer", "PatchTST")
+"""Models whose width is divided among their heads."""
+CHANNEL_INDEPENDENT = ("DLinear", "Linear", "PatchTST", "Persistence", "Ridge", "SeasonalNaive")
+"""Models whose forecast of a variable reads that variable alone."""
+AT_LEAST: Mapping[str, float] = {
+    **dict.fromkeys(
+        "seq_len pred_len percent eval_stride llm_layers d_model d_ff n_heads patch_len stride "
+        "num_tokens n_scales top_k d_repr memory_size max_memory_size train_epochs max_steps "
+        "batch_size eval_batch_size gradient_accumulation_steps patience eval_steps log_steps "
+        "season llm_dim enc_in dec_in c_out itr e_layers d_layers moving_avg "
+        "max_channels_per_step lora_rank lora_alpha".split(),
+        1,
+    ),
+    **dict.fromkeys(
+        "label_len num_workers prompt_digits lambda_trend lambda_dir lambda_mag lambda_hcl lambda_ord "
+        "lambda_retrieval aux_warmup_steps lr_warmup_steps weight_decay max_grad_norm save_steps "
+        "save_total_limit resume_counter seed is_training prompt_domain".split(),
+        0,
+    ),
+    "learning_rate": 1e-12,
+    "temperature": 1e-6,
+    "max_minutes": 0.0,
+    "factor": 1e-6,
+}
+AT_MOST: Mapping[str, float] = {"percent": 100, "is_training": 1, "prompt_domain": 1}
+FRACTIONS = ("dropout", "input_dropout", "label_smoothing", "lora_dropout")
+
+
+def range_problems(values: Mapping[str, Any]) -> dict[str, str]:
+    """Numbers out of range, by name; values that are no numbers are passed over."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        low, high = AT_LEAST.get(name, -math.inf), AT_MOST.get(name, math.inf)
+        if name in FRACTIONS:
+            if not 0 <= value < 1:
+                found[name] = f"--{name}: expected a number from 0 to below 1, found {value}"
+        elif not math.isfinite(value):
+            found[name] = f"--{name}: expected a finite number, found {value}"
+        elif not low <= value <= high:
+            wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
+            found[name] = f"--{name}: expected {wanted}, found {value}"
+    return found
+
+
+def joint_problems(values: Mapping[str, Any]) -> list[str]:
+    """Settings that are right alone and do not fit together."""
+    s = SimpleNamespace(**values)
+    checks = (_lengths, _variables, _modules, _training, _llm, _sharding)
+    return [
+        *transfer_problems(s),
+        *m4_problems(values),
+        *(problem for check in checks for problem in check(s)),
+    ]
+
+
+def _lengths(s: SimpleNamespace) -> Iterator[str]:
+    """Windows, patches and what is said of them."""
+    if s.patch_len > s.seq_len:
+        yield f"--patch_len: expected at most --seq_len ({s.seq_len}), found {s.patch_len}"
+    if s.label_len > s.seq_len:
+        yield f"--label_len: expected at most --seq_len ({s.seq_len}), found {s.label_len}"
+    if s.prompt_file is not None and not s.prompt_domain:
+        yield "--prompt_file: --prompt_domain 0 leaves every description out; drop one of them"
+
+
+def _variables(s: SimpleNamespace) -> Iterator[str]:
+    """Which variables a model reads together."""
+    if s.features == "MS" and s.channel_sampling == "single":
+        yield "--channel_sampling single: --features MS reads all variables at once; use joint"
+    if s.features == "MS" and s.model in CHANNEL_INDEPENDENT:
+        yield (
+            f"--features MS: {s.model} forecasts each variable from itself alone; use "
+            "--features S, which is the same, or TimeLLM"
+        )
+    if s.max_channels_per_step is not None and (s.features == "MS" or s.model == "Autoformer"):
+        reads_all = "--features MS" if s.features == "MS" else "Autoformer"
+        yield f"--max_channels_per_step: {reads_all} reads all variables at once; leave it out"
+    if s.model == "Autoformer" and s.channel_sampling == "single":
+        yield "--channel_sampling: Autoformer reads all variables of a window; use joint"
+
+
+def _modules(s: SimpleNamespace) -> Iterator[str]:
+    """TAPR, GRA-M and widths that heads share."""
+    if isinstance(s.memory_size, int) and s.memory_size > s.max_memory_size:
+        yield (
+            f"--memory_size: expected at most --max_memory_size ({s.max_memory_size}) or all, "
+            f"found {s.memory_size}"
+        )
+    if s.build_memory and not s.use_gram:
+        yield "--build_memory: there is no memory without --use_gram; add it, or drop this"
+    if s.use_gram and s.retrieval_key != "raw" and s.d_repr % ATTENTION_HEADS:
+        yield f"--d_repr: expected a multiple of {ATTENTION_HEADS} (attention heads), found {s.d_repr}"
+    if (s.use_tapr or s.use_gram) and s.d_model % ATTENTION_HEADS:
+        yield f"--d_model: TAPR and GRA-M need a multiple of {ATTENTION_HEADS}, found {s.d_model}"
+    if s.model in SPLIT_INTO_HEADS and s.d_model % s.n_heads:
+        yield f"--d_model: {s.model} needs a multiple of --n_heads, found {s.d_model}"
+
+
+def _training(s: SimpleNamespace) -> Iterator[str]:
+    """Runs, steps and numbers."""
+    if s.itr > 1 and (s.resume_from_checkpoint or not s.is_training):
+        yield (
+            f"--itr: expected 1 when resuming or testing one checkpoint, found {s.itr}; "
+            "name each run's own checkpoint"
+        )
+    if s.lradj == "TST" and s.lr_warmup_steps:
+        yield (
+            f"--lr_warmup_steps: expected 0 with --lradj TST, which rises by itself, found "
+            f"{s.lr_warmup_steps}"
+        )
+    if s.mixed_precision == "fp16" and s.cpu:
+        yield "--mixed_precision: fp16 needs a GPU; use bf16 or no with --cpu"
+    if s.resume_from_checkpoint and s.init_from:
+        yield "--init_from: cannot be combined with --resume_from_checkpoint"
+
+
+def _llm(s: SimpleNamespace) -> Iterator[str]:
+    """The LLM's layers, its adapters and its devices."""
+    if s.llm_ablation == "random" and s.load_in_4bit:
+        yield "--load_in_4bit: random weights (--llm_ablation random) are not quantised"
+    if s.peft != "none" and s.llm_ablation in ("attention", "none"):
+        yield f"--peft {s.peft}: --llm_ablation {s.llm_ablation} leaves no layers to adapt; drop either"
+    if s.peft != "none" and s.load_in_4bit:
+        yield (
+            f"--peft {s.peft}: adapters on 4-bit weights (--load_in_4bit) are not offered; use "
+            "--mixed_precision bf16 and --gradient_checkpointing"
+        )
+    if s.llm_device_map is not None and s.llm_ablation == "random":
+        yield "--llm_device_map: random weights (--llm_ablation random) are drawn onto one device"
+    if s.llm_device_map not in (None, "cpu") and s.cpu:
+        yield (
+            f"--llm_device_map {s.llm_device_map}: it spreads the LLM over GPUs, which --cpu does not use; "
+            "drop one of them"
+        )
+    if "all-linear" in s.lora_targets and len(s.lora_targets) > 1:
+        yield f"--lora_targets: expected all-linear alone, or names, found {spaced(s.lora_targets)}"
+
+
+def _sharding(s: SimpleNamespace) -> Iterator[str]:
+    """What does not go with an LLM that is divided among processes."""
+    if not s.shard_llm:
+        return
+    reasons = {
+        f"--llm_device_map {s.llm_device_map}: it spreads the LLM over one process's devices": (
+            s.llm_device_map is not None
+        ),
+        "--load_in_4bit: weights in 4 bits are not divided": s.load_in_4bit,
+        "--compile: layers that are gathered anew for each pass are not compiled": s.compile,
+        f"--llm_ablation {s.llm_ablation}: it leaves no layers to divide": (
+            s.llm_ablation in ("attention", "none")
+        ),
+    }
+    for reason, found in reasons.items():
+        if found:
+            yield f"{reason}; drop it, or --shard_llm"
+
+
+def spaced(value: Any) -> str:
+    """The items of a setting of several values, as they stand behind its flag."""
+    return " ".join(map(str, value))
