@@ -38,10 +38,7 @@ class Division:
 
     def part(self, count: int) -> slice:
         """The rows of ``count`` that this process holds: as many as each other, or one more."""
-        return self._part(self.index, count)
-
-    def _part(self, index: int, count: int) -> slice:
-        return slice(count * index // self.processes, count * (index + 1) // self.processes)
+        return slice(count * self.index // self.processes, count * (self.index + 1) // self.processes)
 
     # What every process must call.
 
