@@ -39,7 +39,7 @@ find_nodes() {
     check_count NNODES "$nodes"
     ((nodes > 1)) || return 0
     if [[ -z "$address" && -n "${SLURM_JOB_NODELIST:-}" ]] && command -v scontrol >/dev/null; then
-        address="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+        read -r address < <(scontrol show hostnames "$SLURM_JOB_NODELIST") || true
     fi
     if [[ -z "$address" || ! "$node" =~ ^[0-9]+$ ]] || ((node >= nodes)); then
         say "NNODES=$nodes: expected MASTER_ADDR, the first machine's address, and NODE_RANK from 0 to" \

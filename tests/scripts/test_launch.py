@@ -137,7 +137,8 @@ def test_several_machines_with_gpus(machine):
 
 def test_a_slurm_job_is_known_by_its_variables(machine):
     add_gpus(machine, 1)
-    add_tool(machine, "scontrol", 'printf "node7\\nnode8\\n"')
+    many = "for ((i = 7; i < 20000; i++)); do echo node$i; done"  # more than a pipe holds
+    add_tool(machine, "scontrol", many)
     job = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node[7-8]"}
     command, _ = printed(machine, **job)
     assert [value(command, f) for f in ("--machine_rank", "--main_process_ip")] == ["1", "node7"]
