@@ -12,7 +12,7 @@ values that it was made for, so that the hooks see tensors like any others, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -46,15 +46,7 @@ def shard_layers(llm: PreTrainedModel, mesh: DeviceMesh) -> None:
     layers = stack_of(llm, int(llm.config.num_hidden_layers))
     for layer in layers:
         _divide(layer, mesh, whole={weight for weight in layer.parameters() if weight.requires_grad})
-    divided = set(map(id, layers.parameters()))
-    _divide(llm, mesh, whole={weight for weight in llm.parameters() if id(weight) not in divided})
-
-
-def divided_weights(model: nn.Module) -> Iterator[tuple[str, DTensor]]:
-    """Names and weights of which this process holds a share."""
-    for name, weight in model.named_parameters():
-        if isinstance(weight, DTensor):
-            yield name, weight
+    _divide(llm, mesh, whole=set(llm.parameters()))  # nothing more: for the order of the gatherings
 
 
 def held(weight: Tensor) -> Tensor:
