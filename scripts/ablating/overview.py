@@ -6,14 +6,20 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from scripts.ablating.document import Page, Paragraph, Points, Table
+from scripts.ablating.cells import queue_of
+from scripts.ablating.document import Page, Points, Table
 from scripts.ablating.findings import Findings, Place
+from scripts.ablating.plan import estimate
 from scripts.ablating.planned import PLAN
 from scripts.ablating.report import MARKDOWN
 from scripts.ablating.sections import score_row, sentence
+from scripts.ablating.store import kept_elsewhere
+from scripts.ablating.study import read_study
 from scripts.benching.table import place
+from utils.training.progress import clock_text
 
 BEGIN, END = "<!-- studies: begin -->", "<!-- studies: end -->"
+LEFT_HEADER = ("study", "cells", "about", "command")
 HEADER = ("configuration", "seeds", "test MSE", "test MAE")
 SCORES_BEGIN, SCORES_END = "<!-- scores: begin -->", "<!-- scores: end -->"
 
@@ -24,18 +30,16 @@ def write_overview(results: Path, document: Path, *, studies: Iterable[Path]) ->
     Args:
         results: folder of the studies' folders.
         document: a Markdown file with the lines `BEGIN` and `END`.
-        studies: study files; those without a result are named as not run.
+        studies: study files; of those with cells that no study has run, it says how many and how long.
 
     Raises:
         ValueError: the document has no markers.
     """
-    page, there = Page(), set()
+    page = Page()
     for folder, findings in _studies_with_results(results):
-        there.add(folder.name)
         _add(page, findings, os.path.relpath(folder / MARKDOWN, document.parent))
-    lacking = sorted(path.stem for path in studies if path.stem not in there)
-    if lacking:
-        page.add(Paragraph(f"Not run: {', '.join(f'`{name}`' for name in lacking)}."))
+    if rows := tuple(_left_to_run(sorted(studies), results)):
+        page.add(Table("Left to run; the time is one core's, by the cells that have run", LEFT_HEADER, rows))
     place(page.markdown(), document, markers=(BEGIN, END))
     return document
 
@@ -67,6 +71,18 @@ def _studies_with_results(results: Path) -> Iterator[tuple[Path, Findings]]:
         findings = Findings(folder)
         if findings.results:
             yield folder, findings
+
+
+def _left_to_run(studies: Iterable[Path], results: Path) -> Iterator[tuple[str, ...]]:
+    """Study, cells without a result in any study, their time, and the command, where there are some."""
+    for path in studies:
+        study = read_study(path)
+        queue = queue_of([study])
+        left = [item for item in queue if kept_elsewhere(results, item[0]) is None]
+        if left:
+            seconds = estimate([study], left, results).total(left)
+            command = f"`python scripts/ablation.py scripts/studies/{path.name}`"
+            yield study.title, f"{len(left)} of {len(queue)}", clock_text(seconds), command
 
 
 def _first_place(findings: Findings) -> Place:

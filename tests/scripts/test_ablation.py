@@ -378,7 +378,9 @@ def test_the_overview_stands_between_its_marks_and_names_what_was_not_run(finish
     )
     link = re.search(r"\[Tiny\]\((.*?)\)", text)
     assert link and (page.parent / link.group(1)).resolve() == (results / "tiny" / "report.md").resolve()
-    assert "17 of 18 planned cells run" in text and "| baseline | 6 of 6 |" in text and "`top_k`" in text
+    assert "17 of 18 planned cells run" in text and "| baseline | 6 of 6 |" in text
+    left = next(line for line in text.splitlines() if "studies/top_k.toml" in line)
+    assert left.split(" | ")[1:3] == ["9 of 9", "0:27:00"]  # three choices, three seeds, as its file reckons
     page.write_text("no marks")
     assert status(path, "--report_only", "--results", results, "--docs", page) == 2
     assert status(path, "--docs", page, "--results", results) == 2

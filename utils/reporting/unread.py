@@ -16,6 +16,8 @@ STEPS_READ = frozenset(
 """Training settings that a run without optimizer steps reads too."""
 RESOLVED = frozenset({"season", "enc_in", "freq"})
 """What the data decide where no flag does: not to be told as flags."""
+USUAL = {"retrieval_key": "hybrid"}
+"""What auto comes to in a memory of ordinary size: not to be told as a flag either."""
 
 
 def unread_flags(config: Config, model: Any) -> list[str]:
@@ -31,7 +33,9 @@ def unread_flags(config: Config, model: Any) -> list[str]:
     told = [
         name
         for _, name, item in iter_settings()
-        if name in reasons and name not in RESOLVED and values[name] != item.default
+        if name in reasons
+        and name not in RESOLVED
+        and values[name] not in (item.default, USUAL.get(name, item.default))
     ]
     return [f"--{name} ({reasons[name]})" for name in told]
 

@@ -161,7 +161,7 @@ def _set_up(
 def resolve(config: Config, data: DataBundle) -> Config:
     """The configuration with what the data decide: season, number of variables, frequency, retrieval key."""
     key, wanted = config.gram.retrieval_key, config.gram.memory_size
-    if config.gram.use_gram and key == "auto":
+    if key == "auto":
         many = (data.source.num_rows if wanted == "all" else int(wanted)) > RAW_KEY_ROWS
         key = "raw" if many else "hybrid"
     return config.replace(
