@@ -98,13 +98,17 @@ def _reference_sentences(findings: Findings) -> list[str]:
 def _aim_sentence(findings: Findings, aim: dict[str, Any]) -> str:
     """An aim beside what was found."""
     data = findings.places[0].data
-    scores = [_best_mean(findings, aim["configuration"], Place(data, h)) for h in aim["horizons"]]
+    places = [Place(data, horizon) for horizon in aim["horizons"]]
+    scores = [_best_mean(findings, aim["configuration"], place) for place in places]
     known = [s for s in scores if s is not None]
     text = f"Aim: {aim['text']} ({findings.label(aim['configuration'])}, at most {aim['at_most']:g}). "
     if len(known) < len(scores):
         return f"{text}Not decided: {len(scores) - len(known)} of {len(scores)} horizons have not been run."
-    found, first = mean(known), Place(data, aim["horizons"][0])
-    seeds = _seeds_run(findings, aim["configuration"], first)
+    found, of = mean(known), aim["configuration"]
+    seeds = ", ".join(
+        _seeds_run(findings, of, place) + (f" at {place.horizon}" if len(places) > 1 else "")
+        for place in places
+    )
     return (
         f"{text}Found {found:.3f} ({seeds}): {'reached' if found <= aim['at_most'] else '**not reached**'}."
     )
