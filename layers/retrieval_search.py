@@ -113,8 +113,8 @@ class _Block(NamedTuple):
     weights: Tensor
     centre: Tensor
     futures: Tensor
+    """Of the rows held alone, and their places."""
     places: Rows
-    """Of the rows held alone."""
     begin: int
     held: slice
     """Which rows of the block this process holds."""
@@ -132,7 +132,7 @@ class _Block(NamedTuple):
             norms=keys.square() @ weights,
             weights=weights,
             centre=centre,
-            futures=_placed(part.futures[own], held, end - begin),
+            futures=part.futures[own],
             places=Rows(*(column[own] for column in part.places)),
             begin=begin,
             held=held,
@@ -155,7 +155,7 @@ class _Block(NamedTuple):
         if control == "none":
             return _euclidean(queries.key - self.centre, self.keys, self.weights, self.norms)
         if control == "oracle":
-            futures = self.futures.float()
+            futures = _placed(self.futures, self.held, len(self.keys)).float()
             ones = futures.new_ones(futures.shape[1])
             return _euclidean(queries.future, futures, ones, futures.square() @ ones)
         numbers = torch.arange(self.begin, self.begin + len(self.keys), device=self.keys.device)
