@@ -1,9 +1,11 @@
 """Memory and time with the LLM whole and divided among processes: ``python scripts/bench_sharding.py``.
 
 A Llama with random weights trains on a made-up series, on several processes (gloo, on the CPU), with
-``--shard_llm`` and without. A process's own memory is told apart from pages of the weights' file, which
-the system holds once for all processes and can take back; on a GPU there are none. The C library is told
-to give freed blocks back (MALLOC_MMAP_THRESHOLD_): by itself it keeps the holes that freed layers leave.
+``--shard_llm`` and without; or, by ``--zero``, a small one with a large map of its vocabulary, whose
+gradients and optimizer DeepSpeed divides or not. A process's own memory is told apart from pages of the
+weights' file, which the system holds once for all processes and can take back; on a GPU there are none.
+The C library is told to give freed blocks back (MALLOC_MMAP_THRESHOLD_): by itself it keeps the holes
+that freed layers leave.
 """
 
 from __future__ import annotations
@@ -33,10 +35,13 @@ from utils.config import Config
 from utils.paths import PROJECT_ROOT
 from utils.process_memory import STATUS, give_back_freed, mib
 from utils.training.experiment import Builders, run
+from utils.training.launched import DEEPSPEED_ASKED
 from utils.training.run_folder import METRICS_FILE
 from utils.types import Batch, DataBundle
 
 VOCABULARY = 4_000
+MAPPED = {"hidden": 128, "layers": 1, "vocabulary": 50_000}
+"""The LLM of ``--zero``: 50 million trained weights map its vocabulary."""
 LOOKBACK, HORIZON, ROWS = 128, 24, 260
 STEPS = 6
 WARM = 2
@@ -54,12 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"optimizer steps [{STEPS}]")
+    parser.add_argument("--zero", action="store_true", help="divide what is trained, by DeepSpeed")
     parser.add_argument("--measure", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.measure is not None:
         measure(args.measure)
         return 0
-    print("| run in | LLM | own, most while built | own, built | of the file | own, most | seconds a step |")
+    what = "gradients and optimizer" if args.zero else "LLM"
+    print(
+        f"| run in | {what} | own, most while built | own, built | of the file | own, most | seconds a step |"
+    )
     print("|---|---|---|---|---|---|---|")
     for precision in PRECISIONS:
         for divided in (False, True):
@@ -76,7 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def started(folder: Path, args: argparse.Namespace, *, precision: str, divided: bool) -> list[dict[str, Any]]:
     """What each process of one run found."""
-    llm = write_llm(folder / "llm", hidden=args.hidden, layers=args.layers, vocabulary=VOCABULARY)
+    sizes = {"hidden": args.hidden, "layers": args.layers, "vocabulary": VOCABULARY}
+    if args.zero:
+        sizes = MAPPED
+    llm = write_llm(folder / "llm", **sizes)
     subprocess.run(
         [
             sys.executable,
@@ -99,8 +111,8 @@ def started(folder: Path, args: argparse.Namespace, *, precision: str, divided: 
         "seq_len": LOOKBACK,
         "pred_len": HORIZON,
         "llm_model_path": str(llm),
-        "llm_layers": args.layers,
-        "source_tokens": "prototypes",
+        "llm_layers": sizes["layers"],
+        "source_tokens": "mapping" if args.zero else "prototypes",
         "batch_size": 1,
         "channel_sampling": "single",
         "max_steps": args.steps,
@@ -110,17 +122,20 @@ def started(folder: Path, args: argparse.Namespace, *, precision: str, divided: 
         "log_steps": 1,
         "levels": (),
         "mixed_precision": precision,
-        "shard_llm": divided,
+        "shard_llm": divided and not args.zero,
         "cpu": True,
         "checkpoints": str(folder / "checkpoints"),
     }
     (folder / "settings.json").write_text(json.dumps(settings), "utf-8")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    variables = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    if divided and args.zero:
+        variables[DEEPSPEED_ASKED] = "true"
     done = subprocess.run(
         [*launch, "--nproc_per_node", str(args.processes), __file__, "--measure", str(folder)],
         check=False,
         cwd=PROJECT_ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"},
+        env={**os.environ, **variables},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

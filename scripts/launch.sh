@@ -2,7 +2,7 @@
 #
 # NUM_PROCESSES      processes on this machine (default: one for each GPU; one without a GPU)
 # ACCELERATE_CONFIG  file for accelerate launch in place of scripts/accelerate's choice: on GPUs, and on a
-#                    CPU where it asks for FSDP (scripts/accelerate/fsdp.yaml)
+#                    CPU where it asks for FSDP or DeepSpeed (scripts/accelerate/{fsdp,deepspeed_zero2}.yaml)
 # NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT
 #                    several machines: the same command on each (in a Slurm job all but the number
 #                    of processes is found)
@@ -58,10 +58,12 @@ choose_launcher() {
     find_nodes
     total=$((processes * nodes))
     divided=""
-    if ((total > 1)) && { [[ " $* " == *" --shard_llm "* ]] || asks_for_fsdp; }; then
+    if ((total > 1)) && { [[ " $* " == *" --shard_llm "* ]] || file_asks_for FSDP; }; then
         divided="; the LLM's layers are divided among all $total"
+    elif ((total > 1)) && file_asks_for DEEPSPEED; then
+        divided="; gradients and optimizer are divided among all $total"
     fi
-    if ((gpus == 0)) && asks_for_fsdp; then
+    if ((gpus == 0)) && { file_asks_for FSDP || file_asks_for DEEPSPEED; }; then
         launch_by_file_on_cpu
     elif ((gpus == 0)); then
         launch_on_cpu
@@ -70,14 +72,15 @@ choose_launcher() {
     fi
 }
 
-# Whether the file that is given asks for FSDP, which divides the LLM's layers among the processes.
-asks_for_fsdp() {
-    [[ -n "${ACCELERATE_CONFIG:-}" ]] && grep -Eqs '^distributed_type: *"?FSDP"? *$' "$ACCELERATE_CONFIG"
+# Whether the file that is given asks for the engine $1: FSDP divides the LLM's layers among the processes,
+# DEEPSPEED gradients and optimizer of what is trained.
+file_asks_for() {
+    [[ -n "${ACCELERATE_CONFIG:-}" ]] && grep -Eqs "^distributed_type: *\"?$1\"? *$" "$ACCELERATE_CONFIG"
 }
 
 launch_on_cpu() {
     LAUNCH=("$PYTHON")
-    [[ -z "${ACCELERATE_CONFIG:-}" ]] || say "ACCELERATE_CONFIG is not read: without a GPU it is for FSDP alone"
+    [[ -z "${ACCELERATE_CONFIG:-}" ]] || say "ACCELERATE_CONFIG is not read: without a GPU it is for FSDP and DeepSpeed"
     if ((total == 1)); then
         say "No GPU is used: one process on the CPU"
         return
@@ -93,7 +96,7 @@ launch_on_cpu() {
     say "No GPU is used: $processes processes on the CPU, $OMP_NUM_THREADS thread(s) each$(of_nodes)$divided"
 }
 
-# For FSDP accelerate launch starts as many processes on a CPU as on GPUs.
+# For these accelerate launch starts as many processes on a CPU as on GPUs.
 launch_by_file_on_cpu() {
     by_accelerate "$ACCELERATE_CONFIG"
     divide_cores

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import is_deepspeed_available
 
 from utils.paths import PROJECT_ROOT
 
@@ -99,6 +100,7 @@ def test_what_the_user_asks_of_gpus_is_done(machine):
 
 
 FSDP = str(CONFIGS / "fsdp.yaml")
+ZERO = str(CONFIGS / "deepspeed_zero2.yaml")
 
 
 def test_it_is_said_where_the_llm_is_divided(machine):
@@ -122,6 +124,15 @@ def test_accelerate_starts_what_asks_for_fsdp_on_a_cpu_too(machine):
     assert said.startswith("No GPU is used: 3 process(es) on the CPU by accelerate launch with")
     command, said = printed(machine, ACCELERATE_CONFIG=str(CONFIGS / "multi_gpu.yaml"), NUM_PROCESSES="2")
     assert command[:3] == TORCHRUN and said.startswith("ACCELERATE_CONFIG is not read: without a GPU")
+
+
+def test_it_is_said_where_deepspeed_divides_what_is_trained(machine):
+    divided = "; gradients and optimizer are divided among all 2\n"
+    command, said = printed(machine, ACCELERATE_CONFIG=ZERO, NUM_PROCESSES="2")
+    assert command == [*ACCELERATE, ZERO, "--num_processes", "2"] and said.endswith(divided)
+    assert said.startswith("No GPU is used: 2 process(es) on the CPU by accelerate launch with")
+    add_gpus(machine, 2)
+    assert printed(machine, ACCELERATE_CONFIG=ZERO)[1].endswith(divided)
 
 
 def test_several_machines_with_gpus(machine):
@@ -213,6 +224,18 @@ def test_a_divided_llm_by_the_script_and_accelerate(tmp_path, words):
     check_run(tmp_path, said, processes=2)
     assert "by accelerate launch with" in said and "the LLM's layers are divided among all 2" in said
     assert "--shard_llm: the LLM's frozen layers (" in said and "divided among 2 processes" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not is_deepspeed_available(), reason="DeepSpeed is not installed (requirements-deepspeed.txt)"
+)
+def test_deepspeed_by_the_script_and_accelerate(tmp_path, words):
+    run = start(tmp_path, words, NUM_PROCESSES="2", ACCELERATE_CONFIG=ZERO)
+    said, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, said[-3000:]
+    check_run(tmp_path, said, processes=2)
+    assert "DeepSpeed: gradients and optimizer are divided among 2 process(es), ZeRO-2" in said
 
 
 @pytest.mark.slow

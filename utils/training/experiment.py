@@ -29,7 +29,7 @@ from utils.config import RAW_KEY_ROWS, Config
 from utils.log import RunLogFile, setup_logging
 from utils.reporting.preflight import environment, llm_text, opening_lines
 from utils.training import checkpoint as checkpoints
-from utils.training import judging, resuming, saving, sharding
+from utils.training import judging, launched, resuming, saving, sharding, zero
 from utils.training import payload as payloads
 from utils.training import run_folder as folders
 from utils.training.auto_batch import choose_batch_size, out_of_memory_explained
@@ -112,7 +112,7 @@ def _set_up(
     """Data, model and folder of a run, and the payload that it goes on from or tests."""
     began = time.perf_counter()
     require_tracker(config.run.report_to)
-    config, unread = closing.enter_context(sharding.as_launched(config))
+    config, unread = closing.enter_context(launched.as_launched(config))
     accelerator = _accelerator(config)
     sharding.check(config, accelerator)
     closing.callback(accelerator.free_memory)
@@ -218,15 +218,18 @@ def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str,
 def _accelerator(config: Config) -> Accelerator:
     """The engine of a run. Evaluation counts each window once, so batches are never evened out."""
     t = config.training
+    data_parallel: dict[str, Any] = {
+        "cpu": t.cpu,
+        "mixed_precision": t.mixed_precision,
+        "kwargs_handlers": [
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
+        ],
+    }
     return Accelerator(
-        cpu=t.cpu,
-        mixed_precision=t.mixed_precision,
         gradient_accumulation_steps=t.gradient_accumulation_steps,
         step_scheduler_with_optimizer=False,
         dataloader_config=DataLoaderConfiguration(even_batches=False),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
-        ],
+        **(zero.engine_options(config) if launched.deepspeed_is_asked() else data_parallel),
     )
 
 
@@ -258,7 +261,9 @@ def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
     if this.accelerator.process_index:  # equal weights so far; from here on each drops out its own units
         torch.manual_seed(this.config.training.seed + this.accelerator.process_index)
     this.accelerator.gradient_accumulation_steps = this.plan.passes
-    if any(p.requires_grad for p in this.plain.parameters()):  # DDP refuses a model without
+    if zero.in_use(this.accelerator):
+        zero.autocast(this)  # the engine takes the model together with its optimizer
+    elif any(p.requires_grad for p in this.plain.parameters()):  # DDP refuses a model without
         this.model = sharding.prepared(this)
 
 
@@ -271,10 +276,11 @@ def _take_weights(this: RunContext, payload: dict[str, Any], *, source: str) -> 
 
 
 def _check_same_everywhere(this: RunContext) -> None:
-    """Every process must start from the same weights, data and memory; parts of one follow from the data."""
+    """Every process must start from the same weights, LLM, data and memory; parts of one follow from data."""
     if this.accelerator.num_processes == 1:
         return
     digest = hashlib.sha256(this.data.content_hash.encode())
+    digest.update(str(this.llm.get("content_hash")).encode())
     for name, tensor in sorted(this.plain.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -292,7 +298,11 @@ def _trainer(this: RunContext, builders: Builders, payload: dict[str, Any] | Non
     total = min(t.max_steps or 10**12, t.train_epochs * steps_per_epoch) if this.plain.takes_steps else 0
     optimizer = build_optimizer(this.plain, t)
     scheduler = build_schedule(optimizer, t, total_steps=total, steps_per_epoch=steps_per_epoch)
-    prepared = accelerator.prepare_optimizer(optimizer)
+    prepared: Any
+    if zero.in_use(accelerator) and total:
+        this.model, prepared = zero.prepared(this, optimizer)
+    else:
+        prepared = accelerator.prepare_optimizer(optimizer)
     trainer = Trainer(
         accelerator=accelerator,
         model=this.model,

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from logging import getLogger
 from typing import Any, NoReturn
 
@@ -172,11 +172,8 @@ class Trainer:
         self.model.train()
         with self.accelerator.accumulate(self.model):
             loss, statistics = self._backward(batch)
-            self._passes.append((loss.total, batch.start))
-            if self.accelerator.sync_gradients:
-                self._agree()
-                if self.config.max_grad_norm:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+            if self.accelerator.sync_gradients and self.config.max_grad_norm:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
             self.optimizer.step()
             if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
                 self.rate = float(self.scheduler.get_last_lr()[0])
@@ -190,25 +187,37 @@ class Trainer:
         completes = self.accelerator.sync_gradients
         losses, shares, statistics = [], [], []
         for part in channel_parts(batch, self.config.max_channels_per_step):
-            # processes exchange gradients in the last part alone
-            with nullcontext() if part.last else self.accelerator.no_sync(self.model):
+            with nullcontext() if part.last else self._gradients_kept():
                 first = not self._passes and part.first
                 self.plain_model.begin_pass(PassOfStep(first=first, last=completes and part.last))
                 state = forecast_state(self.model, part.batch)
                 loss = self.objective(state, part.batch, step=self.progress.global_step)
+                losses.append(loss)
+                shares.append(part.share)
+                if part.last:
+                    self._passes.append((Loss.mean_of(losses, shares).total, batch.start))
+                    if completes:
+                        self._agree()
                 self.accelerator.backward(part.share * loss.total)
-            losses.append(loss)
-            shares.append(part.share)
             found = self.plain_model.batch_statistics(state)
             if found is not None:
                 statistics.append(part.share * found)
         return Loss.mean_of(losses, shares), torch.stack(statistics).sum() if statistics else None
 
+    @contextmanager
+    def _gradients_kept(self) -> Iterator[None]:
+        """Inside, a backward pass adds to this process's gradients, and is not the last of its step."""
+        complete = self.accelerator.sync_gradients
+        with self.accelerator.no_sync(self.model):
+            self.accelerator.sync_gradients = False
+            yield
+        self.accelerator.sync_gradients = complete
+
     def _agree(self) -> None:
         """Refuse a loss that is not finite, and note a stop, in any process.
 
-        One reduction and one look at a tensor per optimizer step, before the optimizer sees an inf or
-        a NaN.
+        One reduction and one look at a tensor per optimizer step, before its last backward pass, at whose
+        end DeepSpeed moves the weights.
         """
         losses = torch.stack([loss for loss, _ in self._passes])
         wrong = (~torch.isfinite(losses)).sum()

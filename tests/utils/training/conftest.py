@@ -74,8 +74,14 @@ def several_processes(free_port: Callable[[], int]) -> Processes:
     """What each of several processes (gloo, on the CPU) found in each run, in one start; see worker.py."""
 
     def start(
-        folder: Path, runs: dict[str, Settings], *, count: int, nudged: dict[str, str] | None = None
+        folder: Path,
+        runs: dict[str, Settings],
+        *,
+        count: int,
+        nudged: dict[str, str] | None = None,
+        launched: dict[str, str] | None = None,
     ) -> Found:
+        """``launched`` holds the variables that accelerate's launcher would set."""
         (folder / "runs.json").write_text(json.dumps({"runs": runs, "nudged": nudged or {}}))
         launcher = subprocess.Popen(
             [
@@ -90,6 +96,7 @@ def several_processes(free_port: Callable[[], int]) -> Processes:
                 "HF_HUB_OFFLINE": "1",
                 "OMP_NUM_THREADS": "1",
                 "TQDM_DISABLE": "1",
+                **(launched or {}),
             },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

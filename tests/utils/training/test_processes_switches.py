@@ -74,9 +74,10 @@ NUDGED = {
         "tapr.label_cuts",
         "gram.retriever.memory_values",
         "gram.retriever.memory_start",
+        "LLM",
     )
 }
-"""Runs with both modules in which the second process has one number of this tensor otherwise."""
+"""Runs with both modules in which the second process has one number of this tensor, or its LLM, otherwise."""
 
 Found = dict[str, list[dict[str, Any]]]
 

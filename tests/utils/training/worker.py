@@ -9,6 +9,7 @@ import gc
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Watched:
     """One run, its model and its training windows watched."""
 
     def __init__(self, settings: dict[str, Any], *, nudged: str | None) -> None:
-        """``nudged`` names a tensor of the model that the second process shall have otherwise."""
+        """``nudged`` names a tensor that the second process shall have otherwise, or the LLM's files."""
         self.settings = settings
         self.nudged = nudged
         self.kind = settings.get("model", "TimeLLM_Enhanced")
@@ -77,7 +78,10 @@ class Watched:
     def model(self, config: Config) -> Forecaster:
         self.built = MODELS[self.kind](config)
         nudged = self.nudged
-        if nudged is not None and PartialState().process_index == 1:
+        if nudged == "LLM" and PartialState().process_index == 1:
+            assert self.built.llm_identity is not None
+            self.built.llm_identity = replace(self.built.llm_identity, content_hash="of other files")
+        elif nudged is not None and PartialState().process_index == 1:
             fit = self.built.fit_statistics
 
             def fit_and_nudge(source: WindowSource) -> None:
