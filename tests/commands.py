@@ -86,6 +86,9 @@ def _python(words: list[str]) -> None:
             launched = LAUNCHERS[module]().parse_args(words)
             _python([launched.training_script, *launched.training_script_args])
             return
+        if module == "pip":
+            _pip(words)
+            return
         if module == "pytest":
             paths = [w for w in words if "/" in w or w.endswith(".py")]
             assert paths and all((PROJECT_ROOT / path.split("::")[0]).exists() for path in paths), words
@@ -191,4 +194,4 @@ def _pip(words: list[str]) -> None:
     )
     for word in (w for w in words[1:] if not w.startswith("-")):
         name = re.split(r"[=<>\[]", word)[0]
-        assert name in declared or name == "pre-commit" or Path(word).is_file(), word
+        assert name in declared or name == "pre-commit" or (PROJECT_ROOT / word).is_file(), word

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -230,12 +231,18 @@ def test_a_divided_llm_by_the_script_and_accelerate(tmp_path, words):
 @pytest.mark.skipif(
     not is_deepspeed_available(), reason="DeepSpeed is not installed (requirements-deepspeed.txt)"
 )
-def test_deepspeed_by_the_script_and_accelerate(tmp_path, words):
-    run = start(tmp_path, words, NUM_PROCESSES="2", ACCELERATE_CONFIG=ZERO)
-    said, _ = run.communicate(timeout=200)
-    assert run.returncode == 0, said[-3000:]
-    check_run(tmp_path, said, processes=2)
-    assert "DeepSpeed: gradients and optimizer are divided among 2 process(es), ZeRO-2" in said
+def test_deepspeed_by_accelerate(tmp_path, words):
+    """What the script starts, on the Python of this test, where DeepSpeed is."""
+    asked = {**os.environ, "PRINT_COMMAND": "1", "NUM_PROCESSES": "2", "ACCELERATE_CONFIG": ZERO}
+    shown = subprocess.run(
+        ["bash", str(SCRIPT), *words], env=asked, capture_output=True, text=True, check=True
+    )
+    command = [sys.executable, *shlex.split(shown.stdout)[1:]]
+    env = {**os.environ, **QUIET, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=PROJECT_ROOT, env=env, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr[-3000:]
+    check_run(tmp_path, run.stdout, processes=2)
+    assert "DeepSpeed: gradients and optimizer are divided among 2 process(es), ZeRO-2" in run.stdout
 
 
 @pytest.mark.slow

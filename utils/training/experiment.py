@@ -238,8 +238,10 @@ def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
     run_settings = this.config.run
     with this.phase("memory"):
         sharding.shard(this)
-        # accelerate moves no model whose LLM is spread over devices
-        this.plain.to(this.accelerator.device)
+        # accelerate moves no model whose LLM is spread over devices; and it numbers the CPU by process,
+        # where torch would copy what lies on the CPU, the LLM's mapped files with it
+        on_cpu = this.accelerator.device.type == "cpu"
+        this.plain.to("cpu" if on_cpu else this.accelerator.device)
         this.plain.divide(this.accelerator.process_index, this.accelerator.num_processes)
         if payload is not None:
             _take_weights(this, payload, source="--resume_from_checkpoint")

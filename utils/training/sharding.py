@@ -71,8 +71,8 @@ def prepared(this: RunContext) -> nn.Module:
     frozen = [name for name, weight in this.plain.named_parameters() if not weight.requires_grad]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(this.plain, frozen)
     if not this.sharded:
-        return accelerator.prepare_model(this.plain)
+        return accelerator.prepare_model(this.plain, device_placement=False)
     # accelerate wraps no model of which a part is divided; torch does, where it is told to pass over it
-    model = accelerator.prepare_model(this.plain, evaluation_mode=True)
+    model = accelerator.prepare_model(this.plain, device_placement=False, evaluation_mode=True)
     devices = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
     return DistributedDataParallel(model, device_ids=devices, **accelerator.ddp_handler.to_kwargs())

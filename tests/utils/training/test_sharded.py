@@ -71,6 +71,7 @@ def check_alike(whole: list[dict[str, Any]], divided: list[dict[str, Any]]) -> N
         assert one["order"] == other["order"][-len(one["order"]) :]  # behind a look inside, which takes both
         assert not unequal(one["model"], other["model"])
         assert not one["shares"] and other["shares"]
+        assert not one["copied"]  # mapped files are there once for all processes
         assert all(2 * own == every for own, every in other["shares"].values())
         assert not {*other["shares"]} & {*other["trainable"]}
         results = [json.loads(process["results"]) for process in (one, other)]

@@ -84,6 +84,7 @@ def check_close(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
     for a, b in zip(one, other, strict=True):
         assert a["error"] is None and b["error"] is None
         assert a["processes"] == b["processes"] == 2 and a["backend"] == b["backend"] == "gloo"
+        assert not a["copied"] and not b["copied"]
         assert a["order"] == b["order"] and not unequal(a["start"], b["start"])
         for name in a["trainable"]:
             if name.endswith("key_projection.bias"):

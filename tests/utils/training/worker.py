@@ -30,6 +30,11 @@ from utils.training.experiment import Builders, run
 from utils.types import Batch, DataBundle, WindowSource
 
 
+def at(weight: Tensor) -> tuple[int, int]:
+    """Where a weight lies, and how often it was written: other numbers once it is copied or sent."""
+    return weight.data_ptr(), weight._version
+
+
 class Watched:
     """One run, its model and its training windows watched."""
 
@@ -59,6 +64,11 @@ class Watched:
                 for name, p in self.built.named_parameters()
                 if isinstance(p, DTensor)
             },
+            "copied": [
+                name
+                for name, p in self.built.named_parameters()
+                if self.frozen.get(name) not in (None, at(p))
+            ],
             "trainable": [name for name, p in self.built.named_parameters() if p.requires_grad],
             "results": json.dumps(result.results),
             "folder": str(result.run_dir),
@@ -77,6 +87,7 @@ class Watched:
 
     def model(self, config: Config) -> Forecaster:
         self.built = MODELS[self.kind](config)
+        self.frozen = {n: at(p) for n, p in self.built.named_parameters() if not p.requires_grad}
         nudged = self.nudged
         if nudged == "LLM" and PartialState().process_index == 1:
             assert self.built.llm_identity is not None
