@@ -7,6 +7,9 @@ work on the machine does not lengthen much.
 
 ``--processes N`` takes N processes that search at once: each with the whole memory, then with a part of it;
 the search by the clock, and what of it was computing.
+
+``--approximate`` compares the exact search with FAISS's graph index (pip install faiss-cpu) over the same
+keys: what building it takes, and recall and time of its searches.
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ VARIABLES, SEASON = 7, 24
 WHOLE = Division()
 MOST = ("build", "held", "most", "search", "computing")
 """Of what several processes measure, the largest is shown."""
+LINKS, EFFORTS = 32, (64, 256, 1024, 4096)
+"""Of FAISS's graph: links of a row, and how many rows a search keeps in sight (efSearch)."""
 WINDOWS, ROUNDS = 8, 5
 """Windows searched for at once, with all their variables; searches timed."""
 
@@ -54,10 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("sizes", nargs="*", type=int, default=list(SIZES), metavar="ROWS")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="divide the memory among N")
+    parser.add_argument("--approximate", action="store_true", help="compare with FAISS's HNSW")
     parser.add_argument("--measure", type=int, metavar="ROWS", help="one size here, in both numbers, as JSON")
     args = parser.parse_args(argv)
     if args.processes > 1:
         return _several(args.sizes, processes=args.processes, threads=args.threads)
+    if args.approximate:
+        return _against_approximate(args.sizes, threads=args.threads)
     if args.measure is not None:
         torch.set_num_threads(args.threads)
         print(json.dumps(measured(args.measure)))
@@ -98,6 +106,41 @@ def _several(sizes: Sequence[int], *, processes: int, threads: int) -> int:
                     f"{1000 * found['computing']:.0f} ms | {found['same']:.3f} |",
                     flush=True,
                 )
+    return 0
+
+
+def _against_approximate(sizes: Sequence[int], *, threads: int) -> int:
+    """The table of an index that finds most of the nearest rows, at several efforts of a search."""
+    import faiss
+
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+    print("| rows | search | built in | search of 56 series | recall at 5 |")
+    print("|---|---|---|---|---|")
+    for rows in sizes:
+        source, lookback, query = _source_and_queries(rows)
+        retriever = _retriever("fp32", retrieval_scope="all")  # an index knows of no variables
+        facts, exact = _one("fp32", source, lookback=lookback, query=query, retriever=retriever)
+        print(f"| {rows:,} | exact | {facts['build']:.1f} s | {1000 * facts['computing']:.0f} ms | 1.000 |")
+        with torch.no_grad():
+            keys, asked = retriever.memory_keys.numpy(), retriever.keys(lookback).numpy()
+        began = time.process_time()
+        index = faiss.IndexHNSWFlat(keys.shape[1], LINKS)
+        index.add(keys)
+        build = time.process_time() - began
+        for effort in EFFORTS:
+            index.hnsw.efSearch = effort
+            seconds = []
+            for _ in range(ROUNDS):
+                began = time.process_time()
+                _, found = index.search(asked, exact.rows.shape[1])
+                seconds.append(time.process_time() - began)
+            same = (torch.from_numpy(found)[:, :, None] == exact.rows[:, None, :]).any(2)
+            print(
+                f"| {rows:,} | HNSW, {effort} | {build:.0f} s | {1000 * statistics.median(seconds):.0f} ms | "
+                f"{float(same.float().mean()):.3f} |",
+                flush=True,
+            )
     return 0
 
 
@@ -157,15 +200,10 @@ def _one(
     lookback: torch.Tensor,
     query: Rows,
     division: Division = WHOLE,
+    retriever: PatternValueDualRetriever | None = None,
 ) -> tuple[dict[str, Any], Neighbours]:
-    """A memory in these numbers: seconds and bytes, and what it finds."""
-    config = Config.from_flat(
-        {"use_gram": True, "retrieval_key": "raw", "memory_size": "all", "memory_dtype": numbers}
-    )
-    d = config.data
-    retriever = PatternValueDualRetriever(
-        config.gram, seq_len=d.seq_len, horizon=d.pred_len, patch_len=config.backbone.patch_len, season=SEASON
-    )
+    """A memory in these numbers, in ``retriever`` or one of its own: seconds and bytes, and what it finds."""
+    retriever = retriever or _retriever(numbers)
     retriever.divide(division)
     give_back_freed()
     reset_peak()
@@ -191,6 +229,16 @@ def _one(
         "computing": statistics.median(computing),
     }
     return facts, found
+
+
+def _retriever(numbers: str, **changes: str) -> PatternValueDualRetriever:
+    """One of raw keys, with no memory yet."""
+    settings = {"use_gram": True, "retrieval_key": "raw", "memory_size": "all", "memory_dtype": numbers}
+    config = Config.from_flat({**settings, **changes})
+    d = config.data
+    return PatternValueDualRetriever(
+        config.gram, seq_len=d.seq_len, horizon=d.pred_len, patch_len=config.backbone.patch_len, season=SEASON
+    )
 
 
 def _queries(values: torch.Tensor, seq_len: int, span: int) -> tuple[torch.Tensor, Rows]:

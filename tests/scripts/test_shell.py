@@ -333,9 +333,11 @@ def test_ci_runs_every_check_on_the_data_beside_it(project, tmp_path):
     assert asked[:3] == ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
     assert asked[3] == "-m pytest -q tests/utils/test_imports.py"
     assert "--cov-fail-under=90" in asked[4] and "--durations=20" in asked[4]
-    assert asked[5] == "scripts/bench.py --quick --smoke"
+    assert asked[5].startswith("-m pip install") and asked[5].endswith("-r requirements-deepspeed.txt")
+    assert asked[6].startswith("-m pytest -q tests/utils/training/test_zero.py")
+    assert asked[7] == "scripts/bench.py --quick --smoke"
     whole = [
-        next(word for word in line.split() if word.endswith((".py", "synthetic"))) for line in asked[6:10]
+        next(word for word in line.split() if word.endswith((".py", "synthetic"))) for line in asked[8:12]
     ]
     assert whole == [
         "data_provider.synthetic",
@@ -344,8 +346,19 @@ def test_ci_runs_every_check_on_the_data_beside_it(project, tmp_path):
         "scripts/predict.py",
     ]
     assert f"ETT_ROOT={tmp_path}/shared/data" in done.stdout and "Passed on" in done.stderr
-    folder = asked[7].split("--root_path ")[1].split()[0]
-    assert not Path(folder).exists(), "what the run wrote is left behind"
+    packages, folder = asked[5].split("--target ")[1], asked[9].split("--root_path ")[1]
+    for made in (packages, folder):
+        assert not Path(made.split()[0]).exists(), "what was made for a check is left behind"
+
+
+def test_ci_says_where_deepspeed_can_not_be_had(project, tmp_path):
+    mark_ready(project)
+    (project / ".venv/bin/python").write_text(
+        FAKE_PYTHON + 'if [[ "$*" == *"pip install"* ]]; then exit 1; fi\n' + FAKE_WORK
+    )
+    done = bash(project / ".ci/run", cwd="/", PATH=with_browser(tmp_path))
+    assert done.returncode == 0 and "DeepSpeed could not be installed: its tests were NOT run" in done.stderr
+    assert not any("test_zero" in call for call in calls(project))
 
 
 def test_a_check_that_fails_ends_ci(project, tmp_path):

@@ -92,7 +92,9 @@ def several_processes(free_port: Callable[[], int]) -> Processes:
             cwd=PROJECT_ROOT,
             env={
                 **os.environ,
-                "PYTHONPATH": str(PROJECT_ROOT),
+                "PYTHONPATH": os.pathsep.join(
+                    filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH")))
+                ),
                 "HF_HUB_OFFLINE": "1",
                 "OMP_NUM_THREADS": "1",
                 "TQDM_DISABLE": "1",
