@@ -186,6 +186,7 @@ class Trainer:
         """The gradients of a batch, some variables at a time; its loss, and its statistics."""
         completes = self.accelerator.sync_gradients
         losses, shares, statistics = [], [], []
+        whole: Loss | None = None
         for part in channel_parts(batch, self.config.max_channels_per_step):
             with nullcontext() if part.last else self._gradients_kept():
                 first = not self._passes and part.first
@@ -195,14 +196,16 @@ class Trainer:
                 losses.append(loss)
                 shares.append(part.share)
                 if part.last:
-                    self._passes.append((Loss.mean_of(losses, shares).total, batch.start))
+                    whole = Loss.mean_of(losses, shares)
+                    self._passes.append((whole.total, batch.start))
                     if completes:
                         self._agree()
                 self.accelerator.backward(part.share * loss.total)
             found = self.plain_model.batch_statistics(state)
             if found is not None:
                 statistics.append(part.share * found)
-        return Loss.mean_of(losses, shares), torch.stack(statistics).sum() if statistics else None
+        assert whole is not None, "a batch has a last part"
+        return whole, torch.stack(statistics).sum() if statistics else None
 
     @contextmanager
     def _gradients_kept(self) -> Iterator[None]:

@@ -94,9 +94,11 @@ def _not_sent(model: nn.Module) -> Iterator[None]:
     """
     for weight in model.parameters():
         weight.ds_optim_param = True  # type: ignore[attr-defined]
-    yield
-    for weight in model.parameters():
-        del weight.ds_optim_param  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for weight in model.parameters():
+            del weight.ds_optim_param  # type: ignore[attr-defined]
 
 
 class DividedOptimizer:
