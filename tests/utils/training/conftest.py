@@ -70,6 +70,26 @@ def start_run(tiny: Settings) -> StartRun:
 
 
 @pytest.fixture(scope="session")
+def small_settings(
+    write_series: Callable[..., Path], tiny_settings: TinySettings
+) -> Callable[[Path], Settings]:
+    """Settings of a run with both modules on a series of its own in FOLDER, for two processes at once."""
+
+    def settings(folder: Path) -> Settings:
+        return {
+            **tiny_settings(write_series(folder / "waves.csv", 131), folder / "checkpoints"),
+            "use_tapr": True,
+            "use_gram": True,
+            "llm_layers": 3,
+            "eval_steps": 2,
+            "batch_size": 2,
+            "eval_batch_size": 3,
+        }
+
+    return settings
+
+
+@pytest.fixture(scope="session")
 def several_processes(free_port: Callable[[], int]) -> Processes:
     """What each of several processes (gloo, on the CPU) found in each run, in one start; see worker.py."""
 

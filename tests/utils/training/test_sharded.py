@@ -31,19 +31,10 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, write_series, tiny_settings, two_processes) -> dict[str, Any]:
+def found(tmp_path_factory, small_settings, two_processes) -> dict[str, Any]:
     """Each way with a whole and with a divided LLM, and runs that go on with the other kind, in one start."""
     folder = tmp_path_factory.mktemp("sharded")
-    common = {
-        **tiny_settings(write_series(folder / "waves.csv", 131), folder / "checkpoints"),
-        "use_tapr": True,
-        "use_gram": True,
-        "llm_layers": 3,
-        "max_steps": STEPS,
-        "eval_steps": 2,
-        "batch_size": 2,
-        "eval_batch_size": 3,
-    }
+    common = {**small_settings(folder), "max_steps": STEPS}
     runs = {}
     for name, settings in WAYS.items():
         for kind in ("whole", "divided"):

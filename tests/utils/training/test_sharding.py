@@ -16,14 +16,6 @@ from utils.training import sharding
 OURS = PROJECT_ROOT / "scripts/accelerate/fsdp.yaml"
 
 
-@pytest.fixture
-def asks_for_fsdp(monkeypatch):
-    """As accelerate's launcher by our file, with another state dict type."""
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    monkeypatch.setenv("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")
-
-
 def test_a_batch_size_is_not_found_by_trying(monkeypatch):
     """A process without room would raise while the others wait for it; by the estimate none does."""
     config = Config.from_flat({"shard_llm": True, "auto_batch_size": True})
@@ -40,9 +32,11 @@ def test_a_batch_size_is_not_found_by_trying(monkeypatch):
         sharding.check(config.replace(**settings), engine)
 
 
-def test_one_process_and_a_model_without_an_llm_say_that_nothing_is_sharded(start_run, tiny, request):
+def test_one_process_and_a_model_without_an_llm_say_that_nothing_is_sharded(start_run, tiny, monkeypatch):
     plain = start_run(max_steps=2, model_comment="plain")
-    request.getfixturevalue("asks_for_fsdp")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate's launcher does
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")
     asked = start_run(max_steps=2, model_comment="asked")
     said = (asked.run_dir / "run.log").read_text()
     assert "--shard_llm: one process: nothing is sharded" in said

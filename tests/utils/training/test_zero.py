@@ -35,19 +35,10 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, write_series, tiny_settings, two_processes) -> dict[str, Any]:
+def found(tmp_path_factory, small_settings, two_processes) -> dict[str, Any]:
     """Each way by both engines, and runs that are cut at step 2 and go on with either, in two starts."""
     folder = tmp_path_factory.mktemp("zero")
-    common = {
-        **tiny_settings(write_series(folder / "waves.csv", 131), folder / "checkpoints"),
-        "use_tapr": True,
-        "use_gram": True,
-        "llm_layers": 3,
-        "max_steps": STEPS,
-        "eval_steps": 2,
-        "batch_size": 2,
-        "eval_batch_size": 3,
-    }
+    common = {**small_settings(folder), "max_steps": STEPS}
     saving = {**common, "dropout": 0.2, "save_steps": 2, "save_total_limit": 0}
     found: dict[str, Any] = {"saving": saving}
     for engine, other, launched in (("ddp", "zero", None), ("zero", "ddp", DEEPSPEED)):
@@ -166,6 +157,7 @@ def test_a_loss_that_is_not_finite_moves_nothing(found):
     """The engine makes its step within the backward pass: the loss is looked at before it."""
     for process in found["not finite"]:
         assert "NonFiniteLossError: the loss is nan at optimizer step 2" in process["error"]
+        assert process["model"] and all(torch.isfinite(t).all() for t in process["model"].values())
 
 
 def test_it_is_said(found):

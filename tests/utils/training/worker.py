@@ -55,7 +55,8 @@ class Watched:
         try:
             result = run(Config.from_flat(self.settings), builders)
         except Exception as error:  # any: the test that asked for this run says what it expected
-            return self.facts(began) | {"error": f"{type(error).__name__}: {error}"}
+            left = dict(self.built.state_dict()) if hasattr(self, "built") else {}
+            return self.facts(began) | {"error": f"{type(error).__name__}: {error}", "model": left}
         return self.facts(began) | {
             "error": None,
             "model": dict(self.built.state_dict()),
