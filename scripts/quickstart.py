@@ -108,7 +108,7 @@ def trained_run(config: Config, bundle: DataBundle, flags: Sequence[str]) -> tup
     checkpoints = Path(config.run.checkpoints)
     name = config.run_name(model=MODEL, llm_name=config.llm.llm_model_path or config.llm.llm_model)
     settings = resolve(config, bundle).flat()
-    finished = find_finished(checkpoints, name, settings, bundle.content_hash)
+    finished = find_finished(checkpoints, config.run_name_begins(MODEL), settings, bundle.content_hash)
     if finished is not None:
         print(f"Reusing the finished run {finished} (delete the folder to train again)", flush=True)
         return finished, read_json(finished / RESULTS_FILE)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from utils.config import GROUPS, Config, ConfigError, item_type, iter_settings, setting_type
 from utils.config_checks import spaced
 from utils.family_flags import REFUSED
+from utils.flag_history import REMOVED, removed_line
 from utils.paths import PRESETS
 
 
@@ -39,8 +40,12 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"flags from scripts/presets/NAME.args, before all others: {', '.join(preset_names())}",
     )
-    for name in REFUSED:
-        parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    switches = {name for name, gone in REMOVED.items() if isinstance(gone.default, bool)}
+    for name in (*REFUSED, *REMOVED):
+        kind: dict[str, Any] = (
+            {"action": argparse.BooleanOptionalAction} if name in switches else {"nargs": "*"}
+        )
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **kind)
     groups = {g: parser.add_argument_group(g, (part.__doc__ or "").strip()) for g, part in GROUPS.items()}
     for group, name, item in iter_settings():
         types, choices = setting_type(group, name)
@@ -88,6 +93,7 @@ def parse_config(argv: Sequence[str] | None = None, *, prog: str | None = None) 
     problems = [
         f"--{name}: not offered; {REFUSED[name]}" for name in REFUSED if values.pop(name, None) is not None
     ]
+    problems += _removed(values)
     problems += _unknown(strays)
     try:
         config = Config.from_flat(values)
@@ -96,6 +102,13 @@ def parse_config(argv: Sequence[str] | None = None, *, prog: str | None = None) 
     if problems:
         parser.error("\n".join(problems))
     return config
+
+
+def _removed(values: dict[str, Any]) -> list[str]:
+    """What to say of flags that were taken out, which leave ``values``."""
+    given = [name for name in REMOVED if name in values]
+    lines = [removed_line(name, values.pop(name)) for name in given]
+    return [line for line in lines if line is not None]
 
 
 def _unknown(strays: list[str]) -> list[str]:

@@ -38,9 +38,18 @@ class ConfigError(ValueError):
         super().__init__("\n".join(problems))
 
 
-def setting(default: Any, text: str) -> Any:
-    """A dataclass field with the one line that ``--help`` prints for its flag."""
-    return field(default=default, metadata={"help": text})
+_AS_DEFAULT = object()
+
+
+def setting(default: Any, text: str, *, then: Any = _AS_DEFAULT) -> Any:
+    """A dataclass field with the one line that ``--help`` prints for its flag.
+
+    ``then`` is what a run counts as having that says nothing of the setting, saved before it was there: the
+    first default, and where what came before was none of its values, that. It must be given where the default
+    changes, and never changes itself: names of runs and keys of studies leave this value out.
+    """
+    then = default if then is _AS_DEFAULT else then
+    return field(default=default, metadata={"help": text, "then": then})
 
 
 @dataclass(frozen=True)
@@ -406,31 +415,40 @@ class Config:
         """Number of patches P."""
         return self.backbone.patch_count(self.data.seq_len)
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that change what is trained, but for those that a run counts as having unsaid.
+
+        So a setting that is added later, or a default that changes, leaves what was trained before the same.
+        """
+        then = settings_then()
+        return {k: v for k, v in self.flat().items() if k not in NOT_IDENTITY and v != then[k]}
+
     def training_hash(self) -> str:
         """8 hex digits that name everything that changes what is trained."""
-        kept = {k: v for k, v in self.flat().items() if k not in NOT_IDENTITY}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
 
     def run_name(self, *, model: str, llm_name: str) -> str:
         """``<setting>-<comment>``, the name of the run's folder.
 
         The setting ends in seed, LLM, the modules that are on, and `training_hash`.
         """
-        d, b = self.data, self.backbone
         lora = self.llm.peft == "lora"
         parts_on = (("tapr", self.tapr.use_tapr), ("gram", self.gram.use_gram), ("lora", lora))
         modules = "+".join(name for name, on in parts_on if on)
+        ends = [llm_name.rstrip("/").split("/")[-1], modules or "plain", self.training_hash()]
+        return self.run_name_begins(model) + "_".join(p for p in ends if p) + f"-{self.run.model_comment}"
+
+    def run_name_begins(self, model: str) -> str:
+        """What `run_name` says before the LLM: the part that no later version will word differently."""
+        d, b = self.data, self.backbone
         parts = [
             self.run.task_name,
             self.run.model_id or f"{d.data}_{d.seq_len}_{d.pred_len}",
             f"{model}_ft{d.features}_dm{b.d_model}_nh{b.n_heads}_df{b.d_ff}_ll{self.llm.llm_layers}",
             self.run.des,
             f"s{self.training.seed}",
-            llm_name.rstrip("/").split("/")[-1],
-            modules or "plain",
-            self.training_hash(),
         ]
-        return "_".join(p for p in parts if p) + f"-{self.run.model_comment}"
+        return "_".join(p for p in parts if p) + "_"
 
     def problems(self) -> list[str]:
         """What is wrong with this configuration, one line each; empty when all is well."""
@@ -459,6 +477,11 @@ def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
     for group, part in GROUPS.items():
         for item in dataclasses.fields(part):
             yield group, item.name, item
+
+
+def settings_then() -> dict[str, Any]:
+    """``{flag name: value}`` that a run counts as having where it says nothing of a setting."""
+    return {name: item.metadata["then"] for _, name, item in iter_settings()}
 
 
 @cache

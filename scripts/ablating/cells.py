@@ -11,9 +11,12 @@ from typing import Any
 from scripts.ablating.study import Study
 from scripts.preflight import model_name
 from utils.cli import parse_config
-from utils.config import NOT_IDENTITY, Config
+from utils.config import Config
 
 KEY_DIGITS = 12
+RECIPE = 1
+"""Raised where the same settings train something else than before: the cells kept until then are no longer
+taken for those of now."""
 ENTRIES = {"TimeLLM_Enhanced": "run_main_enhanced.py"}
 """Entry point of a model; every other is ``run_main.py``'s."""
 
@@ -46,13 +49,14 @@ class Cell:
 
 
 def identity(config: Config, model: str) -> dict[str, Any]:
-    """The settings that change what is trained and differ from their default, and the model.
+    """What names a cell: the settings that change what is trained, by their values, and the model.
 
-    Only those: a setting that is added later leaves the cells that do not use it what they were.
+    A value that runs have had from the first is left out (`Config.identity`), whatever is the default now: a
+    setting that is added later leaves the cells that do not use it what they were, and a default that
+    changes makes other cells.
     """
-    defaults = Config().flat()
-    own = {k: v for k, v in config.flat().items() if k not in NOT_IDENTITY and v != defaults[k]}
-    return {**own, "model": model}
+    recipe = {} if RECIPE == 1 else {"recipe": RECIPE}
+    return {**config.identity(), "model": model, **recipe}
 
 
 def key_of(config: Config, model: str) -> str:

@@ -76,7 +76,6 @@ def still_to_run(
         for cell in lacking if write else []:
             if elsewhere is not None:
                 take_over(results, cell, elsewhere)
-                is_kept(results, cell)
             elif ended is not None:
                 keep(results, cell, folder=runs / cell.key)
     return waiting

@@ -94,9 +94,9 @@ def test_one_run_can_be_named(home, capsys):
 
 def test_a_setting_that_an_older_run_did_not_know_is_no_difference(copy, capsys):
     settings = read_json(folder_of(copy, "first") / "config.json")
-    del settings["report_to"], settings["retrieval_key"]
+    del settings["report_to"], settings["padding_patch"]
     (folder_of(copy, "first") / "config.json").write_text(json.dumps(settings))
-    assert "retrieval_key" not in listed(copy, capsys)["all"]["differing"]
+    assert "padding_patch" not in listed(copy, capsys)["all"]["differing"]
 
 
 def test_broken_folders_are_named_and_hide_nothing(copy, capsys):

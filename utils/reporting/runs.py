@@ -75,9 +75,7 @@ def read_run(folder: Path) -> Run:
             run writes.
         ValueError: its settings are none.
     """
-    settings = folders.read_json(folder / folders.CONFIG_FILE)
-    if not isinstance(settings, dict):
-        raise ValueError(f"{folders.CONFIG_FILE}: expected settings, found {type(settings).__name__}")
+    settings = folders.settings_in(folder)
     facts_file = folder / folders.ENVIRONMENT_FILE
     facts = folders.read_json(facts_file) if facts_file.is_file() else {}
     records = MetricsFile(folder / folders.METRICS_FILE).read(skip_broken=True)

@@ -48,11 +48,13 @@ def checkpoint_to_resume(
         return _best_of(home, name)
     found = folders.find_resumable(home, name)
     if found is None:
-        begins = Path(asked.run_name(model=model_name, llm_name="|").split("|")[0])
-        parent = (home / begins).parent
-        found = folders.find_moved(parent, config.flat(), name_begins=begins.name, llm_hash=llm_hash)
+        found = folders.find_same(home, asked.run_name_begins(model_name), config.flat(), llm_hash)
         if found is not None:
-            log.warning("the LLM has moved since this run began: going on with %s", found)
+            log.warning(
+                "this run was begun under another name (its LLM lay elsewhere, or an earlier version began "
+                "it): going on with %s",
+                found,
+            )
     return found
 
 

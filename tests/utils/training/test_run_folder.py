@@ -60,7 +60,7 @@ def test_the_newest_folder_with_a_whole_checkpoint_is_resumed(tmp_path):
 
 def test_a_finished_run_is_one_with_results_settings_and_data(tmp_path):
     """Another file under the same name gave the old results."""
-    settings, facts = {"d_model": 32, "seed": 1}, {"data_hash": "abc"}
+    settings, facts = {**Config().flat(), "seed": 1}, {"data_hash": "abc"}
     assert folders.find_finished(tmp_path, "run", settings, "abc") is None
     for name in ("run", "run_2", "run_3"):
         fill(tmp_path / name)
