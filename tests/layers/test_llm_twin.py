@@ -38,12 +38,13 @@ def test_products_that_are_less_exact_decide_nothing():
     """--matmul_precision medium is bf16 on some processors: the check would refuse every shortened pass."""
     seen: list[str] = []
     right = LLMPass._check_states
+
+    def noted(self: LLMPass) -> torch.Tensor:
+        seen.append(torch.get_float32_matmul_precision())
+        return right(self)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            LLMPass,
-            "_check_states",
-            lambda self: seen.append(torch.get_float32_matmul_precision()) or right(self),
-        )
+        patch.setattr(LLMPass, "_check_states", noted)
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("medium")
         try:
@@ -61,7 +62,7 @@ def test_a_twin_is_small_and_leaves_its_llm_as_it_is(config):
     state = torch.get_rng_state()
     twin = twin_of(llm)
     assert {p.dtype for p in twin.parameters()} == {torch.float32} and not twin.training
-    assert twin.config.num_hidden_layers == FEWEST and len(twin.get_input_embeddings().weight) == WORDS
+    assert twin.config.num_hidden_layers == FEWEST and twin.get_input_embeddings().num_embeddings == WORDS
     a_layer = sum(p.numel() for n, p in llm.named_parameters() if ".0." in n)
     others = sum(p.numel() for n, p in llm.named_parameters() if ".0." in n or not _numbered(n))
     assert sum(p.numel() for p in twin.parameters()) <= FEWEST * a_layer + others
@@ -79,8 +80,8 @@ def _numbered(name: str) -> bool:
 def test_a_twin_has_a_layer_of_each_kind():
     """The first two layers of Gemma 3 both see a window; its other kind would go unchecked."""
     config = Gemma3TextConfig(**SMALL, num_hidden_layers=8, layer_types=2 * KINDS, sliding_window=6)
-    twin = twin_of(drawn(config))
-    assert twin.config.layer_types == KINDS and len(twin.layers) == len(KINDS)
+    twin: Any = twin_of(drawn(config))
+    assert twin.config.layer_types == KINDS and len(list(twin.layers.children())) == len(KINDS)
 
 
 @pytest.mark.parametrize("mark", [{"is_quantized": True}, {"hf_device_map": {"": "cpu"}}])
@@ -90,7 +91,7 @@ def test_weights_that_can_not_be_copied_are_checked_by_their_code(mark):
     llm.config.quantization_config = {"load_in_4bit": True}
     for name, value in mark.items():
         setattr(llm, name, value)
-    twin = twin_of(llm)
+    twin: Any = twin_of(llm)
     assert type(twin) is type(llm) and {p.dtype for p in twin.parameters()} == {torch.float32}
-    assert (twin.config.num_hidden_layers, len(twin.get_input_embeddings().weight)) == (FEWEST, WORDS)
+    assert (twin.config.num_hidden_layers, twin.get_input_embeddings().num_embeddings) == (FEWEST, WORDS)
     assert LLMPass(llm).kind == "causal"

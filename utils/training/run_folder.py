@@ -7,7 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from utils.config import KNOWN_BY_CONTENT, MAY_CHANGE_ON_RESUME, NOT_IDENTITY, TESTED_ON, Config
+from utils.config import (
+    KNOWN_BY_CONTENT,
+    MAY_CHANGE_ON_RESUME,
+    NOT_IDENTITY,
+    TESTED_ON,
+    Config,
+    left_to_machine,
+)
 from utils.training.checkpoint import newest_in
 from utils.training.whole_files import whole_file
 
@@ -72,7 +79,7 @@ def find_finished(checkpoints: Path, name: str, settings: dict[str, Any], data_h
         if not (folder / RESULTS_FILE).is_file():
             continue
         found = read_json(folder / CONFIG_FILE)
-        free = NOT_IDENTITY - TESTED_ON
+        free = (NOT_IDENTITY - TESTED_ON) | left_to_machine(settings) | left_to_machine(found)
         same_settings = all(found.get(n) == as_read(v) for n, v in settings.items() if n not in free)
         if same_settings and read_json(folder / ENVIRONMENT_FILE)["data_hash"] == data_hash:
             return folder
@@ -101,7 +108,8 @@ def find_moved(
         if not ((folder / CONFIG_FILE).is_file() and (folder / ENVIRONMENT_FILE).is_file()):
             continue
         found, facts = read_json(folder / CONFIG_FILE), read_json(folder / ENVIRONMENT_FILE)
-        same = all(found.get(n) == as_read(v) for n, v in settings.items() if n not in free)
+        own = free | left_to_machine(found) | left_to_machine(settings)
+        same = all(found.get(n) == as_read(v) for n, v in settings.items() if n not in own)
         if same and facts["llm"].get("content_hash") == llm_hash:
             newest = newest_in(folder)
             if newest is not None:
@@ -124,7 +132,7 @@ def is_run_of(checkpoint: Path, settings: dict[str, Any]) -> bool:
     return isinstance(found, dict) and all(
         found.get(name) == as_read(value)
         for name, value in settings.items()
-        if name not in MAY_CHANGE_ON_RESUME
+        if name not in MAY_CHANGE_ON_RESUME | left_to_machine(found) | left_to_machine(settings)
     )
 
 
