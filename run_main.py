@@ -8,7 +8,7 @@ from logging import getLogger
 from typing import NoReturn
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models import MODELS
+from models import MODELS, llm_outline
 from models.inspection import inspection_lines
 from utils.cli import parse_config
 from utils.config import Config
@@ -30,6 +30,7 @@ def train(config: Config, *, model: str) -> experiment.RunResult:
         training_loader=training_loader,
         evaluation_loader=evaluation_loader,
         inspect=inspection_lines,
+        llm=llm_outline(model),
     )
     return experiment.run(config, builders)
 

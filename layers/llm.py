@@ -17,9 +17,10 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from layers.llm_files import Source, fingerprint, quiet_transformers, read_model, read_tokenizer
 from layers.llm_sources import download_weights, find_source
+from layers.llm_twin import cut_settings
 from utils.config import LLMConfig
 from utils.paths import BASE_MODELS
-from utils.types import LLMIdentity
+from utils.types import LLMIdentity, LLMOutline
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,24 @@ def load_llm(
     return FrozenLLM(model, tokenizer, identity)
 
 
+def outline_of(config: LLMConfig, *, base_models: Path = BASE_MODELS) -> LLMOutline:
+    """Name and widths of the language model that ``config`` names, without its weights.
+
+    Raises:
+        LLMUnavailableError, ValueError: as `load_llm` does.
+    """
+    source = find_source(config, base_models)
+    with quiet_transformers():
+        return outlined(source.name, _read_config(source, config))
+
+
+def outlined(name: str, settings: Any) -> LLMOutline:
+    """Name and widths by a transformers config."""
+    given = (getattr(settings, key, None) for key in ("intermediate_size", "n_inner", "ffn_dim"))
+    inner = next((int(size) for size in given if isinstance(size, int)), 4 * int(settings.hidden_size))
+    return LLMOutline(name, int(settings.hidden_size), inner)
+
+
 def placement(llm: PreTrainedModel) -> str:
     """How many parts of ``llm`` accelerate's dispatch has put on which device, or that it is on one."""
     parts = Counter(str(device) for device in getattr(llm, "hf_device_map", {}).values())
@@ -121,10 +140,7 @@ def _read_config(source: Source, wanted: LLMConfig) -> Any:
     width = settings.hidden_size
     if wanted.llm_dim is not None and wanted.llm_dim != width:
         raise ValueError(f"--llm_dim: expected {width} ({source.name}) or no flag, found {wanted.llm_dim}")
-    for key, value in list(vars(settings).items()):
-        if "layer" in key and isinstance(value, list) and len(value) == found:  # one entry per layer
-            setattr(settings, key, value[: wanted.llm_layers])
-    settings.num_hidden_layers = wanted.llm_layers
+    cut_settings(settings, had=found, layers=wanted.llm_layers)
     settings.use_cache = False
     settings.output_attentions = settings.output_hidden_states = False
     return settings

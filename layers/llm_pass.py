@@ -23,6 +23,8 @@ from transformers import PreTrainedModel
 from layers import llm_attention
 from layers.llm_attention import usual_attention
 from layers.llm_layers import HasKeys, KeysValues, PassCache, compile_parts, recompute, stack_of
+from layers.llm_twin import twin_of
+from utils.training.precision import matmul_precision
 
 log = getLogger(__name__)
 
@@ -49,7 +51,7 @@ class LLMPass:
 
     Which way is taken (``kind``) is decided once: ``causal`` and ``bidirectional`` skip what is not
     read, ``plain`` is the model's own forward pass. A way that does not reproduce the plain one on
-    random tokens is not taken, and that is said.
+    random tokens, through a few of the layers in float32, is not taken, and that is said.
     """
 
     def __init__(self, llm: PreTrainedModel, *, plain: bool = False) -> None:
@@ -62,8 +64,7 @@ class LLMPass:
         self._usual_attention = usual_attention(llm.config)
         self._attention_on_cpu = self._usual_attention
         if not plain:
-            self.kind = self._choose()
-            self._attention_on_cpu = self._choose_attention()
+            self.kind, self._attention_on_cpu = _decided(llm)
 
     @property
     def reuses_prefix(self) -> bool:
@@ -257,6 +258,17 @@ class LLMPass:
         if self.reuses_prefix:
             found.append(self(front, tail, mask=mask, prefix=self.prefix(before[:1])))
         return torch.cat(found)
+
+
+def _decided(llm: PreTrainedModel) -> tuple[str, str]:
+    """Which way, and which attention on a CPU: by a few of the LLM's layers in float32.
+
+    So it is the same in every precision, on every processor and at every number of layers.
+    """
+    twin = LLMPass(twin_of(llm), plain=True)
+    with matmul_precision("highest", torch.device("cpu")):
+        twin.kind = twin._choose()
+        return twin.kind, twin._choose_attention()
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:

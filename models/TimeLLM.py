@@ -37,7 +37,7 @@ from layers.step_value import StepValue
 from layers.time_marks import TimeMarks
 from models.baselines import begin_at_ridge
 from models.forecaster import Forecaster
-from utils.config import BackboneConfig, Config
+from utils.config import AUTO, BackboneConfig, Config
 from utils.frequency import mark_names
 from utils.process_memory import give_back_freed
 from utils.prompt_bank import GENERAL, describe, read_description
@@ -51,6 +51,21 @@ DEFAULT_FREQUENCY = "h"
 """Of rows where neither the data nor the settings say."""
 DEFAULT_SEASON = 24
 """Rows of one season where neither the data nor the settings say: hourly data's day."""
+
+
+def dtype_of(config: Config) -> torch.dtype:
+    """What the frozen LLM's weights are kept in.
+
+    Raises:
+        ValueError: ``--mixed_precision auto``, which a run decides before it builds its model.
+    """
+    precision = config.training.mixed_precision
+    if precision == AUTO:
+        raise ValueError(
+            "--mixed_precision auto: expected no, bf16 or fp16 to build a model, found auto, which a run "
+            "decides by timing; see utils.training.precision_choice.settle"
+        )
+    return DTYPES[precision]
 
 
 class Series(NamedTuple):
@@ -92,7 +107,7 @@ class Model(Forecaster):
         config = self.config
         if llm is None:
             with torch.random.fork_rng():  # loading must not move what follows
-                llm = load_llm(config.llm, dtype=DTYPES[config.training.mixed_precision])
+                llm = load_llm(config.llm, dtype=dtype_of(config))
         llm = ablated(llm, config.llm, seed=config.training.seed)
         if config.llm.peft == "lora":
             add_adapters(llm.model, config.llm, seed=config.training.seed)

@@ -18,7 +18,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 import torch
 
 from data_provider.data_factory import build_data, training_loader
-from models import MODELS, model_name
+from models import MODELS, llm_outline, model_name
 from models.TimeLLM import DTYPES
 from run_main import USER_ERRORS
 from utils.cli import parse_config
@@ -35,6 +35,7 @@ from utils.training.optim import build_optimizer
 from utils.training.outlook import now, planned_steps, seconds_per_window, time_text, windows_to_judge
 from utils.training.passes import channel_parts, forecast_state
 from utils.training.precision import matmul_precision
+from utils.training.precision_choice import settle
 from utils.training.trainer import TIMED_STEPS
 from utils.types import DataBundle
 
@@ -64,9 +65,13 @@ def lines(config: Config, *, timing: bool) -> Iterator[str]:
     device = torch.device("cuda" if torch.cuda.is_available() and not config.training.cpu else "cpu")
     data = build_data(config)
     config = resolve(config, data)
+    name = model_name(config)
+    settled = settle(config, device, llm_outline(name)(config), variables=len(data.targets))
+    config = settled.apply(config)
+    yield from settled.lines
     with matmul_precision(config.training.matmul_precision, device):
         torch.manual_seed(config.training.seed)
-        model: Any = MODELS[model_name(config)](config).to(device)
+        model: Any = MODELS[name](config).to(device)
         model.fit_statistics(data.source)
         if config.training.auto_batch_size and model.takes_steps:
             config = with_fitting_batch(config, data, model, on_gpu=device.type == "cuda")

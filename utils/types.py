@@ -178,6 +178,17 @@ class LLMIdentity:
     """What a reader of a result must know, e.g. that 4-bit weights were de-quantised."""
 
 
+class LLMOutline(NamedTuple):
+    """What is known of an LLM before its weights are read."""
+
+    name: str
+    """As in `LLMIdentity`."""
+    hidden: int
+    """Hidden size."""
+    inner: int
+    """Width of the feed-forward part."""
+
+
 class Standardisation(NamedTuple):
     """Per-column mean and deviation, fitted on the training part only."""
 

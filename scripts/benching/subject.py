@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_provider.data_factory import build_data, training_loader
 from layers.prompt import PromptBuilder
-from models import MODELS
+from models import MODELS, llm_outline
 from models.TimeLLM import DTYPES
 from scripts.benching.flops import published_step, sizes_of
 from scripts.benching.plain import make_plain, plain_optimizer
@@ -26,6 +26,7 @@ from utils.training.experiment import resolve
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, trained_parameters
 from utils.training.precision import matmul_precision
+from utils.training.precision_choice import settle
 from utils.types import Batch, ForecastState
 
 BATCHES = 4
@@ -60,9 +61,14 @@ class Subject:
         """
         config = Config.from_flat(settings)
         data = build_data(config)
-        self.config = resolve(config, data)
+        config = resolve(config, data)
         self.device = torch.device(device)
-        wanted = "highest" if plain else config.training.matmul_precision
+        if plain:
+            config = config.replace(mixed_precision="no", matmul_precision="highest")
+        settled = settle(config, self.device, llm_outline(model)(config), variables=len(data.targets))
+        self.config = config = settled.apply(config)
+        self.precision = settled.facts
+        wanted = config.training.matmul_precision
         self._open = ExitStack()  # for as long as the process lives
         self.matmul = self._open.enter_context(matmul_precision(wanted, self.device))
         self.plain = plain
@@ -154,6 +160,7 @@ class Subject:
             "constant_tokens": self.model.prompt.n_constant,
             "patches": self.config.patch_count,
             "matmul": self.matmul,
+            "precision_choice": self.precision,
             "trained_parameters": sum(p.numel() for p in trained),
             "trained_bytes": sum(p.numel() * p.element_size() for p in trained),
             "llm": self.model.llm_identity.name,

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
+    broadcast_object_list,
     gather_object,
+    parse_flag_from_env,
     set_seed,
 )
 from torch.utils.data import DataLoader, Dataset
@@ -40,12 +42,13 @@ from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
 from utils.training.outlook import first_items, seconds_per_window, windows_to_judge
 from utils.training.precision import matmul_precision
+from utils.training.precision_choice import Settled, settle
 from utils.training.progress import Hooks
 from utils.training.run_status import status_kept
 from utils.training.stopping import RunStopped, StopRequest, how_to_go_on
 from utils.training.tracking import require_tracker, stop_tracking, tracked_metrics
 from utils.training.trainer import Trainer
-from utils.types import Batch, DataBundle
+from utils.types import Batch, DataBundle, LLMOutline
 
 log = getLogger(__name__)
 
@@ -64,6 +67,8 @@ class Builders:
     """(dataset, batch_size, num_workers) to a loader in order."""
     inspect: Callable[..., list[str]]
     """(model, batch, names, shapes=, prompt=) to the lines that a look inside prints."""
+    llm: Callable[[Config], LLMOutline | None]
+    """Configuration to its LLM's widths, before any weight is read; None of a model without an LLM."""
 
 
 @dataclass(frozen=True)
@@ -113,28 +118,36 @@ def _set_up(
     began = time.perf_counter()
     require_tracker(config.run.report_to)
     config, unread = closing.enter_context(launched.as_launched(config))
+    state = _processes(config)
+    setup_logging(main_process=state.is_main_process)
+    with state.main_process_first():  # one process downloads and converts, the others find it done
+        data = builders.data(config)
+        outline = builders.llm(config)
+    asked, config = config, resolve(config, data)
+    name = asked.run_name(model=builders.model_name, llm_name=outline.name if outline else "none")
+    resume = resuming.checkpoint_to_resume(config, name=name)
+    payload = _payload(config, resume)
+    settled = _settled(config, state, outline, payload, variables=len(data.targets))
+    config = settled.apply(config)
     accelerator = _accelerator(config)
     sharding.check(config, accelerator)
     closing.callback(accelerator.free_memory)
-    setup_logging(main_process=accelerator.is_main_process)
     closing.enter_context(matmul_precision(config.training.matmul_precision, accelerator.device))
-    with accelerator.main_process_first():  # one process downloads and converts, the others find it done
-        data = builders.data(config)
-    asked, config = config, resolve(config, data)
     data_seconds = time.perf_counter() - began
     model = _model(config, builders, accelerator)
     llm = asdict(model.llm_identity) | {"prompt": model.prompt_text} if model.llm_identity else {}
-    name = asked.run_name(model=builders.model_name, llm_name=llm.get("name", "none"))
-    resume = resuming.checkpoint_to_resume(
-        config, asked, name=name, model_name=builders.model_name, llm_hash=llm.get("content_hash")
-    )
-    payload, plan = _payload_and_plan(config, accelerator, llm=llm, data=data, path=resume)
+    if resume is None and config.run.resume_from_checkpoint == "auto" and config.run.is_training:
+        resume = resuming.renamed_checkpoint(
+            config, asked, model_name=builders.model_name, llm_hash=llm.get("content_hash")
+        )
+        payload = _payload(config, resume)
+    plan = _plan(config, accelerator, asked=asked, llm=llm, data=data, path=resume, payload=payload)
     folder = resuming.choose_folder(config, accelerator, name=name, resume=resume, payload=payload)
     if accelerator.is_main_process:
-        facts = environment() | {"llm": llm, "data_hash": data.content_hash}
+        facts = environment() | {"llm": llm, "data_hash": data.content_hash, "precision": settled.facts}
         folders.describe_run(folder, config, facts, resumed=resume is not None)
         closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
-    for line in unread:
+    for line in (*unread, *settled.lines):
         log.info("%s", line)
     closing.callback(stop_tracking, accelerator)
     metrics = tracked_metrics(
@@ -150,6 +163,7 @@ def _set_up(
         metrics=metrics,
         llm=llm,
         plan=plan,
+        precision=settled.facts,
         flags=_flags_as_begun(config, payload),
         stop=stop,
         newest=resume if config.run.is_training else None,
@@ -185,27 +199,66 @@ def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
         return builders.model(config)
 
 
-def _payload_and_plan(
-    config: Config, accelerator: Accelerator, *, llm: dict[str, Any], data: DataBundle, path: Path | None
-) -> tuple[dict[str, Any] | None, BatchPlan]:
-    """The payload at ``path``, after making sure that it is this run's, and the split of its batch."""
+def _processes(config: Config) -> PartialState:
+    """What accelerate knows before the precision is settled: this process among others, and its device."""
+    on_cpu = config.training.cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if launched.deepspeed_is_asked():
+        return PartialState(**zero.process_options())
+    return PartialState(cpu=on_cpu)
+
+
+def _settled(
+    config: Config,
+    state: PartialState,
+    outline: LLMOutline | None,
+    payload: dict[str, Any] | None,
+    *,
+    variables: int,
+) -> Settled:
+    """The precision, which the main process times and hands to the others; a checkpoint's is kept."""
+    found: list[Settled | None] = [None]
+    recorded = payloads.recorded_precision(payload)
+    if state.is_main_process:
+        found = [settle(config, state.device, outline, variables=variables, recorded=recorded)]
+    settled = broadcast_object_list(found)[0]
+    assert settled is not None
+    return settled
+
+
+def _payload(config: Config, path: Path | None) -> dict[str, Any] | None:
+    """What the checkpoint at ``path`` holds; None without one."""
     if path is None:
-        return None, plan_batches(config, accelerator.num_processes, None)
+        return None
+    return checkpoints.load(path) if config.run.is_training else checkpoints.load_weights(path)
+
+
+def _plan(
+    config: Config,
+    accelerator: Accelerator,
+    *,
+    asked: Config,
+    llm: dict[str, Any],
+    data: DataBundle,
+    path: Path | None,
+    payload: dict[str, Any] | None,
+) -> BatchPlan:
+    """The split of the run's batch, after making sure that the payload at ``path`` is this run's."""
+    if payload is None:
+        return plan_batches(config, accelerator.num_processes, None)
     training = bool(config.run.is_training)
-    payload = checkpoints.load(path) if training else checkpoints.load_weights(path)
     plan, problems = None, []
     try:
         plan = plan_batches(config, accelerator.num_processes, payload if training else None)
     except CheckpointError as error:
         problems = [str(error)]
     if "config" in payload:
-        found = payloads.other_than(payload, config.flat(), llm=llm, data=data)
+        found = payloads.other_than(payload, config.flat(), asked=asked.flat(), llm=llm, data=data)
         if problems := [*found, *problems]:
             raise CheckpointError(f"{path} belongs to another run:\n" + "\n".join(problems))
     else:
         log.warning("%s: weights alone; that they fit these settings and data is not checked", path)
     assert plan is not None
-    return payload, plan
+    return plan
 
 
 def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
         "tested_on": this.data.tested,
         "notes": dict(this.data.notes),
         "llm": this.llm,
+        "precision": this.precision,
         **tested,
         "phases": this.phases,
         "saving": {"saves": len(this.saves), "seconds": sum(this.saves)},

@@ -19,17 +19,12 @@ from utils.training.whole_files import remove_leftovers
 log = getLogger(__name__)
 
 
-def checkpoint_to_resume(
-    config: Config, asked: Config, *, name: str, model_name: str, llm_hash: str | None
-) -> Path | None:
-    """The checkpoint that ``--resume_from_checkpoint`` means, or None for a fresh start.
+def checkpoint_to_resume(config: Config, *, name: str) -> Path | None:
+    """The checkpoint that ``--resume_from_checkpoint`` means; None for a fresh start, or a run that moved.
 
     Args:
         config: the resolved settings.
-        asked: the settings before they were resolved, which name the run.
-        name: the run's name.
-        model_name: the model's.
-        llm_hash: content hash of the LLM.
+        name: the run's name, by the settings before they were resolved.
 
     Raises:
         CheckpointError: a path that holds none, or a test of a run that there is not.
@@ -46,15 +41,30 @@ def checkpoint_to_resume(
     home = Path(config.run.checkpoints)
     if not training:
         return _best_of(home, name)
-    found = folders.find_resumable(home, name)
-    if found is None:
-        found = folders.find_same(home, asked.run_name_begins(model_name), config.flat(), llm_hash)
-        if found is not None:
-            log.warning(
-                "this run was begun under another name (its LLM lay elsewhere, or an earlier version began "
-                "it): going on with %s",
-                found,
-            )
+    return folders.find_resumable(home, name)
+
+
+def renamed_checkpoint(
+    config: Config, asked: Config, *, model_name: str, llm_hash: str | None
+) -> Path | None:
+    """The checkpoint of this run that was begun under another name, for ``auto``; None without.
+
+    Args:
+        config: the resolved settings.
+        asked: those before, which name the run.
+        model_name: the model's.
+        llm_hash: content hash of the LLM.
+    """
+    # float32 products may be computed otherwise by now; what the LLM is computed in may not
+    settings = config.flat() | {"matmul_precision": asked.training.matmul_precision}
+    home = Path(config.run.checkpoints)
+    found = folders.find_same(home, asked.run_name_begins(model_name), settings, llm_hash)
+    if found is not None:
+        log.warning(
+            "this run was begun under another name (its LLM lay elsewhere, or an earlier version began it): "
+            "going on with %s",
+            found,
+        )
     return found
 
 

@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.config import KNOWN_BY_CONTENT, MAY_CHANGE_ON_RESUME, NOT_IDENTITY, TESTED_ON, Config
+from utils.config import (
+    KNOWN_BY_CONTENT,
+    MAY_CHANGE_ON_RESUME,
+    NOT_IDENTITY,
+    TESTED_ON,
+    Config,
+    left_to_machine,
+)
 from utils.flag_history import read_settings
 from utils.training.checkpoint import newest_in
 from utils.training.whole_files import whole_file
@@ -122,7 +129,8 @@ def _folders_of(
     for folder in sorted(folders, key=lambda f: f.stat().st_mtime_ns, reverse=True):
         if (folder / CONFIG_FILE).is_file() and (folder / ENVIRONMENT_FILE).is_file():
             saved = settings_in(folder)
-            if all(saved.get(n) == as_read(v) for n, v in settings.items() if n not in free):
+            either = free | left_to_machine(settings) | left_to_machine(saved)
+            if all(saved.get(n) == as_read(v) for n, v in settings.items() if n not in either):
                 yield folder
 
 
@@ -157,7 +165,7 @@ def is_run_of(checkpoint: Path, settings: dict[str, Any]) -> bool:
     return all(
         saved.get(name) == as_read(value)
         for name, value in settings.items()
-        if name not in MAY_CHANGE_ON_RESUME
+        if name not in MAY_CHANGE_ON_RESUME | left_to_machine(saved) | left_to_machine(settings)
     )
 
 
