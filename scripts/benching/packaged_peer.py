@@ -34,8 +34,8 @@ class PackagedPeer:
         Raises:
             RuntimeError: another number of layers runs.
         """
-        import neuralforecast
-        from neuralforecast.models import TimeLLM
+        import neuralforecast  # type: ignore[import-not-found]
+        from neuralforecast.models import TimeLLM  # type: ignore[import-not-found]
 
         self.version = neuralforecast.__version__
         z = settings
