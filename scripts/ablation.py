@@ -22,6 +22,7 @@ from scripts.ablating.cells import queue_of
 from scripts.ablating.overview import write_overview, write_scores
 from scripts.ablating.plan import dry_run_lines, estimate, still_to_run
 from scripts.ablating.planned import plan_study
+from scripts.ablating.precision import precision_of
 from scripts.ablating.report import write_report
 from scripts.ablating.runner import Ended, Outcome, run_queue
 from scripts.ablating.store import keep
@@ -95,14 +96,15 @@ def _positive(word: str) -> int:
 def _run(studies: Sequence[Study], args: argparse.Namespace) -> int:
     """Run what is missing, then report; the exit status."""
     runs, results = args.runs.resolve(), args.results.resolve()
-    queue = queue_of(studies)
+    precisions = {study.name: precision_of(study, results) for study in studies}
+    queue = queue_of(studies, precisions)
     waiting = still_to_run(queue, results=results, runs=runs, write=not args.dry_run)
     guess = [estimate(studies, queue, results)]
     if args.dry_run:
         print("\n".join(dry_run_lines(queue, waiting, guess[0], runs=runs, jobs=args.jobs)))
         return 0
     for study in studies:
-        plan_study(study, results / study.name)
+        plan_study(study, results / study.name, precision=precisions[study.name])
 
     def finished(ended: Ended) -> None:
         for cell in ended.cells:

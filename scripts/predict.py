@@ -23,6 +23,7 @@ from run_main import USER_ERRORS
 from scripts.forecasting import Forecaster, Reading
 from scripts.forecasting.tables import ALL
 from utils.log import setup_logging
+from utils.threads import fit_threads
 from utils.training.precision import matmul_precision
 from utils.training.whole_files import whole_file
 
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging(main_process=True)
     try:
         _check(args)
+        fit_threads()
         forecaster = Forecaster.load(
             args.checkpoint,
             device="cpu" if args.cpu else None,

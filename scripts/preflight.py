@@ -27,6 +27,7 @@ from utils.log import setup_logging
 from utils.process_memory import available_bytes, mib, peak_bytes
 from utils.reporting.memory import sizes_of
 from utils.reporting.preflight import llm_text, opening_lines
+from utils.threads import fit_threads
 from utils.training.auto_batch import largest_by_estimate, possible_sizes
 from utils.training.batch_plan import BatchPlan, plan_batches
 from utils.training.experiment import resolve
@@ -63,6 +64,7 @@ def lines(config: Config, *, timing: bool) -> Iterator[str]:
         ValueError, OSError: as the run would.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and not config.training.cpu else "cpu")
+    yield from filter(None, [fit_threads()])
     data = build_data(config)
     config = resolve(config, data)
     name = model_name(config)

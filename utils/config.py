@@ -242,7 +242,9 @@ class TrainingConfig:
     max_channels_per_step: int | None = setting(
         None, "variables per forward pass, for many of them: the same result in less memory (default: all)"
     )
-    eval_batch_size: int | None = setting(None, "windows per evaluation pass (default: batch_size)")
+    eval_batch_size: int | None = setting(
+        None, "windows per evaluation pass (default: about 4,096 tokens through the LLM, 65,536 on a GPU)"
+    )
     gradient_accumulation_steps: int = setting(1, "forward passes per optimizer step")
     learning_rate: float = setting(0.0005, "peak learning rate")
     lradj: Literal["COS", "constant", "type1", "type2", "type3", "PEMS", "TST"] = setting(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from scripts.ablating.study import Study
 from scripts.preflight import model_name
 from utils.cli import parse_config
-from utils.config import Config
+from utils.config import AUTO, Config
 
 KEY_DIGITS = 12
 RECIPE = 1
@@ -65,8 +65,11 @@ def key_of(config: Config, model: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
 
-def cells_of(study: Study) -> list[tuple[tuple[int, int], Cell]]:
+def cells_of(study: Study, precision: str | None = None) -> list[tuple[tuple[int, int], Cell]]:
     """Every cell of a study with its place in the queue (priority, turn of its seed), in the file's order.
+
+    ``precision`` is that of cells whose flags leave it to the machine (`scripts.ablating.precision`): a
+    cell is known by what is computed in it.
 
     Seeds turn slowest, so that a study that is cut off has whole pairs.
     """
@@ -79,28 +82,36 @@ def cells_of(study: Study) -> list[tuple[tuple[int, int], Cell]]:
                         place = (block.priority, turn)
                         known = found.get((name, data, horizon, seed))
                         if known is None or place < known[0]:
-                            cell = _cell(study, name, data=data, horizon=horizon, seed=seed)
+                            cell = _cell(
+                                study, name, data=data, horizon=horizon, seed=seed, precision=precision
+                            )
                             found[name, data, horizon, seed] = (place, cell)
     return list(found.values())
 
 
-def _cell(study: Study, name: str, *, data: str, horizon: int, seed: int) -> Cell:
-    words = (
+def _cell(study: Study, name: str, *, data: str, horizon: int, seed: int, precision: str | None) -> Cell:
+    words: tuple[str, ...] = (
         *study.flags,
         *("--data", data, "--pred_len", str(horizon), "--seed", str(seed)),
         *study.configurations[name].flags,
     )
     config = parse_config(words, prog=f"{study.name}: {name}")
+    if precision is not None and config.training.mixed_precision == AUTO:
+        words = (*words, "--mixed_precision", precision)
+        config = config.replace(mixed_precision=precision)
     model = model_name(config)
     return Cell(study.name, name, data, horizon, seed, words, config, model, key_of(config, model))
 
 
-def queue_of(studies: Iterable[Study]) -> list[list[Cell]]:
-    """The cells of several studies in the order in which they are to run.
+def queue_of(
+    studies: Iterable[Study], precisions: Mapping[str, str | None] | None = None
+) -> list[list[Cell]]:
+    """The cells of several studies in the order in which they are to run; ``precisions`` are by study.
 
     An item lists the cells, of one study or several, that are the same run.
     """
-    placed = [item for study in studies for item in cells_of(study)]
+    of_study = precisions or {}
+    placed = [item for study in studies for item in cells_of(study, of_study.get(study.name))]
     same: dict[str, list[Cell]] = {}
     for _, cell in sorted(placed, key=lambda item: item[0]):  # stable: the files' order within a place
         same.setdefault(cell.key, []).append(cell)

@@ -14,8 +14,8 @@ from utils.training import run_folder as folders
 PLAN = "plan.json"
 
 
-def plan_study(study: Study, folder: Path) -> None:
-    """Write the plan of a study into its results.
+def plan_study(study: Study, folder: Path, *, precision: str | None = None) -> None:
+    """Write the plan of a study into its results; ``precision`` as for `cells_of`.
 
     Raises:
         StudyError: there are results already, and the primary comparisons are others now.
@@ -30,7 +30,7 @@ def plan_study(study: Study, folder: Path) -> None:
                 "horizon": cell.horizon,
                 "seed": cell.seed,
             }
-            for _, cell in cells_of(study)
+            for _, cell in cells_of(study, precision)
         ],
     }
     path = folder / PLAN

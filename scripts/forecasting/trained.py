@@ -30,6 +30,7 @@ from models.TimeLLM import DTYPES
 from scripts.forecasting.loading import LoadedRun
 from utils.config import Config
 from utils.conformal import Calibration
+from utils.evaluation_batch import windows_per_pass
 from utils.training.calibration import deviation_of
 from utils.training.checkpoint import CheckpointError
 from utils.training.passes import channel_parts, forecast_state, joined, stacked
@@ -82,15 +83,16 @@ class TrainedModel:
         self.facts: Mapping[str, Any] = run.facts
         """The checkpoint's content without weights: step, LLM, data, ..."""
         self.device = device
-        training = self.config.training
-        self.batch_size = batch_size or training.eval_batch_size or training.batch_size
-        """Windows per pass."""
         data = run.facts["data"]
         self.columns: tuple[str, ...] = tuple(data["columns"])
         """The variables read, in order."""
         n_targets = 1 if self.config.data.features == "MS" else len(self.columns)
         self.targets: tuple[str, ...] = self.columns[-n_targets:]
         """The variables forecast, the last M of `columns`."""
+        self.batch_size = batch_size or windows_per_pass(
+            self.config, forecast=n_targets, on_gpu=device.type != "cpu"
+        )
+        """Windows per pass."""
         self.frequency: str = data["frequency"]
         self.standardisation = Standardisation(data["mean"], data["std"])
         """Of each of `columns`."""

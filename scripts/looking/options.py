@@ -14,6 +14,7 @@ import pandas as pd
 from data_provider.series import Series
 from scripts.forecasting import Forecaster
 from utils.config import TrainingConfig
+from utils.threads import fit_threads
 from utils.training.precision import matmul_precision
 from utils.training.run_folder import run_folder_of
 from utils.types import DataBundle
@@ -68,6 +69,7 @@ def looking(words: argparse.Namespace) -> Iterator[LoadedRun]:
     Raises:
         ValueError, OSError: as `load` does.
     """
+    fit_threads()
     run = load(words)
     f = run.forecaster
     with matmul_precision(f.config.training.matmul_precision, f.device):

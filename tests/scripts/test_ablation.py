@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState, GradientState
 import run_main
 import run_main_enhanced
 from scripts import ablation
+from scripts.ablating import precision, store
 from scripts.ablating.cells import Cell, cells_of, identity, key_of, queue_of
 from scripts.ablating.document import Page, Paragraph, Picture, Table
 from scripts.ablating.findings import Findings, Place
@@ -201,7 +202,9 @@ def test_the_kept_cells_of_every_study_are_those_its_file_names():
     """A new way to make keys must not turn the results of this project into strangers."""
     for path in STUDIES:
         kept = {file.stem for file in (PROJECT_ROOT / "results" / path.stem / "cells").glob("*.json")}
-        named = {cell.key for _, cell in cells_of(read_study(path))}
+        study = read_study(path)
+        chosen = precision.kept_precision(study, PROJECT_ROOT / "results")
+        named = {cell.key for _, cell in cells_of(study, chosen)}
         assert kept <= named, path.stem
 
 
@@ -224,6 +227,31 @@ def test_a_wrong_study_is_refused_with_what_is_wrong(write, capsys, tmp_path, ol
         read_study(path)
     assert status(path, "--dry_run", "--runs", tmp_path, "--results", tmp_path) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_study_computes_in_one_precision_which_its_cells_are_known_by(write, tmp_path, monkeypatch):
+    """Pairs of bf16 against float32 would compare precisions; so would a study that changed machines."""
+    study = read_study(
+        write(flags="--mixed_precision auto", configurations="half = { flags = '--mixed_precision bf16' }")
+    )
+    timed: list[str] = []
+    monkeypatch.setattr(precision, "_timed", lambda cell: timed.append(cell.title) or "no")
+    assert precision.precision_of(study, tmp_path) == "no" and len(timed) == 1
+    asked, found = (cells_of(study, chosen) for chosen in (None, "bf16"))
+    assert {cell.config.training.mixed_precision for _, cell in found} == {"bf16"}
+    assert all(key_of(cell.config, cell.model) == cell.key for _, cell in found)
+    assert {cell.key for _, cell in asked}.isdisjoint(cell.key for _, cell in found)
+    record = store.cell_files(tmp_path, study.name, found[0][1].key)[0]
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    assert precision.precision_of(study, tmp_path) == "bf16" and len(timed) == 1
+    assert precision.precision_of(read_study(write()), tmp_path) is None
+
+
+def test_the_studies_go_on_in_the_precision_of_their_results():
+    """The preset's auto must not begin a study of 100 cells anew on a machine that takes float32."""
+    study = read_study(PROJECT_ROOT / "scripts" / "studies" / "modules.toml")
+    assert precision.kept_precision(study, PROJECT_ROOT / "results") == "bf16"
 
 
 def test_five_seeds_are_too_few_for_a_primary_comparison(write):

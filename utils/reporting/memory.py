@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from utils.config import KEY_SEASONS, SCALE_BASE, Config
 from utils.config_checks import ATTENTION_HEADS
+from utils.evaluation_batch import windows_per_pass
 from utils.process_memory import give_back_freed, resident_bytes
 from utils.types import DataBundle
 
@@ -226,8 +227,8 @@ def training_memory(sizes: MemorySizes) -> MemoryEstimate:
 
 def evaluation_memory(sizes: MemorySizes) -> MemoryEstimate:
     """What one batch of an evaluation holds at its peak, before any training."""
-    t = sizes.config.training
-    series = (t.eval_batch_size or t.batch_size) * sizes.forecast
+    windows = windows_per_pass(sizes.config, forecast=sizes.forecast, on_gpu=sizes.on_gpu)
+    series = windows * sizes.forecast
     llm = sizes.llm
     held = _llm_evaluation(sizes, series)
     others = _reprogramming(sizes, series, training=False)

@@ -28,8 +28,10 @@ from accelerate.utils import (
 from torch.utils.data import DataLoader, Dataset
 
 from utils.config import RAW_KEY_ROWS, Config
+from utils.evaluation_batch import windows_per_pass
 from utils.log import RunLogFile, setup_logging
 from utils.reporting.preflight import environment, llm_text, opening_lines
+from utils.threads import fit_threads
 from utils.training import checkpoint as checkpoints
 from utils.training import judging, launched, resuming, saving, sharding, zero
 from utils.training import payload as payloads
@@ -120,6 +122,7 @@ def _set_up(
     config, unread = closing.enter_context(launched.as_launched(config))
     state = _processes(config)
     setup_logging(main_process=state.is_main_process)
+    threads = fit_threads()
     with state.main_process_first():  # one process downloads and converts, the others find it done
         data = builders.data(config)
         outline = builders.llm(config)
@@ -147,7 +150,7 @@ def _set_up(
         facts = environment() | {"llm": llm, "data_hash": data.content_hash, "precision": settled.facts}
         folders.describe_run(folder, config, facts, resumed=resume is not None)
         closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
-    for line in (*unread, *settled.lines):
+    for line in (*unread, *filter(None, [threads]), *settled.lines):
         log.info("%s", line)
     closing.callback(stop_tracking, accelerator)
     metrics = tracked_metrics(
@@ -398,10 +401,10 @@ def _look_inside(this: RunContext, builders: Builders) -> None:
 def _loaders(this: RunContext, builders: Builders) -> Loaders:
     """The loaders of the three parts, each process's share of them."""
     config, accelerator = this.config, this.accelerator
-    t = config.training
+    on_gpu = accelerator.device.type != "cpu"
+    size = windows_per_pass(config, forecast=len(this.data.targets), on_gpu=on_gpu)
 
     def evaluation(dataset: Dataset[Batch]) -> DataLoader[Batch]:
-        size = t.eval_batch_size or t.batch_size
         loader = builders.evaluation_loader(dataset, size, config.data.num_workers)
         return accelerator.prepare_data_loader(loader)
 

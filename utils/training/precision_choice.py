@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from utils.config import AUTO, BY_MACHINE, Config
+from utils.evaluation_batch import PROMPT, windows_per_pass
 from utils.training.precision import FP32_GRADE, medium_error
 from utils.types import LLMOutline
 
@@ -36,8 +37,6 @@ FIRST_OPERATIONS = 1.2e8
 """Most of a product in the first round on a CPU, where nothing is known of its speed."""
 WORTH_TIMING = 100_000
 """Weights of a product below which either way takes no time, and noise would choose."""
-PROMPT = 120
-"""Tokens that a prompt is counted as: none is made yet."""
 AT_ONCE = 10
 """Products between two looks at the clock on a GPU, which runs behind."""
 
@@ -128,7 +127,7 @@ def settle(
     asked = Way(t.mixed_precision, t.matmul_precision)
     if AUTO not in asked and recorded is None:
         return Settled(*asked, facts={"asked": _named(asked)})
-    slices = list(_slices(config, llm, variables=variables))
+    slices = list(_slices(config, llm, variables=variables, on_gpu=device.type != "cpu"))
     worth = device.type in ROWS and slices[0].width * slices[0].inner >= WORTH_TIMING
     error = medium_error(device, slices[0][2:]) if worth else math.nan
     exact = error <= FP32_GRADE
@@ -156,13 +155,13 @@ def _named(way: Way) -> dict[str, str]:
     return dict(zip(BY_MACHINE, way, strict=True))
 
 
-def _slices(config: Config, llm: LLMOutline | None, *, variables: int) -> Iterator[Slice]:
+def _slices(config: Config, llm: LLMOutline | None, *, variables: int, on_gpu: bool) -> Iterator[Slice]:
     """The run's own products, in training and in evaluation: of the feed-forward part of its layers."""
     d, t = config.data, config.training
     width, inner = (llm.hidden, llm.inner) if llm else (config.backbone.d_model, config.backbone.d_ff)
     tokens = config.patch_count + (PROMPT if llm else 0)
     series = t.batch_size * (1 if d.channel_sampling == "single" else variables)
-    judged = (t.eval_batch_size or t.batch_size) * variables
+    judged = windows_per_pass(config, forecast=variables, on_gpu=on_gpu) * variables
     sizes = min(width, MOST_WIDTH), min(inner, MOST_WIDTH)
     if config.run.is_training:
         yield Slice("training", series * tokens, *sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 
 from models.TimeLLM import dtype_of
 from utils.config import Config, left_to_machine
+from utils.training import experiment, precision_choice
 from utils.training import payload as payloads
-from utils.training import precision_choice
 from utils.training.precision_choice import HALF_GAIN, HOPELESS, ROWS, TIE, Settled, Slice, Way, settle
 from utils.types import LLMOutline
 
@@ -197,6 +198,22 @@ def test_a_model_of_an_undecided_precision_is_not_built():
 
 
 # In a run.
+
+
+def test_one_process_times_and_the_others_are_told(monkeypatch):
+    """Two that choose apart would load the LLM in two precisions, and wait for each other for ever."""
+    told = Settled("bf16", "highest")
+
+    def broadcast(found: list[Any]) -> list[Any]:
+        return [told] if found == [None] else found
+
+    monkeypatch.setattr(experiment, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(precision_choice, "machine_timer", lambda device: Clock(flat(2e11, 1e11, 1e10)))
+    taken = []
+    for is_main in (True, False):
+        state: Any = SimpleNamespace(is_main_process=is_main, device=CPU)
+        taken.append(experiment._settled(config(), state, SMOLLM2, None, variables=7).mixed_precision)
+    assert taken == ["no", "bf16"]
 
 
 def test_a_run_is_named_by_what_was_asked_and_records_what_it_came_to(start_run, monkeypatch, caplog):
