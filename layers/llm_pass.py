@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from layers import llm_attention
+from layers import llm_attention, llm_fused
 from layers.llm_attention import usual_attention
 from layers.llm_layers import HasKeys, KeysValues, PassCache, compile_parts, recompute, stack_of
 from layers.llm_twin import twin_of
@@ -124,6 +124,9 @@ class LLMPass:
             ValueError: torch.compile does not work here, or gives other states.
         """
         wanted = self._check_states()
+        llm_fused.restore(
+            stack_of(self.llm, self.n_layers)
+        )  # its functions would pass the compiled parts over
         compile_parts(stack_of(self.llm, self.n_layers))
         try:
             found = self._check_states()
@@ -215,13 +218,24 @@ class LLMPass:
         if self.kind == "plain":
             return self._usual_attention
         self._attention_on_cpu = llm_attention.NAME
-        try:
-            if self._agrees() and self.llm.config._attn_implementation == llm_attention.NAME:
+        name, layers = type(self.llm).__name__, stack_of(self.llm, self.n_layers)
+        if llm_fused.fuse(layers):
+            if self._takes_attention():
                 return llm_attention.NAME
+            llm_fused.restore(layers)
+            log.info("%s: its layers stay transformers' own", name)
+        if self._takes_attention():
+            return llm_attention.NAME
+        log.info("%s: its attention stays transformers' %s", name, self._usual_attention)
+        return self._usual_attention
+
+    def _takes_attention(self) -> bool:
+        """Whether the LLM's attention is the one by matrix products now, and gives the plain states."""
+        try:
+            return self._agrees() and self.llm.config._attn_implementation == llm_attention.NAME
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             log.debug("%s of %s: %s", llm_attention.NAME, type(self.llm).__name__, error)
-        log.info("%s: its attention stays transformers' %s", type(self.llm).__name__, self._usual_attention)
-        return self._usual_attention
+        return False
 
     def _choose(self) -> str:
         """The first way that gives the plain one's states on random tokens."""
