@@ -25,7 +25,8 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import RAW_KEY_ROWS, Config
+from utils.config import RAW_KEY_ROWS, Config, ConfigError
+from utils.config_checks import season_problem
 from utils.log import RunLogFile, setup_logging
 from utils.reporting.preflight import environment, llm_text, opening_lines
 from utils.training import checkpoint as checkpoints
@@ -123,6 +124,8 @@ def _set_up(
     asked, config = config, resolve(config, data)
     data_seconds = time.perf_counter() - began
     model = _model(config, builders, accelerator)
+    if model.reads_whole_season and data.season > config.data.seq_len:
+        raise ConfigError([season_problem(data.season, config.data.seq_len, builders.model_name)])
     llm = asdict(model.llm_identity) | {"prompt": model.prompt_text} if model.llm_identity else {}
     name = asked.run_name(model=builders.model_name, llm_name=llm.get("name", "none"))
     resume = resuming.checkpoint_to_resume(
@@ -165,7 +168,10 @@ def resolve(config: Config, data: DataBundle) -> Config:
         many = (data.source.num_rows if wanted == "all" else int(wanted)) > RAW_KEY_ROWS
         key = "raw" if many else "hybrid"
     return config.replace(
-        season=data.season, enc_in=len(data.columns), freq=data.frequency, retrieval_key=key
+        season=min(data.season, config.data.seq_len),
+        enc_in=len(data.columns),
+        freq=data.frequency,
+        retrieval_key=key,
     )
 
 
