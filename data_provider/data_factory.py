@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_provider import scaling
 from data_provider.dataset import TrainingWindows, WindowDataset
-from data_provider.dates import frequency_alias, irregular_steps
+from data_provider.dates import DateRules, frequency_alias
 from data_provider.download import LocalFile, ensure_data, file_sha256
 from data_provider.m4 import build_m4
 from data_provider.sampler import EpochSampler
@@ -56,8 +56,10 @@ def is_published(config: DataConfig) -> bool:
     return any(file.name == config.file_name for file in files)
 
 
-def load_series(config: DataConfig, file: LocalFile | None) -> Series:
+def load_series(config: DataConfig, file: LocalFile | None, *, flags: bool = True) -> Series:
     """The whole series that a configuration names, in original units; ``file`` from `data_file`.
+
+    ``flags`` is whether ``--freq`` and the flags of dates are about this file, to be named in advice.
 
     Raises:
         ValueError: if the file, or --freq or --target, is at fault.
@@ -73,9 +75,15 @@ def load_series(config: DataConfig, file: LocalFile | None) -> Series:
         file.path,
         features=config.features,
         target=config.target,
-        freq=config.freq or (DATA_SETS[config.data].frequency if published else None),
         fill_missing=config.fill_missing,
         as_published=published,
+        rules=DateRules(
+            freq=config.freq or (DATA_SETS[config.data].frequency if published else None),
+            date_format=config.date_format,
+            time_zone=config.time_zone,
+            round_dates=config.round_dates,
+            flags=flags,
+        ),
     )
 
 
@@ -122,7 +130,7 @@ def build_data(config: Config) -> DataBundle:
         return build_m4(config)
     own = _prepared(data)
     _check_variables(data, read=len(own.series.columns), forecast=own.n_targets)
-    tested = own if data.eval_data is None else _prepared(transfer_config(data))
+    tested = own if data.eval_data is None else _prepared(transfer_config(data), flags=False)
     if tested is not own:
         _check_transfer(config, own, tested)
     train = own.part(own.splits.train, data, channel_sampling=data.channel_sampling)
@@ -145,13 +153,15 @@ def build_data(config: Config) -> DataBundle:
         columns=own.series.columns,
         targets=targets,
         frequency=own.series.frequency,
-        season=min(_season(data, own.series), data.seq_len),
+        season=_season(data, own.series),
         content_hash=own.series.content_hash,
         identity=_identity(own.series, own.splits),
         tested=tested.series.name,
         test_targets=tested.series.columns[-tested.n_targets :],
         windows=(len(train), len(validation), len(test)),
         notes=_notes(data, own) | ({} if tested is own else _transfer_notes(data, own, tested)),
+        date_format=own.series.dates_kept.date_format,
+        time_zone=own.series.dates_kept.time_zone,
     )
 
 
@@ -170,6 +180,9 @@ def transfer_config(data: DataConfig) -> DataConfig:
         data_path=data.eval_data_path,
         percent=100,
         freq=None,
+        date_format=None,
+        time_zone=None,
+        round_dates=False,
         season=None,
         eval_data=None,
         eval_root_path=None,
@@ -177,10 +190,10 @@ def transfer_config(data: DataConfig) -> DataConfig:
     )
 
 
-def _prepared(data: DataConfig) -> Prepared:
+def _prepared(data: DataConfig, *, flags: bool = True) -> Prepared:
     """The series that a configuration names, divided and standardised."""
     file = data_file(data)
-    series = load_series(data, file)
+    series = load_series(data, file, flags=flags)
     splits = split_rows(
         data.data, len(series.values), seq_len=data.seq_len, pred_len=data.pred_len, percent=data.percent
     )
@@ -335,6 +348,14 @@ def _season(data: DataConfig, series: Series) -> int:
     return data.season or season_rows(series.frequency)
 
 
+def long_season(season: int, seq_len: int, frequency: str) -> str:
+    """What a lookback that is shorter than a season leaves out."""
+    return (
+        f"a season of {season} rows ({frequency}) is longer than the lookback of {seq_len}: no seasonal "
+        f"naive forecast; TAPR's level and GRA-M's keys take the lookback's {seq_len} rows for it"
+    )
+
+
 def _notes(data: DataConfig, own: Prepared) -> dict[str, str]:
     """Facts about the data that belong beside every result."""
     notes: dict[str, str] = {}
@@ -345,9 +366,10 @@ def _notes(data: DataConfig, own: Prepared) -> dict[str, str]:
         notes["file_sha256"] = file.sha256
     if data.fill_missing:
         notes["fill_missing"] = f"missing numbers are filled (--fill_missing {data.fill_missing})"
-    gaps = len(irregular_steps(series.dates, series.frequency))
-    if gaps:
-        notes["gaps"] = f"{gaps} steps between rows are not {series.frequency}; rows taken as evenly spaced"
+    notes |= series.notes
+    season = _season(data, series)
+    if season > data.seq_len:
+        notes["season"] = long_season(season, data.seq_len, series.frequency)
     if data.percent < 100:
         notes["percent"] = (
             f"scaler and training use rows 0 to {splits.train.end - 1} (--percent {data.percent})"

@@ -215,7 +215,7 @@ def build_m4(config: Config) -> DataBundle:
         columns=(COLUMN,),
         targets=(COLUMN,),
         frequency=pattern.frequency,
-        season=min(data.season or pattern.season, data.seq_len),
+        season=data.season or pattern.season,
         content_hash=content,
         identity=SeriesIdentity(0, 0, 0),  # a collection: no single series was trained on
         tested=f"{M4} {name}",

@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_provider.dates import check_frequency, date_column, frequency_like, parse_dates, row_text
+from data_provider.dates import (
+    NOTHING_KEPT,
+    DateRules,
+    DatesKept,
+    date_column,
+    read_times,
+    read_times_like,
+    row_text,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +45,7 @@ class Series:
     values: FloatArray
     """[T, N] float64, original units, finite."""
     dates: pd.DatetimeIndex
-    """[T], strictly increasing (but where a published file is used as it is), without a time zone."""
+    """[T], strictly increasing (but where a published file is used as it is), in their time zone if any."""
     columns: tuple[str, ...]
     """[N] names of the variables."""
     frequency: str
@@ -45,7 +53,11 @@ class Series:
     series_id: int
     """63 bits of the sha256 of values and columns; positive."""
     content_hash: str
-    """sha256 of values and dates, hexadecimal."""
+    """sha256 of values and dates, as the wall clock shows them, hexadecimal."""
+    dates_kept: DatesKept = NOTHING_KEPT
+    """How its dates were written."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What to know of how its dates were read, by subject."""
 
     @classmethod
     def from_values(
@@ -56,12 +68,14 @@ class Series:
         dates: pd.DatetimeIndex,
         columns: Sequence[str],
         frequency: str,
+        dates_kept: DatesKept = NOTHING_KEPT,
+        notes: Mapping[str, str] | None = None,
     ) -> Series:
         """A series of ``values`` [T, N] at ``dates`` [T], with its hashes."""
         assert values.shape == (len(dates), len(columns)), (values.shape, len(dates), len(columns))
         values = np.ascontiguousarray(values, dtype=np.float64)
         content = hashlib.sha256(values.astype("<f8", copy=False).data)
-        content.update(dates.as_unit("us").asi8.astype("<i8", copy=False).data)
+        content.update(dates.tz_localize(None).as_unit("us").asi8.astype("<i8", copy=False).data)
         return cls(
             name=name,
             values=values,
@@ -70,6 +84,8 @@ class Series:
             frequency=frequency,
             series_id=identity_of(values, columns),
             content_hash=content.hexdigest(),
+            dates_kept=dates_kept,
+            notes=notes or {},
         )
 
     def select(self, columns: Sequence[str]) -> Series:
@@ -87,6 +103,8 @@ class Series:
             dates=self.dates,
             columns=columns,
             frequency=self.frequency,
+            dates_kept=self.dates_kept,
+            notes=self.notes,
         )
 
 
@@ -105,6 +123,7 @@ def read_csv(
     freq: str | None = None,
     fill_missing: FillMissing | None = None,
     as_published: bool = False,
+    rules: DateRules | None = None,
 ) -> Series:
     """Read a CSV file with a ``date`` column and numeric columns into a `Series`.
 
@@ -119,6 +138,7 @@ def read_csv(
             before. Interpolation looks at rows that come later. A warning counts what was filled.
         as_published: take the rows of a benchmark's file in their order, as every published result
             does; times that repeat or go back are a warning instead of an error.
+        rules: how dates are read, in place of ``freq`` and what is found.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -126,7 +146,9 @@ def read_csv(
     """
     path = Path(path)
     frame = read_table(path)
-    dates = parse_dates(frame["date"], path, only_warn=as_published)
+    times = read_times(
+        date_column(frame, path), path, rules or DateRules(freq=freq), as_published=as_published
+    )
     columns = [str(c) for c in frame.columns if c != "date"]
     if not columns:
         raise ValueError(f"{path}: expected numeric columns beside 'date', found none")
@@ -136,8 +158,15 @@ def read_csv(
     values = np.empty((len(frame), len(columns)))  # [T, N]
     for position, column in enumerate(columns):
         values[:, position] = _numbers(frame[column], path, fill_missing)
-    frequency = check_frequency(dates, freq, path)
-    return Series.from_values(path.stem, values=values, dates=dates, columns=columns, frequency=frequency)
+    return Series.from_values(
+        path.stem,
+        values=values,
+        dates=times.dates,
+        columns=columns,
+        frequency=times.frequency,
+        dates_kept=times.kept,
+        notes=times.notes,
+    )
 
 
 def series_of(
@@ -146,7 +175,8 @@ def series_of(
     where: object,
     columns: Sequence[str],
     frequency: str,
-    freq: str | None = None,
+    rules: DateRules | None = None,
+    kept: DatesKept = NOTHING_KEPT,
     fill_missing: FillMissing | None = None,
 ) -> Series:
     """The series of these columns of a table, in this order, at this frequency.
@@ -158,7 +188,8 @@ def series_of(
         columns: the variables.
         frequency: pandas alias that the dates must follow; months, quarters and years may begin where
             those of the alias end.
-        freq: given, it accepts gaps in the dates, as in `read_csv`.
+        rules: how dates are read, where that is said.
+        kept: how the dates that the model was trained on were written: these are read alike.
         fill_missing: as in `read_csv`.
 
     Raises:
@@ -178,12 +209,21 @@ def series_of(
     extra = [c for c in names if c not in (*columns, "date")]
     if extra:
         logger.warning("%s: columns that are not read: %s", where, _listed(extra))
-    dates = parse_dates(text, where)
-    found = frequency_like(dates, frequency, freq=freq, where=where)
+    times = read_times_like(text, where, rules or DateRules(), expected=frequency, kept=kept)
+    if "dates" in times.notes:
+        logger.info("%s: %s", where, times.notes["dates"])
     own = [frame.iloc[:, names.index(c)].rename(c) for c in columns]
     values = np.stack([_numbers(column, where, fill_missing) for column in own], axis=1)  # [T, N]
     name = where.stem if isinstance(where, Path) else str(where)
-    return Series.from_values(name, values=values, dates=dates, columns=columns, frequency=found)
+    return Series.from_values(
+        name,
+        values=values,
+        dates=times.dates,
+        columns=columns,
+        frequency=times.frequency,
+        dates_kept=times.kept,
+        notes=times.notes,
+    )
 
 
 def require_file(path: Path) -> None:

@@ -20,6 +20,7 @@ import pandas as pd
 from data_provider.dates import frequency_alias
 from data_provider.series import FloatArray, Series
 from data_provider.time_features import season_rows
+from utils.frequency import step_of
 from utils.training.whole_files import whole_file
 
 DATA_SEED = 2021
@@ -211,7 +212,7 @@ def _dates(rows: int, frequency: str) -> pd.DatetimeIndex:
     """The times [T] from the first day on."""
     season_rows(frequency)  # refuses a frequency that is in no table
     try:
-        dates = pd.date_range(_FIRST_DAY, periods=rows, freq=frequency)
+        dates = pd.date_range(_FIRST_DAY, periods=rows, freq=step_of(frequency))
     except (pd.errors.OutOfBoundsDatetime, OverflowError):
         raise ValueError(
             f"expected fewer rows of frequency {frequency}, found {rows}: they end beyond any calendar"

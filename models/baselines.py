@@ -164,7 +164,8 @@ def begin_at_ridge(path: LinearPath, training: WindowSource, validation: Dataset
 def evaluate_baselines(bundle: DataBundle) -> dict[str, Scores]:
     """Test errors of ``persistence``, ``seasonal_naive`` and ``ridge``, over every test window.
 
-    Ridge is fitted on all training windows; its penalty is chosen on ``bundle.validation``.
+    There is no ``seasonal_naive`` where a season is longer than the lookback; that is said. Ridge is
+    fitted on all training windows; its penalty is chosen on ``bundle.validation``.
     """
     horizon = bundle.test[0].y.shape[0]
     ridge = fit_ridge(bundle.source, bundle.validation)
@@ -173,6 +174,10 @@ def evaluate_baselines(bundle: DataBundle) -> dict[str, Scores]:
         "seasonal_naive": lambda x: seasonal_naive(x, horizon, bundle.season),
         "ridge": ridge.predict,
     }
+    lookback = bundle.test[0].x.shape[0]
+    if bundle.season > lookback:
+        log.warning("no seasonal naive: a season of %d rows, a lookback of %d", bundle.season, lookback)
+        del forecasters["seasonal_naive"]
     return {name: evaluate(forecaster, bundle.test) for name, forecaster in forecasters.items()}
 
 

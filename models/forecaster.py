@@ -33,6 +33,8 @@ class Forecaster(nn.Module):
     """Whether an optimizer trains it; otherwise `fit_closed_form` does, or there is nothing to fit."""
     reads_time_marks = False
     """Whether a forecast needs the time marks, and the decoder start of ``--label_len``."""
+    reads_whole_season = False
+    """Whether a forecast needs a whole season in its lookback."""
     prompt_text = ""
     """What every prompt begins with, where there is an LLM: a checkpoint goes on with the same."""
     own_settings: frozenset[str] = frozenset()

@@ -70,7 +70,13 @@ def _forecast(forecaster: Forecaster, args: argparse.Namespace) -> pd.DataFrame:
     how = {
         "levels": levels,
         "recalibrate": args.recalibrate,
-        "reading": Reading(freq=args.freq, fill_missing=args.fill_missing),
+        "reading": Reading(
+            freq=args.freq,
+            fill_missing=args.fill_missing,
+            date_format=args.date_format,
+            time_zone=args.time_zone,
+            round_dates=args.round_dates,
+        ),
     }
     if args.backtest is None:
         return forecaster.predict(args.input, **how)
@@ -137,6 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--fill_missing", choices=("interpolate", "ffill"), help="as in training (default: what the run had)")
     add("--freq", help="frequency of the rows, where the dates have gaps that shall be accepted")
+    add("--date_format", help="how dates are written, where not as in training: strptime's, or ISO8601")
+    add("--time_zone", help="zone of the dates, such as Europe/Berlin (default: the file's, the run's)")
+    add("--round_dates", action="store_true", help="round times that jitter around regular ones")
     add("--llm_model_path", help="where the run's LLM lies now, if it moved; its content is checked")
     add("--batch_size", type=int, help="windows per pass (default: the run's)")
     add("--cpu", action="store_true", help="do not use a GPU")

@@ -70,7 +70,16 @@ class DataConfig:
     enc_in: int | None = setting(None, "expected number of variables read (default: the file's)")
     dec_in: int | None = setting(None, "as --enc_in, for the decoder (checked only)")
     c_out: int | None = setting(None, "expected number of variables forecast (checked only)")
-    freq: str | None = setting(None, "frequency of the rows, a pandas alias (default: inferred)")
+    freq: str | None = setting(
+        None, "frequency of the rows, a pandas alias or MS-15 for each 15th; accepts gaps (default: inferred)"
+    )
+    date_format: str | None = setting(
+        None, "how dates are written: strptime's format (1949%y: from 1949 on), or ISO8601 (default: found)"
+    )
+    time_zone: str | None = setting(
+        None, "zone of the dates, such as Europe/Berlin; offsets are brought into it (default: the file's)"
+    )
+    round_dates: bool = setting(False, "round times that jitter around regular ones")
     seasonal_patterns: Literal["Yearly", "Quarterly", "Monthly", "Weekly", "Daily", "Hourly"] = setting(
         "Monthly", "group of M4's series"
     )
@@ -352,6 +361,9 @@ MAY_CHANGE_ON_RESUME = (
         "init_from",
         "max_channels_per_step",  # the same sums, other dropout
         "prompt_file",  # known by its content, which the checkpoint holds
+        "date_format",  # what they make of the dates is part of the data's content
+        "time_zone",
+        "round_dates",
     }
 )
 """Settings in which a run and the checkpoint it goes on from may differ."""

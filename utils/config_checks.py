@@ -174,6 +174,14 @@ def _sharding(s: SimpleNamespace) -> Iterator[str]:
             yield f"{reason}; drop it, or --shard_llm"
 
 
+def season_problem(season: int, seq_len: int, model: str) -> str:
+    """The message for a forecast that repeats a season longer than what it looks back on."""
+    return (
+        f"--model {model}: expected a lookback of a whole season, {season} rows or more, found --seq_len "
+        f"{seq_len}; use --seq_len {season}, or name a shorter season, such as --season {seq_len}"
+    )
+
+
 def spaced(value: Any) -> str:
     """The items of a setting of several values, as they stand behind its flag."""
     return " ".join(map(str, value))

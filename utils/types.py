@@ -230,7 +230,7 @@ class DataBundle:
     frequency: str
     """pandas offset alias, e.g. h."""
     season: int
-    """Rows of one season (24 for hourly data), cut to the lookback."""
+    """Rows of one season (24 for hourly data); it may be longer than the lookback."""
     content_hash: str
     """sha256 of the values and dates used."""
     identity: SeriesIdentity
@@ -242,3 +242,7 @@ class DataBundle:
     """Training samples, validation and test windows of the series itself: how it is divided."""
     notes: Mapping[str, str]
     """Facts to record with the run, e.g. that the validation is strided."""
+    date_format: str | None = None
+    """How the dates were written: strptime's format or ISO8601; None where they did not come as text."""
+    time_zone: str | None = None
+    """Of the dates; None where they have none."""

@@ -155,7 +155,7 @@ class Forecaster(TrainedModel):
         first = len(series.values) - self.seq_len
         found, half = self.judged(series, first=first, count=1, levels=levels, recalibrate=recalibrate)
         return tables.table(
-            {"date": self.times(series, found.start)[0]},
+            {"date": self.dates(series, found.start)},
             self.targets,
             found.prediction[0],
             half_widths={level: width[0] for level, width in half.items()},
@@ -189,11 +189,11 @@ class Forecaster(TrainedModel):
         self._say_trained(series, first=first, count=windows)
         found, half = self.judged(series, first=first, count=windows, levels=levels, recalibrate=recalibrate)
         rows = (windows * self.pred_len, len(self.targets))
-        origin = series.dates.to_numpy()[found.start + self.seq_len - 1]
+        origin = series.dates[found.start + self.seq_len - 1]
         frame = tables.table(
             {
-                "origin": np.repeat(origin, self.pred_len),
-                "date": self.times(series, found.start).reshape(-1),
+                "origin": origin.repeat(self.pred_len),
+                "date": self.dates(series, found.start),
             },
             self.targets,
             found.prediction.reshape(rows),

@@ -13,7 +13,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Times = NDArray[np.datetime64]
 ALL = "all"
 """The row of a backtest's scores over all variables."""
 
@@ -36,7 +35,7 @@ def percent(level: float) -> str:
 
 
 def table(
-    leading: Mapping[str, Times],
+    leading: Mapping[str, pd.DatetimeIndex],
     targets: Sequence[str],
     prediction: Array,
     *,
@@ -55,7 +54,7 @@ def table(
     Raises:
         ValueError: two columns would have the same name, because variables are called like others' bounds.
     """
-    columns: list[tuple[str, Times | Array]] = list(leading.items())
+    columns: list[tuple[str, pd.DatetimeIndex | Array]] = list(leading.items())
     for place, name in enumerate(targets):
         own = prediction[:, place]
         columns.append((name, own))

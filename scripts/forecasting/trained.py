@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from data_provider import scaling
 from data_provider.data_factory import build_data, data_file, load_series
 from data_provider.dataset import WindowDataset
-from data_provider.dates import dates_after
+from data_provider.dates import DateRules, DatesKept, dates_after
 from data_provider.open_windows import open_windows, same_series
 from data_provider.series import FillMissing, Series, read_table, series_of
 from models import forecaster as models
@@ -65,6 +65,12 @@ class Reading:
 
     freq: str | None = None
     """Given, it accepts gaps in the dates."""
+    date_format: str | None = None
+    """How the table's dates are written, where not as those that the model was trained on."""
+    time_zone: str | None = None
+    """Into which the dates are brought, or which those without have."""
+    round_dates: bool = False
+    """Whether times that jitter are rounded (where the run did so, they are anyway)."""
     fill_missing: FillMissing | None = None
 
 
@@ -94,6 +100,8 @@ class TrainedModel:
         )
         """Windows per pass."""
         self.frequency: str = data["frequency"]
+        self.dates_kept = DatesKept(data.get("date_format"), data.get("time_zone"))
+        """How the dates were written that it was trained on; nothing in checkpoints of old."""
         self.standardisation = Standardisation(data["mean"], data["std"])
         """Of each of `columns`."""
         names = SeriesIdentity._fields
@@ -135,7 +143,13 @@ class TrainedModel:
             where="the table" if isinstance(table, pd.DataFrame) else Path(table),
             columns=self.columns,
             frequency=self.frequency,
-            freq=how.freq,
+            rules=DateRules(
+                freq=how.freq,
+                date_format=how.date_format,
+                time_zone=how.time_zone,
+                round_dates=how.round_dates or self.config.data.round_dates,
+            ),
+            kept=self.dates_kept,
             fill_missing=how.fill_missing or self.config.data.fill_missing,
         )
 
@@ -238,7 +252,11 @@ class TrainedModel:
         return Forecasts(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def times(self, series: Series, start: NDArray[np.int64]) -> NDArray[np.datetime64]:
-        """Times [W, H] of the forecasts of windows that begin at the rows ``start`` [W]."""
+        """Times [W, H] of the forecasts of windows from the rows ``start`` [W] on, by the wall clock."""
+        return self.dates(series, start).tz_localize(None).to_numpy().reshape(len(start), self.pred_len)
+
+    def dates(self, series: Series, start: NDArray[np.int64]) -> pd.DatetimeIndex:
+        """The same times [W * H], in the series' zone."""
         dates = series.dates.append(dates_after(series.dates[-1], series.frequency, self.pred_len))
         rows = start[:, None] + self.seq_len + np.arange(self.pred_len)  # [W, H]
-        return dates.to_numpy()[rows]
+        return dates[rows.reshape(-1)]

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import pandas as pd
-
+from data_provider.dates import time_like
 from data_provider.series import Series
 from scripts.forecasting import Forecaster
 from utils.config import TrainingConfig
@@ -110,12 +109,12 @@ def _row_of_time(series: Series, window: str, lookback: int) -> int:
     dates = series.dates
     example = f"a time from {dates[lookback]} to {dates[-1]}, in steps of {series.frequency}"
     try:
-        time = pd.Timestamp(window)
+        time = time_like(window, series.dates_kept, dates.tz)
     except ValueError:
         raise ValueError(
             f"--window: expected {example}, or the number of a test window, found {window!r}"
         ) from None
-    found = dates.get_indexer([time])[0] if time.tzinfo is None else -1
+    found = dates.get_indexer([time])[0]
     if found < lookback:
         raise ValueError(f"--window: expected {example} (the first step that is forecast), found {window}")
     return int(found) - lookback

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,16 @@ def test_the_naive_forecast_repeats_the_last_season(evidence, run):
     repeated = values[32 - season : 32][:8]
     wanted = (repeated - values[32:]) / evidence.deviation
     assert np.allclose(evidence.naive_error[0], wanted, atol=1e-4)
+
+
+def test_without_a_whole_season_no_last_one_is_drawn_and_that_is_said(evidence, tmp_path, monkeypatch):
+    """A season that the lookback cuts short was drawn as "last season repeated"."""
+    said: list[str] = []
+    monkeypatch.setattr(style.Figure, "suptitle", lambda self, text, **_: said.append(text))
+    short = replace(evidence, season=None)
+    assert short.naive_error is None
+    assert imread(run_plots.plot_errors(short, tmp_path / "errors.png")).std() > 0.05
+    assert said[0].endswith(style.NO_SEASON)
 
 
 def test_times_on_the_axis_are_those_of_the_file(evidence, run):

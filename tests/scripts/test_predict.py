@@ -218,13 +218,11 @@ def test_a_file_a_frame_and_a_frame_with_dates_as_its_index_are_the_same(runs, c
     forecaster = load(runs())
     frame = pd.read_csv(csv)
     parsed = frame.assign(date=pd.to_datetime(frame["date"]))
-    zoned = frame.assign(date=parsed["date"].dt.tz_localize("UTC"))
     wanted = forecaster.predict(csv)
     for table in (
         str(csv),
         frame,
         parsed,
-        zoned,
         parsed.set_index("date"),
         parsed.set_index("date").rename_axis(None),
     ):
@@ -709,3 +707,75 @@ def test_a_variable_called_like_a_bound_is_refused(runs, tmp_path):
     assert len(forecaster.predict(frame)) == HORIZON
     with pytest.raises(ValueError, match="leave OT_lo_80 to the forecast's own columns"):
         forecaster.predict(frame, levels=(0.8,))
+
+
+# Dates: written, in zones, with holidays
+
+
+def trained_on(frame: pd.DataFrame, runs: Runs, folder: Path, **changes: Any) -> Forecaster:
+    """A run on this table that only repeats its last row."""
+    frame.to_csv(folder / "mine.csv", index=False)
+    return load(runs("Persistence", root_path=str(folder), model_comment=folder.name, **changes))
+
+
+def dated(frame: pd.DataFrame, dates: Any) -> pd.DataFrame:
+    return frame.iloc[: len(dates)].assign(date=dates)
+
+
+def test_a_new_file_is_read_in_the_format_of_the_training_file(runs, tmp_path):
+    """Trained day first, predicted month first: 6 February was forecast as 3 May, status 0."""
+    uk = "%d/%m/%Y %H:%M"
+    known = pd.date_range("2020-01-20", periods=ROWS, freq="h")
+    forecaster = trained_on(dated(frame_of(), known.strftime(uk)), runs, tmp_path)
+    assert forecaster.facts["data"]["date_format"] == uk
+    assert "read as %d/%m/%Y" in (forecaster.path.parent / "results.json").read_text()
+    day = dated(frame_of(), pd.date_range("2020-02-05", periods=48, freq="h").strftime(uk))
+    assert forecaster.predict(day)["date"][0] == pd.Timestamp("2020-02-07")
+    day.to_csv(tmp_path / "day.csv", index=False)
+    words = ["--checkpoint", str(forecaster.path), "--input", str(tmp_path / "day.csv"), "--cpu"]
+    words += ["--output", str(tmp_path / "out.csv")]
+    assert predict.main(words) == 0
+    assert pd.read_csv(tmp_path / "out.csv")["date"][0] == "2020-02-07 00:00:00"
+    iso = dated(frame_of(), pd.date_range("2020-02-05", periods=48, freq="h").astype(str))
+    with pytest.raises(ValueError, match="data row 1: .*--date_format 'ISO8601'"):
+        forecaster.predict(iso)
+    reading = predict.Reading(date_format="ISO8601")
+    pd.testing.assert_frame_equal(forecaster.predict(iso, reading=reading), forecaster.predict(day))
+
+
+def test_a_run_on_business_days_forecasts_no_weekend_and_accepts_the_holidays_it_is_told_of(runs, tmp_path):
+    """A run trained with B was told by predict that its rows were D."""
+    days = pd.bdate_range("2019-01-01", periods=ROWS + 10).delete(range(9, ROWS, 31))[:ROWS]
+    forecaster = trained_on(dated(frame_of(), days.astype(str)), runs, tmp_path, freq="B")
+    assert (forecaster.frequency, forecaster.config.data.season) == ("B", 5)
+    with pytest.raises(ValueError, match="accept them with --freq B"):
+        forecaster.predict(tmp_path / "mine.csv")
+    ahead = forecaster.predict(tmp_path / "mine.csv", reading=predict.Reading(freq="B"))["date"]
+    assert ahead.tolist() == pd.bdate_range(days[-1], periods=HORIZON + 1)[1:].tolist()
+
+
+def test_a_zone_comes_back_with_the_forecast_and_stays_with_the_run(runs, tmp_path):
+    """Zones were dropped, and a clock change was "keep one row per time"."""
+    berlin = pd.date_range("2020-10-14", periods=ROWS + HORIZON, freq="h", tz="Europe/Berlin")
+    known, ahead = berlin[:ROWS], berlin[ROWS:]
+    table = dated(frame_of(), known)
+    plain = load(runs("Persistence"))  # of a file without zones
+    assert plain.predict(table)["date"].tolist() == ahead.tolist()
+    tested = plain.backtest(table, 3).frame
+    assert str(tested["origin"].dt.tz) == str(tested["date"].dt.tz) == "Europe/Berlin"
+    with pytest.raises(run_main.USER_ERRORS, match=r"found \+02:00 and \+01:00; name their zone"):
+        trained_on(table, runs, tmp_path)
+    zoned = trained_on(table, runs, tmp_path, time_zone="Europe/Berlin")
+    for same in (table, table.assign(date=known.tz_convert("UTC")), table.assign(date=known.astype(str))):
+        assert zoned.predict(same)["date"].tolist() == ahead.tolist()
+    written = zoned.predict(tmp_path / "mine.csv")["date"]
+    assert written.tolist() == ahead.tolist() and str(written.dt.tz) == "Europe/Berlin"
+
+
+def test_a_run_that_rounded_its_times_rounds_new_ones(runs, tmp_path):
+    whole = pd.date_range("2020-01-01", periods=ROWS + HORIZON, freq="h")
+    late = pd.to_timedelta(np.random.default_rng(0).integers(0, 20, ROWS), unit="s")
+    forecaster = trained_on(
+        dated(frame_of(), (whole[:ROWS] + late).astype(str)), runs, tmp_path, round_dates=True
+    )
+    assert forecaster.predict(tmp_path / "mine.csv")["date"].tolist() == whole[ROWS:].tolist()

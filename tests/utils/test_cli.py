@@ -14,7 +14,8 @@ from utils.paths import PRESETS
 
 FLAGS = """
 --align_epochs --auto_batch_size --aux_warmup_steps --batch_size --build_memory --c_out --channel_sampling
---checkpoints --compile --cpu --d_ff --d_layers --d_model --d_repr --data --data_path --debug_shapes
+--checkpoints --compile --cpu --d_ff --d_layers --d_model --d_repr --data --data_path --date_format
+--debug_shapes
 --dec_in --decomposition --des --deterministic --devices --distil --dropout --dump_prompt --e_layers
 --embed --enc_in --eval_batch_size --eval_data --eval_data_path --eval_root_path --eval_steps
 --eval_stride --eval_test_each_epoch --factor --fc_dropout --features --fill_missing --freq --gpu
@@ -28,16 +29,19 @@ FLAGS = """
 --memory_size
 --mixed_precision --model --model_comment --model_id --moving_avg --n_heads --n_scales
 --no-auto_batch_size --no-build_memory --no-compile --no-cpu --no-debug_shapes --no-deterministic
---no-dump_prompt --no-eval_test_each_epoch --no-gradient_checkpointing --no-load_in_4bit --no-shard_llm
+--no-dump_prompt --no-eval_test_each_epoch --no-gradient_checkpointing --no-load_in_4bit --no-round_dates
+--no-shard_llm
 --no-shard_memory --no-trust_remote_code --no-use_gram --no-use_tapr --no-use_time_marks --num_tokens
 --num_workers
 --optimizer --output_attention --padding_patch --patch_len --patience --pct_start --peft --percent --pred_len
 --preset --prompt_digits --prompt_domain --prompt_file --report_to --resume_counter
 --resume_from_checkpoint --retrieval_control --retrieval_fusion --retrieval_key --retrieval_scope --revin
---root_path --save_steps --save_total_limit --season --seasonal_patterns --seed --seq_len --shard_llm
+--root_path --round_dates --save_steps --save_total_limit --season --seasonal_patterns --seed --seq_len
+--shard_llm
 --shard_memory
 --source_tokens
---stride --target --task_name --temperature --token_order --top_k --top_p --train_epochs --trend_fusion
+--stride --target --task_name --temperature --time_zone --token_order --top_k --top_p --train_epochs
+--trend_fusion
 --trend_label --trust_remote_code --use_amp --use_gpu --use_gram --use_multi_gpu --use_tapr
 --use_time_marks --warmup_steps --weight_decay -h
 """.split()

@@ -31,7 +31,8 @@ class Evidence:
     """Of the data."""
     targets: Sequence[str]
     frequency: str
-    season: int
+    season: int | None
+    """Rows of one season; None where it is longer than the lookback."""
     test_windows: int
     """How many the whole test has."""
     start: NDArray[np.int64]
@@ -58,8 +59,10 @@ class Evidence:
         return found
 
     @property
-    def naive_error(self) -> Values:
-        """As `error`, of the last season repeated."""
+    def naive_error(self) -> Values | None:
+        """As `error`, of the last season repeated; None where the lookback has no whole one."""
+        if self.season is None:
+            return None
         horizon = self.truth.shape[1]
         repeated = self.lookback[:, -self.season :][:, np.arange(horizon) % self.season]
         found: Values = (repeated - self.truth) / self.deviation
@@ -211,29 +214,31 @@ def plot_errors(evidence: Evidence, out: Path) -> Path:
     figure = style.new_figure(12.4, 7.4)
     by_step, by_variable, both, by_time = figure.subplots(2, 2).ravel()
     error, naive = evidence.error, evidence.naive_error
+    shown = _compared(error, naive)
     ahead = np.arange(1, error.shape[1] + 1)
     label = step_label(evidence.frequency)
     for metric, line in (("MSE", "-"), ("MAE", "--")):
-        for values, colour, who in ((error, style.FORECAST, "model"), (naive, style.NAIVE, "last season")):
+        for values, colour, who in shown:
             by_step.plot(ahead, _mean(values, metric, (0, 2)), line, color=colour, label=f"{metric}, {who}")
     style.label(by_step, title="error by horizon step", x=label, y=f"error ({STANDARDISED})")
     by_step.set_ylim(bottom=0)
     style.legend_under(by_step, columns=4)
-    _bars_by_variable(by_variable, evidence, error, naive)
+    _bars_by_variable(by_variable, evidence, shown)
     image = both.imshow(_mean(error, "MAE", (0,)).T, aspect="auto", cmap="viridis", interpolation="nearest",
                         extent=(0.5, len(ahead) + 0.5, len(evidence.targets) - 0.5, -0.5))  # fmt: skip
     both.set_yticks(range(len(evidence.targets)), evidence.targets)
     style.label(both, title="MAE by step and variable", x=label)
     figure.colorbar(image, ax=both, label=f"MAE ({STANDARDISED})")
-    by_time.plot(evidence.times[:, 0], _mean(error, "MAE", (1, 2)), color=style.FORECAST, label="model")
-    by_time.plot(evidence.times[:, 0], _mean(naive, "MAE", (1, 2)), color=style.NAIVE, label="last season")
+    for values, colour, who in shown:
+        by_time.plot(evidence.times[:, 0], _mean(values, "MAE", (1, 2)), color=colour, label=who)
     style.label(by_time, title="MAE of each window", x="start of the forecast", y=f"MAE ({STANDARDISED})")
     by_time.set_ylim(bottom=0)
     by_time.legend(fontsize=style.TICK)
     style.time_axis(by_time)
     mse, mae = _mean(error, "MSE", None), _mean(error, "MAE", None)
     figure.suptitle(
-        f"{evidence.name}: errors over {evidence.scope}; MSE {mse:.3f}, MAE {mae:.3f}",
+        f"{evidence.name}: errors over {evidence.scope}; MSE {mse:.3f}, MAE {mae:.3f}"
+        + ("" if naive is not None else f"; {style.NO_SEASON}"),
         fontsize=style.TITLE + 1,
     )
     return style.save(figure, out)
@@ -243,11 +248,15 @@ def _mean(error: Values, metric: str, axes: tuple[int, ...] | None) -> Any:
     return np.mean(error**2 if metric == "MSE" else np.abs(error), axis=axes)
 
 
-def _bars_by_variable(axis: Axes, evidence: Evidence, error: Values, naive: Values) -> None:
+def _compared(error: Values, naive: Values | None) -> list[tuple[Values, str, str]]:
+    """What is drawn beside each other: errors, colour, name."""
+    found = [(error, style.FORECAST, "model")]
+    return found if naive is None else [*found, (naive, style.NAIVE, "last season")]
+
+
+def _bars_by_variable(axis: Axes, evidence: Evidence, shown: Sequence[tuple[Values, str, str]]) -> None:
     places = np.arange(len(evidence.targets))
-    for offset, (values, colour, who) in zip(
-        (-0.2, 0.2), ((error, style.FORECAST, "model"), (naive, style.NAIVE, "last season")), strict=True
-    ):
+    for offset, (values, colour, who) in zip((-0.2, 0.2), shown, strict=False):
         bars = axis.bar(places + offset, _mean(values, "MSE", (0, 1)), 0.38, color=colour, label=who)
         if len(places) <= 8:
             axis.bar_label(bars, fmt="%.2f", fontsize=style.TICK - 1)

@@ -15,6 +15,7 @@ from utils.training.whole_files import whole_file
 
 LOOKBACK, TRUTH, FORECAST, NAIVE = "black", "tab:blue", "tab:red", "0.6"
 NEIGHBOURS = ("tab:green", "tab:olive", "tab:cyan", "tab:purple", "tab:brown")
+NO_SEASON = "no last season: it is longer than the lookback"
 DPI = 110
 COLOURS = 128
 """Of the palette: a third of the bytes of true colour, with no difference to be seen."""

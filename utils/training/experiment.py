@@ -27,7 +27,8 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import RAW_KEY_ROWS, Config
+from utils.config import RAW_KEY_ROWS, Config, ConfigError
+from utils.config_checks import season_problem
 from utils.evaluation_batch import windows_per_pass
 from utils.log import RunLogFile, setup_logging
 from utils.reporting.preflight import environment, llm_text, opening_lines
@@ -138,6 +139,8 @@ def _set_up(
     closing.enter_context(matmul_precision(config.training.matmul_precision, accelerator.device))
     data_seconds = time.perf_counter() - began
     model = _model(config, builders, accelerator)
+    if model.reads_whole_season and data.season > config.data.seq_len:
+        raise ConfigError([season_problem(data.season, config.data.seq_len, builders.model_name)])
     llm = asdict(model.llm_identity) | {"prompt": model.prompt_text} if model.llm_identity else {}
     if resume is None and config.run.resume_from_checkpoint == "auto" and config.run.is_training:
         resume = resuming.renamed_checkpoint(
@@ -182,7 +185,10 @@ def resolve(config: Config, data: DataBundle) -> Config:
         many = (data.source.num_rows if wanted == "all" else int(wanted)) > RAW_KEY_ROWS
         key = "raw" if many else "hybrid"
     return config.replace(
-        season=data.season, enc_in=len(data.columns), freq=data.frequency, retrieval_key=key
+        season=min(data.season, config.data.seq_len),
+        enc_in=len(data.columns),
+        freq=data.frequency,
+        retrieval_key=key,
     )
 
 

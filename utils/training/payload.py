@@ -59,6 +59,8 @@ def gather(this: RunContext, trainer: Trainer) -> dict[str, Any]:
             **data_identity(this.data),
             "columns": list(this.data.columns),
             "frequency": this.data.frequency,
+            "date_format": this.data.date_format,
+            "time_zone": this.data.time_zone,
             "mean": this.data.standardisation.mean,
             "std": this.data.standardisation.std,
             **this.data.identity._asdict(),
