@@ -18,6 +18,7 @@ from scripts.benching.cases import ALL, AUTO_CASE, DEFAULT, PLAIN, PRESET, Case,
 from scripts.benching.client import workers
 from utils.cli import parse_config
 from utils.config import Config
+from utils.training.precision import FP32_GRADE
 from utils.training.precision_choice import HOPELESS
 
 log = getLogger(__name__)
@@ -114,7 +115,8 @@ def measure_kinds(
 def _of_kind(scenario: Scenario, effort: measure.Effort) -> dict[str, Any]:
     """A scenario's training steps, without candidates that are hopeless there."""
     gflops = _timed(scenario, effort) if any(c.name == AUTO_CASE for c in scenario.cases) else {}
-    best = max((min(speeds.values()) for speeds in gflops.values()), default=0.0)
+    plain = (min(speeds.values()) for way, speeds in gflops.items() if way.startswith("float32"))
+    best = max(plain, default=0.0)
     hopeless = {
         case
         for case, way in CANDIDATES.items()
@@ -198,7 +200,7 @@ def kinds_table(kinds: Mapping[str, Any]) -> str:
         cells = [_cell(kinds.get(name), title, case) for name in names]
         lines.append(f"| {title}: {case} | " + " | ".join(cells) + " |")
     lines += ["", "Ratios to the plain path of the same kind, whose seconds stand in its row; `*` marks what "
-              "`--mixed_precision auto` took. A candidate that the timing at the start finds hopeless is not "
+              "`--mixed_precision auto` took. A candidate with less than half of float32's speed is not "
               f"run; {NOT_RUN}: no such machine was at hand."]  # fmt: skip
     for name in (name for name in names if name in kinds):
         column = kinds[name]
@@ -224,6 +226,8 @@ def _cell(column: Mapping[str, Any] | None, title: str, case: str) -> str:
     if case == PLAIN:
         return f"{found['seconds']['median']:.3g} s"
     mark = " *" if _is_taken(scenario["auto"], case) else ""
+    if case == "matmul medium" and (scenario["auto"].get("error_of_medium") or 0.0) > FP32_GRADE:
+        mark = " (less exact than float32: refused)"
     return f"{found['ratio']['median']:.2f} [{found['ratio']['q1']:.2f}, {found['ratio']['q3']:.2f}]{mark}"
 
 
