@@ -114,7 +114,8 @@ def measure_kinds(
 
 def _of_kind(scenario: Scenario, effort: measure.Effort) -> dict[str, Any]:
     """A scenario's training steps, without candidates that are hopeless there."""
-    gflops = _timed(scenario, effort) if any(c.name == AUTO_CASE for c in scenario.cases) else {}
+    alone = _timed(scenario, effort) if any(c.name == AUTO_CASE for c in scenario.cases) else {}
+    gflops: dict[str, dict[str, float]] = alone.get("gflops", {})
     plain = (min(speeds.values()) for way, speeds in gflops.items() if way.startswith("float32"))
     best = max(plain, default=0.0)
     hopeless = {
@@ -125,8 +126,9 @@ def _of_kind(scenario: Scenario, effort: measure.Effort) -> dict[str, Any]:
     chosen = [case.name for case in scenario.cases if case.name not in hopeless]
     cases = measure.measure_scenario(replace(scenario.only(*chosen), evaluates=False), effort)["cases"]
     steps = _steps(cases)
-    took = cases.get(AUTO_CASE, {}).get("facts", {}).get("precision_choice", {})
-    return {"title": scenario.title, "train": steps, "auto": took, "hopeless": sorted(hopeless)}
+    if AUTO_CASE in cases:  # the figures are those of a quiet start, the choice that of the case measured
+        alone["took"] = cases[AUTO_CASE]["facts"]["precision_choice"].get("took")
+    return {"title": scenario.title, "train": steps, "auto": alone, "hopeless": sorted(hopeless)}
 
 
 def _steps(cases: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,14 +140,13 @@ def _made_by(environment: Mapping[str, str]) -> str:
     return " ".join(f"{name}={value}" for name, value in environment.items())
 
 
-def _timed(scenario: Scenario, effort: measure.Effort) -> dict[str, dict[str, float]]:
-    """The speeds by which auto chooses, GFLOP/s by candidate and kind of pass."""
+def _timed(scenario: Scenario, effort: measure.Effort) -> dict[str, Any]:
+    """What auto finds at the start of a process that has the machine to itself."""
     auto = next(case for case in scenario.cases if case.name == AUTO_CASE)
     request = measure.request_of(scenario, auto) | {"environment": effort.environment}
     with workers({auto.name: request}) as started:
         choice: dict[str, Any] = started[auto.name].ask("facts")["precision_choice"]
-    gflops: dict[str, dict[str, float]] = choice.get("gflops", {})
-    return gflops
+    return choice
 
 
 def of_earlier(results: Mapping[str, Any]) -> dict[str, Any]:

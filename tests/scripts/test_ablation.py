@@ -214,7 +214,12 @@ def test_a_study_computes_in_one_precision_which_its_cells_are_known_by(write, t
         write(flags="--mixed_precision auto", configurations="half = { flags = '--mixed_precision bf16' }")
     )
     timed: list[str] = []
-    monkeypatch.setattr(precision, "_timed", lambda cell: timed.append(cell.title) or "no")
+
+    def fast_here(cell: Cell) -> str:
+        timed.append(cell.title)
+        return "no"
+
+    monkeypatch.setattr(precision, "_timed", fast_here)
     assert precision.precision_of(study, tmp_path) == "no" and len(timed) == 1
     asked, found = (cells_of(study, chosen) for chosen in (None, "bf16"))
     assert {cell.config.training.mixed_precision for _, cell in found} == {"bf16"}
