@@ -29,6 +29,9 @@ HOPELESS = 2.0
 """A candidate is timed no further once another is so many times faster."""
 LIMIT = 0.75
 """Seconds that all products may take; drawing what they multiply comes on top, within a second in all."""
+MOST_CALLS, FIRST_CALLS, CALLS = 4, 0.06, 0.01
+"""Most calls of a candidate in a round, and seconds after which it has no further one, in the first round
+and in others."""
 MOST_WIDTH = 2048
 """Wider products are cut to it."""
 ROWS = {"cpu": (64, 256, 1024, 1024), "cuda": (1024, 4096, 16384, 16384)}
@@ -198,7 +201,7 @@ def timed(ways: Sequence[Way], slices: Sequence[Slice], timer: Timer, *, rows: S
     kept_rows = 0
     for turn, most in enumerate(rows):
         cut = [_cut(s, most, first=turn == 0) for s in slices]
-        fresh = {way: _one_round(way, cut, timer, found, before, twice=turn == 0) for way in left}
+        fresh = {way: _one_round(way, cut, timer, found, before, first=turn == 0) for way in left}
         whole = {way: speeds for way, speeds in fresh.items() if len(speeds) == len(slices)}
         if len(whole) < len(left):
             if turn == 0:  # not even once: those that were are known
@@ -216,17 +219,25 @@ def timed(ways: Sequence[Way], slices: Sequence[Slice], timer: Timer, *, rows: S
 
 
 def _one_round(
-    way: Way, slices: Sequence[Slice], timer: Timer, found: Timings, before: dict[Way, float], *, twice: bool
+    way: Way, slices: Sequence[Slice], timer: Timer, found: Timings, before: dict[Way, float], *, first: bool
 ) -> dict[str, float]:
-    """Speeds by kind; fewer kinds where the time is up. In the first round the first call warms up."""
+    """Speeds by kind, of the fastest call each; none where the time is up.
+
+    What is soon done is called several times: a call that the system interrupted is no candidate's fault.
+    In the first round the first call warms up.
+    """
     speeds: dict[str, float] = {}
     for part in slices:
-        for _ in range(2 if twice else 1):
+        fewest, taken = 2 if first else 1, 0.0
+        for call in range(MOST_CALLS):
+            if call >= fewest and taken > (FIRST_CALLS if first else CALLS):
+                break
             expected = before.get(way, max(before.values(), default=0.0)) * part.operations
             if found.seconds + expected > LIMIT:
                 return {}
             seconds = timer(way, part)
             found.seconds += seconds
+            taken += seconds
             before[way] = seconds / part.operations
             speeds[part.kind] = max(speeds.get(part.kind, 0.0), part.operations / seconds)
     return speeds

@@ -101,10 +101,24 @@ def test_a_candidate_that_is_hopeless_is_timed_once_with_little():
     """bf16 on a laptop takes 21 s a step: it must not be timed at full size."""
     found, clock = settled(flat(150e9, 140e9, 5e9))
     halves = [part for way, part in clock.calls if way.mixed == "bf16"]
-    assert {part.rows for part in halves} == {ROWS["cpu"][0]} and len(halves) == 4
+    assert {part.rows for part in halves} == {ROWS["cpu"][0]} and len(halves) <= 6
     assert found.mixed_precision == "no" and "bf16 5 / 5" in found.lines[0]
     assert "float32 highest 150 / 150" in found.lines[0]
     assert HOPELESS == 2
+
+
+def test_interrupted_calls_are_no_candidate_s_fault():
+    """On a busy machine the core was taken away in a call of 0.3 ms: bf16 with AMX passed for hopeless."""
+    clock = Clock(flat(1.5e11, 1.4e11, 1.2e12))
+
+    def interrupted(way: Way, part: Slice) -> float:
+        seconds = clock(way, part)
+        mine = sum(w == way and p.kind == part.kind for w, p in clock.calls)
+        return seconds + (0.025 if way.mixed == "bf16" and mine <= 2 else 0.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision_choice, "medium_error", lambda *_: 4e-3)
+        assert settle(config(), CPU, SMOLLM2, variables=7, timer=interrupted).mixed_precision == "bf16"
 
 
 def test_the_slices_are_the_run_s_own_products_cut_to_what_can_be_timed():
