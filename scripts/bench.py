@@ -30,6 +30,7 @@ from scripts.benching import measure, tiny
 from scripts.benching.cases import DEFAULT, PLAIN, floors, scenarios
 from scripts.benching.client import WorkerError
 from scripts.benching.table import floor_rows, markdown, place
+from utils.cli import PathFlag
 from utils.log import setup_logging
 from utils.paths import PROJECT_ROOT
 
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a folder with the family's models.TimeLLM.Model(configs), measured beside ours",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write all numbers as JSON")
+    parser.add_argument("--out", action=PathFlag, kind=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument(
         "--again",
         nargs="+",
@@ -72,7 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--docs",
-        type=Path,
+        action=PathFlag,
+        kind=Path,
         nargs="?",
         const=DOCUMENT,
         metavar="FILE",

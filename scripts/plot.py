@@ -18,6 +18,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from run_main import USER_ERRORS
 from scripts.looking.evidence import gather
 from scripts.looking.options import LoadedRun, looking, parser_for, shown_levels
+from utils.cli import PathFlag
 from utils.log import MetricsFile, setup_logging
 from utils.reporting.run_plots import plot_calibration, plot_errors, plot_test_windows, plot_training
 from utils.training.run_folder import METRICS_FILE
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         default=WINDOWS,
         help=f"test windows to forecast, evenly spread, or all [{WINDOWS}]",
     )
-    parser.add_argument("--out", help="folder of the pictures [RUN/plots]")
+    parser.add_argument("--out", action=PathFlag, help="folder of the pictures [RUN/plots]")
     return parser
 
 

@@ -17,6 +17,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from run_main import USER_ERRORS
 from scripts.looking.options import looking, parser_for
 from scripts.looking.page import page_of
+from utils.cli import PathFlag
 from utils.log import setup_logging
 from utils.training.whole_files import whole_file
 
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--windows", type=int, default=WINDOWS, help=f"test windows to show, evenly spread [{WINDOWS}]"
     )
-    parser.add_argument("--out", help="HTML file to write [RUN/report.html]")
+    parser.add_argument("--out", action=PathFlag, help="HTML file to write [RUN/report.html]")
     return parser
 
 

@@ -231,3 +231,5 @@ class DataBundle:
     """Training samples, validation and test windows of the series itself: how it is divided."""
     notes: Mapping[str, str]
     """Facts to record with the run, e.g. that the validation is strided."""
+    constant: Sequence[str] = ()
+    """The variables of ``test``'s series that do not change in its training part."""

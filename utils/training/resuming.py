@@ -48,9 +48,8 @@ def checkpoint_to_resume(
         return _best_of(home, name)
     found = folders.find_resumable(home, name)
     if found is None:
-        begins = Path(asked.run_name(model=model_name, llm_name="|").split("|")[0])
-        parent = (home / begins).parent
-        found = folders.find_moved(parent, config.flat(), name_begins=begins.name, llm_hash=llm_hash)
+        begins = asked.run_name_start(model_name)
+        found = folders.find_moved(home, config.flat(), name_begins=begins, llm_hash=llm_hash)
         if found is not None:
             log.warning("the LLM has moved since this run began: going on with %s", found)
     return found
