@@ -21,7 +21,7 @@ ARROW = [ending for ending in ENDINGS if ".csv" not in ending]
 
 
 def frame_of(rows: int = 120) -> pd.DataFrame:
-    values = np.random.default_rng(0).normal(size=(rows, 2)).astype(np.float32).astype(np.float64)
+    values = np.random.default_rng(0).normal(size=(rows, 2)).round(3)
     frame = pd.DataFrame(values, columns=["a", "OT"])
     frame.insert(0, "date", pd.date_range("2020-01-01", periods=rows, freq="h"))
     return frame
