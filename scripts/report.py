@@ -32,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words.windows < 1:
             raise ValueError(f"--windows: expected 1 or more, found {words.windows}")
+        if words.out and not words.out.lower().endswith((".html", ".htm")):
+            raise ValueError(
+                f"--out: expected a name that ends in .html, which the page is, found {words.out}"
+            )
         with looking(words) as run:
             out = Path(words.out) if words.out else run.folder / "report.html"
             page = page_of(run, windows=words.windows).encode()
