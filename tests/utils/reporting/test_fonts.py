@@ -112,7 +112,7 @@ def test_any_names_are_drawn_without_a_warning(tmp_path, names):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="constrained_layout not applied")  # no room, on two inches
-        style.save(figure, tmp_path / "x.png")
+        assert style.save(figure, tmp_path / "x.png").is_file()
 
 
 def test_ordinary_pictures_look_as_ever(tmp_path):
