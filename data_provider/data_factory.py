@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,16 +21,21 @@ from data_provider.m4 import build_m4
 from data_provider.sampler import EpochSampler
 from data_provider.series import Series, identity_of, read_csv, require_file
 from data_provider.splits import Split, Splits, split_rows
+from data_provider.suspicious import Constant, Sentinel, constants, sentinels
 from data_provider.synthetic import make_series
 from data_provider.time_features import season_rows, time_marks
 from utils.config import Config, ConfigError, DataConfig
 from utils.data_sets import DATA_SETS, SHORT_TERM, SYNTHETIC
+from utils.forecast_columns import reserved
 from utils.types import Batch, DataBundle, SeriesIdentity, Standardisation
 
 LARGEST = 1e9
 """Deviations from the mean beyond which sums of squares come near the end of float32's range."""
 HIDDEN = 1e-6
 """Share of a column's deviation below which its middle half is lost in float32 (of 7 digits)."""
+
+SAID = 8
+"""Columns with something suspicious that are told in a line each."""
 
 
 def data_file(config: DataConfig) -> LocalFile | None:
@@ -129,6 +135,7 @@ def build_data(config: Config) -> DataBundle:
     if config.run.task_name == SHORT_TERM:
         return build_m4(config)
     own = _prepared(data)
+    _check_names(own)
     _check_variables(data, read=len(own.series.columns), forecast=own.n_targets)
     tested = own if data.eval_data is None else _prepared(transfer_config(data), flags=False)
     if tested is not own:
@@ -162,6 +169,7 @@ def build_data(config: Config) -> DataBundle:
         notes=_notes(data, own) | ({} if tested is own else _transfer_notes(data, own, tested)),
         date_format=own.series.dates_kept.date_format,
         time_zone=own.series.dates_kept.time_zone,
+        constant=tuple(c.column for c in _constants(tested)),
     )
 
 
@@ -271,6 +279,22 @@ def _check_variables(data: DataConfig, *, read: int, forecast: int) -> None:
         raise ConfigError(wrong)
 
 
+def _check_names(own: Prepared) -> None:
+    """The variables that are forecast leave the forecast's own columns their names.
+
+    Raises:
+        ValueError: they do not: the run could write no table of its forecasts.
+    """
+    taken = reserved(own.series.columns[-own.n_targets :])
+    if taken:
+        listed = ", ".join(f"{name!r} ({whose})" for name, whose in taken.items())
+        raise ValueError(
+            f"{own.series.name}: expected names that leave a forecast's own columns theirs, found the "
+            f"{'variable' if len(taken) == 1 else 'variables'} {listed}; rename in the file, or leave out, "
+            f"{'that column' if len(taken) == 1 else 'those columns'}"
+        )
+
+
 def _check_transfer(config: Config, own: Prepared, tested: Prepared) -> None:
     """Raise ConfigError where a model of ``own`` can not forecast ``tested``."""
     same = own.series.columns == tested.series.columns
@@ -300,6 +324,7 @@ def _transfer_notes(data: DataConfig, own: Prepared, tested: Prepared) -> dict[s
     notes = {
         "eval_data": f"tested on {name} alone, of which nothing was trained on; in its own standardised units"
     }
+    notes |= {f"eval_{key}": f"{name}: {text}" for key, text in _suspicious(tested).items()}
     if tested.file is not None:
         notes["eval_file_sha256"] = tested.file.sha256
     if tested.series.frequency != own.series.frequency:
@@ -379,4 +404,25 @@ def _notes(data: DataConfig, own: Prepared) -> dict[str, str]:
         notes["validation"] = (
             f"every {data.eval_stride}th of {windows} validation windows (--eval_stride {data.eval_stride})"
         )
+    return notes | _suspicious(own)
+
+
+def _constants(one: Prepared) -> list[Constant]:
+    """The variables that do not change in the training part."""
+    return constants(one.series.values, one.series.columns, trained=one.splits.train.end)
+
+
+def _suspicious(one: Prepared) -> dict[str, str]:
+    """What may ruin the scores, a note each, by the column that it is in; of very many a few."""
+    notes: dict[str, str] = {}
+    kinds: dict[str, Sequence[Sentinel | Constant]] = {
+        "sentinel": sentinels(one.series.values, one.series.columns),
+        "constant": _constants(one),
+    }
+    for kind, found in kinds.items():
+        for item in found[:SAID]:
+            notes[f"{kind} {item.column}"] = f"warning: {item.text}"
+        if len(found) > SAID:
+            rest = ", ".join(repr(item.column) for item in found[SAID:])
+            notes[f"{kind}s"] = f"warning: {len(found) - SAID} columns more like these ({kind}): {rest}"
     return notes

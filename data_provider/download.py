@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from utils.cli import PathFlag
 from utils.data_sets import DATA_SETS, DataFile, known_as
 from utils.training.whole_files import whole_file
 
@@ -283,7 +284,9 @@ def main(argv: list[str] | None = None) -> int:
         "names", nargs="+", type=known_as, choices=DOWNLOADABLE, metavar="NAME",
         help=f"data sets to fetch: {', '.join(DOWNLOADABLE)}",
     )  # fmt: skip
-    parser.add_argument("--root_path", help="folder (default: each data set's own in ./dataset)")
+    parser.add_argument(
+        "--root_path", action=PathFlag, help="folder (default: each data set's own in ./dataset)"
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

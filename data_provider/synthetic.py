@@ -19,7 +19,9 @@ import pandas as pd
 
 from data_provider.dates import frequency_alias
 from data_provider.series import FloatArray, Series
+from data_provider.table_files import table_file, write_table
 from data_provider.time_features import season_rows
+from utils.cli import PathFlag
 from utils.frequency import step_of
 from utils.training.whole_files import whole_file
 
@@ -323,7 +325,7 @@ def _valid_part(values: FloatArray, kernel: FloatArray) -> FloatArray:
 def main(argv: list[str] | None = None) -> int:
     """Command line: write a made-up series to a CSV file."""
     parser = argparse.ArgumentParser(prog="python -m data_provider.synthetic", description=main.__doc__)
-    parser.add_argument("path", type=Path, help="the file to write")
+    parser.add_argument("path", action=PathFlag, kind=Path, help="the file to write, .csv or another ending")
     parser.add_argument("--rows", type=int, default=DEFAULT_ROWS, help="length [%(default)s]")
     parser.add_argument("--variables", type=int, default=DEFAULT_VARIABLES, help="columns [%(default)s]")
     parser.add_argument("--frequency", default="h", help="pandas alias of the step [%(default)s]")
@@ -336,6 +338,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     args = parser.parse_args(argv)
     try:
+        kind = table_file(args.path)
         series = make_series(
             rows=args.rows,
             variables=args.variables,
@@ -350,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     with whole_file(args.path) as file:
-        frame.to_csv(file, index=False, float_format="%.6g")
+        write_table(frame, file, kind.ending, name=kind.stem, digits=6)
     print(
         f"{args.path}: {len(frame)} rows, {args.variables} variables, {int(frame.isna().sum().sum())} missing"
     )

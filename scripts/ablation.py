@@ -27,6 +27,7 @@ from scripts.ablating.report import write_report
 from scripts.ablating.runner import Ended, Outcome, run_queue
 from scripts.ablating.store import keep
 from scripts.ablating.study import Study, read_study
+from utils.cli import PathFlag
 from utils.paths import PROJECT_ROOT
 from utils.training import run_folder as folders
 from utils.training.progress import clock_text
@@ -60,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY.toml", help="study files")
+    parser.add_argument(
+        "studies", nargs="+", action=PathFlag, kind=Path, metavar="STUDY.toml", help="study files"
+    )
     parser.add_argument("--jobs", type=_positive, default=1, help="runs at once [1]")
     parser.add_argument(
         "--dry_run", action="store_true", help="print the cells, their steps and the time; run nothing"
@@ -70,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--docs",
-        type=Path,
+        action=PathFlag,
+        kind=Path,
         nargs="?",
         const=DOCUMENT,
         metavar="FILE",
@@ -78,10 +82,18 @@ def _parser() -> argparse.ArgumentParser:
         f"and the scores into {TECHNICAL_DOCUMENT.name}]",
     )
     parser.add_argument(
-        "--runs", type=Path, default=PROJECT_ROOT / "checkpoints" / "ablation", help="folder of the runs"
+        "--runs",
+        action=PathFlag,
+        kind=Path,
+        default=PROJECT_ROOT / "checkpoints" / "ablation",
+        help="folder of the runs",
     )
     parser.add_argument(
-        "--results", type=Path, default=PROJECT_ROOT / "results", help="folder of what is kept of them"
+        "--results",
+        action=PathFlag,
+        kind=Path,
+        default=PROJECT_ROOT / "results",
+        help="folder of what is kept of them",
     )
     return parser
 

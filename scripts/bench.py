@@ -33,6 +33,7 @@ from scripts.benching.cases import ALL, AUTO_CASE, DEFAULT, PLAIN, floors, scena
 from scripts.benching.client import WorkerError
 from scripts.benching.kinds import CANDIDATES, measure_kinds, preset_scenarios, slower_than_plain
 from scripts.benching.table import floor_rows, markdown, place
+from utils.cli import PathFlag
 from utils.log import setup_logging
 from utils.paths import PROJECT_ROOT
 
@@ -80,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PYTHON",
         help=f"the interpreter of an environment that has {measure.NEURALFORECAST}",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write all numbers as JSON")
+    parser.add_argument("--out", action=PathFlag, kind=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument(
         "--kinds",
         action="store_true",
@@ -95,7 +96,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--docs",
-        type=Path,
+        action=PathFlag,
+        kind=Path,
         nargs="?",
         const=DOCUMENT,
         metavar="FILE",

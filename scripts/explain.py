@@ -21,6 +21,8 @@ from models.inspection import prompt_lines, watched
 from run_main import USER_ERRORS
 from scripts.looking.explanation import explain
 from scripts.looking.options import LoadedRun, first_row, looking, parser_for
+from utils.cli import PathFlag
+from utils.file_names import safe_names
 from utils.log import setup_logging
 from utils.reporting.window_plot import plain_word, plot_window
 from utils.training.run_folder import write_json
@@ -73,7 +75,8 @@ def _explained(run: LoadedRun, start: int, variable: str, out: Path) -> Iterator
     path = out / f"{name}.json"
     write_json(path, found)
     yield f"all {len(targets)} variables: {path}"
-    yield f"picture: {plot_window(found, variable, out / f'{name}_{variable}.png')}"
+    picture = out / f"{name}_{safe_names(targets)[variable]}.png"
+    yield f"picture: {plot_window(found, variable, picture)}"
 
 
 def in_short(found: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
@@ -123,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--window", metavar="TIME", help="first step forecast, or number of a test window [the first]")
     add("--variable", help="which one is drawn and told in short [the last]")
-    add("--out", help="folder of the JSON file and the picture [RUN/explain]")
+    add("--out", action=PathFlag, help="folder of the JSON file and the picture [RUN/explain]")
     add("--dump_prompt", action="store_true", help="print the window's exact prompts and their token counts")
     add("--debug_shapes", action="store_true", help="print the shapes of a pass over the window")
     return parser

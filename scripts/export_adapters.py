@@ -30,6 +30,7 @@ from layers.llm_adapters import NAME, adapted_maps, is_adapter
 from layers.llm_files import Source, fingerprint, quiet_transformers
 from run_main import USER_ERRORS
 from scripts.forecasting.loading import LoadedRun, frozen_llm, load_run
+from utils.cli import PathFlag
 from utils.config import LLMConfig
 from utils.log import setup_logging
 from utils.training import checkpoint as checkpoints
@@ -136,10 +137,14 @@ def _whole_folder(out: Path) -> Iterator[Path]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", help="run folder (its best weights), step folder or checkpoint")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, which is not there yet")
+    parser.add_argument(
+        "run", action=PathFlag, metavar="RUN", help="run folder (its best weights), step folder or checkpoint"
+    )
+    parser.add_argument(
+        "out", metavar="OUT", action=PathFlag, kind=Path, help="folder to write, which is not there yet"
+    )
     parser.add_argument("--merge", action="store_true", help="an LLM with the adapters in its weights")
-    parser.add_argument("--llm_model_path", help="where the run's LLM lies now, if it moved")
+    parser.add_argument("--llm_model_path", action=PathFlag, help="where the run's LLM lies now, if it moved")
     return parser
 
 

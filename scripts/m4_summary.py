@@ -14,6 +14,7 @@ from pathlib import Path
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from utils.cli import PathFlag
 from utils.m4_scores import owa
 from utils.m4_table import M4_PATTERNS
 from utils.training.run_folder import RESULTS_FILE, read_json
@@ -25,7 +26,9 @@ Scores = Mapping[str, float]
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="runs with --data M4")
+    parser.add_argument(
+        "folders", nargs="+", action=PathFlag, kind=Path, metavar="RUN_FOLDER", help="runs with --data M4"
+    )
     try:
         groups = groups_of(parser.parse_args(argv).folders)
     except (ValueError, OSError) as error:

@@ -17,6 +17,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from run_main import USER_ERRORS
 from scripts.looking.options import looking, parser_for
 from scripts.looking.page import page_of
+from utils.cli import PathFlag
 from utils.log import setup_logging
 from utils.training.whole_files import whole_file
 
@@ -31,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words.windows < 1:
             raise ValueError(f"--windows: expected 1 or more, found {words.windows}")
+        if words.out and not words.out.lower().endswith((".html", ".htm")):
+            raise ValueError(
+                f"--out: expected a name that ends in .html, which the page is, found {words.out}"
+            )
         with looking(words) as run:
             out = Path(words.out) if words.out else run.folder / "report.html"
             page = page_of(run, windows=words.windows).encode()
@@ -48,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--windows", type=int, default=WINDOWS, help=f"test windows to show, evenly spread [{WINDOWS}]"
     )
-    parser.add_argument("--out", help="HTML file to write [RUN/report.html]")
+    parser.add_argument("--out", action=PathFlag, help="HTML file to write [RUN/report.html]")
     return parser
 
 

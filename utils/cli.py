@@ -6,7 +6,7 @@ import argparse
 import difflib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +25,35 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n(see {self.prog} --help)\n")
+
+
+class PathFlag(argparse.Action):
+    """A word that names a file or a folder: blanks alone, as of an unset variable, count as not given.
+
+    ``kind`` makes the value of a word, by default the word itself. Where a path is needed, its lack is said.
+    """
+
+    def __init__(self, *args: Any, kind: Callable[[Any], Any] = str, **options: Any) -> None:
+        """As any action."""
+        super().__init__(*args, **options)
+        self.kind = kind
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Keep the path, or paths, or what stands where the flag is left out."""
+        words = values if isinstance(values, list) else [values]
+        if all(word is None or str(word).strip() for word in words):
+            made = [None if word is None else self.kind(word) for word in words]
+            setattr(namespace, self.dest, made if isinstance(values, list) else made[0])
+        elif self.required:
+            parser.error(f"{option_string or self.metavar or self.dest}: expected a path, found ''")
+        else:
+            setattr(namespace, self.dest, self.default)
 
 
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from utils.config_checks import joint_problems, range_problems, spaced
 from utils.data_sets import DATA_SETS, default_flags, known_as, name_problem
+from utils.file_names import safe_name
 
 KEY_SEASONS = 7
 """Seasons in the raw retrieval key (cut to the lookback): 168 rows of hourly data."""
@@ -30,6 +31,8 @@ AUTO = "auto"
 """Of a setting that the run itself decides."""
 BY_MACHINE = ("mixed_precision", "matmul_precision")
 """Settings whose ``auto`` is decided by the machine that a run begins on, and recorded as what it came to."""
+PART_OF_NAME = 36
+"""Bytes of each free text in the name of a run's folder, which has 255 in all."""
 _FLAG = re.compile(r"--(\w+)")
 
 
@@ -56,13 +59,18 @@ def setting(default: Any, text: str, *, then: Any = _AS_DEFAULT) -> Any:
     return field(default=default, metadata={"help": text, "then": then})
 
 
+def path_setting(default: str | None, text: str) -> Any:
+    """A `setting` that names a file or a folder; blanks alone, as of an unset variable, are not given."""
+    return field(default=default, metadata={"help": text, "path": True, "then": default})
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which series, cut into which windows."""
 
     data: str = setting("ETTh1", f"data set: {', '.join(DATA_SETS)}")
-    root_path: str = setting("./dataset/ETT-small", "folder of the data file (default: the data set's)")
-    data_path: str | None = setting(None, "data file inside root_path (default: the data set's)")
+    root_path: str = path_setting("./dataset/ETT-small", "folder of the data file (default: the data set's)")
+    data_path: str | None = path_setting(None, "data file inside root_path (default: the data set's)")
     features: Literal["M", "S", "MS"] = setting(
         "M", "M: all variables from all; S: the target from itself; MS: the target from all variables"
     )
@@ -94,8 +102,8 @@ class DataConfig:
     eval_data: str | None = setting(
         None, "data set to test on, in place of --data: zero-shot transfer (default: --data itself)"
     )
-    eval_root_path: str | None = setting(None, "folder of --eval_data's file (default: the data set's)")
-    eval_data_path: str | None = setting(None, "file of --eval_data (default: the data set's)")
+    eval_root_path: str | None = path_setting(None, "folder of --eval_data's file (default: the data set's)")
+    eval_data_path: str | None = path_setting(None, "file of --eval_data (default: the data set's)")
     channel_sampling: Literal["joint", "single"] = setting(
         "joint", "training sample: all variables of a window, or one variable"
     )
@@ -115,7 +123,7 @@ class LLMConfig:
     """Which frozen language model."""
 
     llm_model: str = setting("auto", "GPT2, SMOLLM2, LLAMA, QWEN, BERT, auto, or a hub id")
-    llm_model_path: str | None = setting(None, "local folder, GGUF file or hub id of the LLM")
+    llm_model_path: str | None = path_setting(None, "local folder, GGUF file or hub id of the LLM")
     llm_layers: int = setting(12, "transformer layers kept, from the input side")
     llm_dim: int | None = setting(None, "expected hidden size (default: read from the LLM)")
     llm_ablation: Literal["pretrained", "random", "attention", "none"] = setting(
@@ -165,7 +173,7 @@ class BackboneConfig:
         False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"
     )
     prompt_domain: int = setting(1, "1: the prompt describes this data set; 0: it speaks of any series")
-    prompt_file: str | None = setting(
+    prompt_file: str | None = path_setting(
         None, "text file that describes the data to the LLM (default: the prompt bank's)"
     )
     prompt_digits: int = setting(3, "decimals of the statistics in the prompt")
@@ -314,12 +322,12 @@ class RunConfig:
     model_id: str = setting("", "free text in the run's name (default: data and lengths)")
     model_comment: str = setting("run", "last part of the run's folder name")
     des: str = setting("", "free description, part of the run's name")
-    checkpoints: str = setting("./checkpoints", "folder of the run folders")
+    checkpoints: str = path_setting("./checkpoints", "folder of the run folders")
     save_steps: int | None = setting(None, "step checkpoint every N optimizer steps (0: off)")
     save_total_limit: int = setting(3, "step checkpoints kept (0: all)")
-    resume_from_checkpoint: str | None = setting(None, "file, folder or auto: go on from there")
+    resume_from_checkpoint: str | None = path_setting(None, "file, folder or auto: go on from there")
     resume_counter: int | None = setting(None, "early-stopping counter to resume with")
-    init_from: str | None = setting(None, "checkpoint whose weights to start from (not a resume)")
+    init_from: str | None = path_setting(None, "checkpoint whose weights to start from (not a resume)")
     log_steps: int = setting(50, "optimizer steps between lines of the training log")
     report_to: Literal["none", "tensorboard", "wandb"] = setting(
         "none", "tracker that gets the metrics too; wandb obeys WANDB_MODE, e.g. offline"
@@ -396,6 +404,7 @@ class Config:
         Raises:
             ConfigError: for an unknown name or a value that fails a check, all at once.
         """
+        values = {name: value for name, value in values.items() if not _is_empty_path(name, value)}
         values = {**default_flags(values, default_data=DataConfig.data), **values}
         values |= {name: known_as(values[name]) for name in ("data", "eval_data") if name in values}
         known = {name for _, name, _ in iter_settings()}
@@ -451,27 +460,28 @@ class Config:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
 
     def run_name(self, *, model: str, llm_name: str) -> str:
-        """``<setting>-<comment>``, the name of the run's folder.
+        """``<setting>-<comment>``, the name of the run's folder: one part of a path, whatever is in it.
 
         The setting ends in seed, LLM, the modules that are on, and `training_hash`.
         """
         lora = self.llm.peft == "lora"
         parts_on = (("tapr", self.tapr.use_tapr), ("gram", self.gram.use_gram), ("lora", lora))
         modules = "+".join(name for name, on in parts_on if on)
-        ends = [llm_name.rstrip("/").split("/")[-1], modules or "plain", self.training_hash()]
-        return self.run_name_begins(model) + "_".join(p for p in ends if p) + f"-{self.run.model_comment}"
+        llm = safe_name(re.split(r"[/\\]", llm_name.rstrip("/\\"))[-1], longest=PART_OF_NAME)
+        comment = safe_name(self.run.model_comment, longest=PART_OF_NAME)
+        return f"{self.run_name_begins(model)}{llm}_{modules or 'plain'}_{self.training_hash()}-{comment}"
 
     def run_name_begins(self, model: str) -> str:
         """What `run_name` says before the LLM: the part that no later version will word differently."""
         d, b = self.data, self.backbone
         parts = [
             self.run.task_name,
-            self.run.model_id or f"{d.data}_{d.seq_len}_{d.pred_len}",
+            safe_name(self.run.model_id or f"{d.data}_{d.seq_len}_{d.pred_len}", longest=PART_OF_NAME),
             f"{model}_ft{d.features}_dm{b.d_model}_nh{b.n_heads}_df{b.d_ff}_ll{self.llm.llm_layers}",
-            self.run.des,
+            safe_name(self.run.des, longest=PART_OF_NAME) if self.run.des else "",
             f"s{self.training.seed}",
         ]
-        return "_".join(p for p in parts if p) + "_"
+        return "".join(f"{part}_" for part in parts if part)
 
     def problems(self) -> list[str]:
         """What is wrong with this configuration, one line each; empty when all is well."""
@@ -535,6 +545,16 @@ def _as_declared(group: str, name: str, value: Any) -> Any:
         return tuple(value)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole and float in setting_type(group, name)[0] else value
+
+
+@cache
+def _path_settings() -> frozenset[str]:
+    return frozenset(name for _, name, item in iter_settings() if item.metadata.get("path"))
+
+
+def _is_empty_path(name: str, value: Any) -> bool:
+    """Whether a setting that names a path says nothing, as ``--data_path "$UNSET"`` does."""
+    return isinstance(value, str) and not value.strip() and name in _path_settings()
 
 
 def _list_problems(config: Config) -> dict[str, str]:

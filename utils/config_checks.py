@@ -17,6 +17,8 @@ ATTENTION_HEADS = 4
 """Heads of every attention inside TAPR and GRA-M; their widths are multiples of it."""
 SPLIT_INTO_HEADS = ("Autoformer", "PatchTST")
 """Models whose width is divided among their heads."""
+READS_LABEL_LEN = ("Autoformer",)
+"""Models with a decoder that begins with known rows; to all others ``--label_len`` is nothing."""
 CHANNEL_INDEPENDENT = ("DLinear", "Linear", "PatchTST", "Persistence", "Ridge", "SeasonalNaive")
 """Models whose forecast of a variable reads that variable alone."""
 AT_LEAST: Mapping[str, float] = {
@@ -76,8 +78,11 @@ def _lengths(s: SimpleNamespace) -> Iterator[str]:
     """Windows, patches and what is said of them."""
     if s.patch_len > s.seq_len:
         yield f"--patch_len: expected at most --seq_len ({s.seq_len}), found {s.patch_len}"
-    if s.label_len > s.seq_len:
-        yield f"--label_len: expected at most --seq_len ({s.seq_len}), found {s.label_len}"
+    if s.label_len > s.seq_len and s.model in READS_LABEL_LEN:
+        yield (
+            f"--label_len: expected at most --seq_len ({s.seq_len}), of which {s.model} reads the end, found "
+            f"{s.label_len}; name a smaller one, such as --label_len {s.seq_len // 2}"
+        )
     if s.prompt_file is not None and not s.prompt_domain:
         yield "--prompt_file: --prompt_domain 0 leaves every description out; drop one of them"
 

@@ -246,3 +246,5 @@ class DataBundle:
     """How the dates were written: strptime's format or ISO8601; None where they did not come as text."""
     time_zone: str | None = None
     """Of the dates; None where they have none."""
+    constant: Sequence[str] = ()
+    """The variables of ``test``'s series that do not change in its training part."""

@@ -22,6 +22,7 @@ from scripts.forecasting.loading import load_run
 from scripts.forecasting.tables import Array, Backtest
 from scripts.forecasting.trained import Forecasts, Reading, Table, TrainedModel
 from utils.conformal import check_level, check_windows, rolling_half_width
+from utils.forecast_columns import DATE, ORIGIN
 from utils.training.checkpoint import CheckpointError
 
 log = getLogger(__name__)
@@ -151,11 +152,12 @@ class Forecaster(TrainedModel):
         Raises:
             ValueError, OSError: as `series` and `judged` do.
         """
+        tables.check_names((DATE,), self.targets, levels=levels)
         series = self.series(table, reading=reading)
         first = len(series.values) - self.seq_len
         found, half = self.judged(series, first=first, count=1, levels=levels, recalibrate=recalibrate)
         return tables.table(
-            {"date": self.dates(series, found.start)},
+            {DATE: self.dates(series, found.start)},
             self.targets,
             found.prediction[0],
             half_widths={level: width[0] for level, width in half.items()},
@@ -178,6 +180,7 @@ class Forecaster(TrainedModel):
             ValueError, OSError: as `predict` does.
             ValueError: more windows than the table has, or fewer than 1.
         """
+        tables.check_names((ORIGIN, DATE), self.targets, levels=levels, truth=True)
         series = self.series(table, reading=reading)
         first = len(series.values) - self.seq_len - self.pred_len - windows + 1
         if windows < 1 or first < 0:
@@ -192,8 +195,8 @@ class Forecaster(TrainedModel):
         origin = series.dates[found.start + self.seq_len - 1]
         frame = tables.table(
             {
-                "origin": origin.repeat(self.pred_len),
-                "date": self.dates(series, found.start),
+                ORIGIN: origin.repeat(self.pred_len),
+                DATE: self.dates(series, found.start),
             },
             self.targets,
             found.prediction.reshape(rows),
@@ -201,10 +204,10 @@ class Forecaster(TrainedModel):
             truth=found.truth.reshape(rows),
         )
         deviation = self.standardisation.std[-len(self.targets) :].numpy()
-        scored = tables.scores(
+        scored, mean = tables.scores(
             found.prediction, found.truth, deviation=deviation, targets=self.targets, half_widths=half
         )
-        return Backtest(frame, scored)
+        return Backtest(frame, scored, mean)
 
     def _say_trained(self, series: Series, *, first: int, count: int) -> None:
         """Say how many windows forecast rows that the model was trained on."""

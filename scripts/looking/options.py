@@ -12,6 +12,7 @@ from pathlib import Path
 from data_provider.dates import time_like
 from data_provider.series import Series
 from scripts.forecasting import Forecaster
+from utils.cli import PathFlag
 from utils.config import TrainingConfig
 from utils.threads import fit_threads
 from utils.training.precision import matmul_precision
@@ -54,9 +55,11 @@ class LoadedRun:
 def parser_for(text: str | None) -> argparse.ArgumentParser:
     """A parser with what every such script takes; ``text`` is the script's own docstring."""
     parser = argparse.ArgumentParser(description=(text or "").split("\n")[0])
-    parser.add_argument("run", metavar="RUN", help="run folder (its best weights), or a checkpoint")
-    parser.add_argument("--root_path", help="folder of the data file, if it moved")
-    parser.add_argument("--llm_model_path", help="where the LLM lies, if it moved")
+    parser.add_argument(
+        "run", action=PathFlag, metavar="RUN", help="run folder (its best weights), or a checkpoint"
+    )
+    parser.add_argument("--root_path", action=PathFlag, help="folder of the data file, if it moved")
+    parser.add_argument("--llm_model_path", action=PathFlag, help="where the LLM lies, if it moved")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     return parser
 

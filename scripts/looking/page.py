@@ -123,7 +123,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
     """What is drawn against the optimizer step, panel by panel; those without a record are left out."""
     trained = [r for r in records if r["event"] == "train"]
     validated = [{"step": r["step"], **r["validation"]} for r in records if r["event"] == "validation"]
-    if not trained:
+    if not (trained or any(r["step"] for r in validated)):
         return
     first = ("validation", "error, standardised units", {"mse": "MSE", "mae": "MAE"})
     panels: list[tuple[tuple[str, str, dict[str, str]], Sequence[Mapping[str, Any]]]] = [

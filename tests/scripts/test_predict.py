@@ -20,6 +20,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 import run_main
+from data_provider.data_factory import build_data
 from layers.llm_sources import LLMUnavailableError
 from models import MODELS
 from scripts import predict
@@ -340,7 +341,7 @@ def test_a_backtest_of_the_test_windows_gives_the_run_s_own_scores(enhanced, csv
     scores = enhanced.results["best"]
     windows = int(scores["test"]["windows"])
     tested = load(enhanced).backtest(csv, windows, levels=(0.8, 0.95))
-    own = tested.scores.loc["all"]
+    own = tested.mean
     assert own["mse_standardised"] == pytest.approx(scores["test"]["mse"], rel=1e-5)
     assert own["mae_standardised"] == pytest.approx(scores["test"]["mae"], rel=1e-5)
     for level in ("0.8", "0.95"):
@@ -699,14 +700,48 @@ def test_the_input_is_never_written_over(runs, csv, tmp_path, capsys):
     assert copy.read_text() == csv.read_text()
 
 
-def test_a_variable_called_like_a_bound_is_refused(runs, tmp_path):
-    """OT and OT_lo_80: two columns of one name."""
+@pytest.mark.parametrize("name", ["OT_lo_80", "OT_hi_97.5", "OT_true", "origin"])
+def test_a_variable_called_like_a_column_of_a_forecast_is_refused_before_training(tmp_path, name):
+    """OT and OT_lo_80: two columns of one name; a run was trained, and its backtests were refused."""
+    frame_of().rename(columns={"b": name}).to_csv(tmp_path / "mine.csv", index=False)
+    settings = {
+        "data": "custom",
+        "root_path": str(tmp_path),
+        "data_path": "mine.csv",
+        "seq_len": 32,
+        "pred_len": 8,
+    }
+    with pytest.raises(ValueError, match=f"mine: .*found the variable '{name}' .*rename"):
+        build_data(Config.from_flat(settings))
+    alone = Config.from_flat({**settings, "features": "S", "target": "OT"})
+    assert build_data(alone).targets == ("OT",)
+
+
+def test_a_run_of_old_with_such_a_variable_is_refused_before_any_forecast(runs, tmp_path):
+    """Its checkpoint forecasts what it can."""
     frame = frame_of().rename(columns={"b": "OT_lo_80"})
-    frame.to_csv(tmp_path / "mine.csv", index=False)
-    forecaster = load(runs("Persistence", root_path=str(tmp_path), model_comment="clash"))
+    run = runs("Persistence", model_comment="clash")
+    path = altered(run, tmp_path, lambda p: p["data"].update(columns=["a", "OT_lo_80", "OT"]))
+    forecaster = Forecaster.load(path, device="cpu")
     assert len(forecaster.predict(frame)) == HORIZON
     with pytest.raises(ValueError, match="leave OT_lo_80 to the forecast's own columns"):
         forecaster.predict(frame, levels=(0.8,))
+
+
+def test_a_variable_called_all_has_a_row_of_its_own(runs, csv, tmp_path, capsys):
+    """The mean over the variables was written over its row."""
+    frame = frame_of().rename(columns={"a": "all", "b": "(mean of all)"})
+    frame.to_csv(tmp_path / "mine.csv", index=False)
+    run = runs("Persistence", root_path=str(tmp_path), data_path="mine.csv")
+    tested = load(run).backtest(frame, 3)
+    error = tested.frame["all"] - tested.frame["all_true"]
+    assert list(tested.scores.index) == ["all", "(mean of all)", "OT"]
+    assert tested.scores.loc["all", "mse"] == pytest.approx((error**2).mean(), rel=1e-9)
+    assert tested.mean["mse_standardised"] == pytest.approx(tested.scores["mse_standardised"].mean())
+    assert run.results["best"]["by_variable"].keys() == {"all", "(mean of all)", "OT"}
+    assert predict.main(command(run, tmp_path / "mine.csv", tmp_path / "f.csv", "--backtest", "3")) == 0
+    shown = capsys.readouterr().out
+    assert f"{tested.scores.loc['all', 'mse']:.4f}" in shown
 
 
 # Dates: written, in zones, with holidays

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
 import pytest
 
 from utils import cli
-from utils.cli import build_parser, parse_config
+from utils.cli import PathFlag, build_parser, parse_config
 from utils.config import Config, iter_settings, setting_type
 from utils.config_checks import spaced
 from utils.family_flags import REFUSED
@@ -191,3 +192,21 @@ def test_ms_needs_joint_samples_and_a_model_that_mixes_variables(capsys):
     assert "joint" in refused(capsys, "--features", "MS", "--channel_sampling", "single")
     for model in set(setting_type("run", "model")[1]) - {"TimeLLM", "Autoformer"}:
         assert "--features S" in refused(capsys, "--features", "MS", "--model", model)
+
+
+def test_an_empty_word_for_a_path_is_none_and_needed_paths_say_what_they_lack(capsys):
+    """--output '' was the current folder, and --results '' a study's results beside the sources."""
+    parser = argparse.ArgumentParser(prog="x")
+    parser.add_argument("run", action=PathFlag, metavar="RUN")
+    parser.add_argument("--out", action=PathFlag, kind=Path, default=Path("there"))
+    parser.add_argument("--where", action=PathFlag)
+    parser.add_argument("--docs", action=PathFlag, kind=Path, nargs="?", const=Path("const"))
+    parser.add_argument("--input", action=PathFlag, kind=Path, required=True)
+    words = parser.parse_args("r --input a --out".split() + ["", "--where", "", "--docs"])
+    assert words == argparse.Namespace(
+        run="r", input=Path("a"), out=Path("there"), where=None, docs=Path("const")
+    )
+    for needed in (["r", "--input", ""], ["", "--input", "a"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(needed)
+        assert "expected a path, found ''" in capsys.readouterr().err

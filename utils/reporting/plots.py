@@ -13,7 +13,9 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from utils.reporting import style
+from utils.reporting.fonts import drawable, drawable_names
 
+TITLE_LETTERS = 200
 TAIL_IN_HORIZONS = 2
 """The lookback is shown for this many horizons: far enough to see its seasons."""
 
@@ -45,7 +47,7 @@ def plot_forecasts(
     """
     with np.load(forecasts) as saved:
         x, y, prediction = saved["x"], saved["y"], saved["prediction"]
-        start, columns = saved["start"], [str(name) for name in saved["columns"]]
+        start, columns = saved["start"], drawable_names([str(name) for name in saved["columns"]])
     shown_windows = np.unique(np.linspace(0, len(x) - 1, min(windows, len(x))).round().astype(int))
     shown_variables = [len(columns) - 1, *range(len(columns) - 1)][:variables]
 
@@ -65,7 +67,8 @@ def plot_forecasts(
     for axis in axes[-1]:
         axis.set_xlabel(f"{step_unit} after the forecast's origin", fontsize=8)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
-    figure.suptitle(title if season is not None else f"{title}; {style.NO_SEASON}", fontsize=11)
+    title = title if season is not None else f"{title}; {style.NO_SEASON}"
+    figure.suptitle(drawable(title, longest=TITLE_LETTERS), fontsize=11)
     return style.save(figure, out)
 
 

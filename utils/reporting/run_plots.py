@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from utils.reporting import style
+from utils.reporting.fonts import drawable, drawable_names
 
 Values = NDArray[np.float64]
 UNITS = "original units"
 STANDARDISED = "standardised units"
+UNLOGGED = "no step was logged"
 LOSS_TERMS = ("direction", "magnitude", "consistency", "ordinal", "gate_consistency", "gate_entropy")
 
 
@@ -51,6 +54,16 @@ class Evidence:
     """[M]: divided by it, errors are in standardised units."""
     half_width: Mapping[float, Values]
     """By level, half the width [W, H, M] of the interval around the prediction."""
+
+    @property
+    def drawn_name(self) -> str:
+        """The data's name in a picture."""
+        return drawable(self.name)
+
+    @cached_property
+    def drawn_targets(self) -> list[str]:
+        """The variables' names in a picture."""
+        return drawable_names(self.targets)
 
     @property
     def error(self) -> Values:
@@ -99,12 +112,12 @@ def plot_test_windows(
             axis = axes[row, column]
             draw_window(axis, evidence, int(window), variable, levels=levels)
             origin = np.datetime_as_string(evidence.times[window, 0], unit="m").replace("T", " ")
-            title = f"{evidence.targets[variable]}, forecast from {origin}"
+            title = f"{evidence.drawn_targets[variable]}, forecast from {origin}"
             style.label(
                 axis, title=title, y=UNITS if not column else "", x="time" if row == len(shown) - 1 else ""
             )
     intervals = "" if evidence.half_width else "; this run has no calibration, so no intervals"
-    figure.suptitle(f"{evidence.name}: forecasts of test windows{intervals}", fontsize=style.TITLE + 1)
+    figure.suptitle(f"{evidence.drawn_name}: forecasts of test windows{intervals}", fontsize=style.TITLE + 1)
     style.legend_below(figure, axes[0, 0])
     return style.save(figure, out)
 
@@ -139,13 +152,15 @@ def draw_window(
 def plot_training(records: Sequence[Mapping[str, Any]], out: Path, *, name: str) -> Path:
     """Losses, their terms, learning rate and gate, and speed and memory, against the optimizer step.
 
+    Where none of the steps was logged, the validations alone.
+
     Raises:
-        ValueError: the records hold no training step.
+        ValueError: the records hold neither a training step nor a validation after one.
     """
     steps = [r for r in records if r["event"] == "train"]
     validations = [r for r in records if r["event"] == "validation"]
-    if not steps:
-        raise ValueError("expected records of training steps, found none: the model takes no steps")
+    if not (steps or any(r["step"] for r in validations)):
+        raise ValueError("expected records of training steps, found none")
     figure = style.new_figure(12.4, 8.0)
     losses, terms, rate, speed = figure.subplots(2, 2).ravel()
     _curves(losses, steps, {"loss": "training (one pass)", "auxiliary": "auxiliary, before its warm-up"})
@@ -154,16 +169,17 @@ def plot_training(records: Sequence[Mapping[str, Any]], out: Path, *, name: str)
         values = [r["validation"][metric] for r in validations]
         losses.plot(at, values, "o-", color=colour, label=f"validation {metric.upper()}")
     style.label(losses, title="losses", y=f"loss ({STANDARDISED})")
-    _curves(terms, steps, {term: term.replace("_", " ") for term in LOSS_TERMS if term in steps[0]})
+    _curves(terms, steps, {term: term.replace("_", " ") for term in LOSS_TERMS})
     style.label(terms, title="losses of the modules, before their weights", y="loss")
     if not terms.has_data():
-        terms.text(0.5, 0.5, "TAPR and GRA-M are off", ha="center", transform=terms.transAxes)
+        why = "TAPR and GRA-M are off" if steps else UNLOGGED
+        terms.text(0.5, 0.5, why, ha="center", transform=terms.transAxes)
     _rate_and_gate(rate, steps)
     _speed_and_memory(speed, steps)
     for axis in (losses, terms):
         if axis.has_data():
             style.legend_under(axis, columns=2 if axis is losses else 3)
-    figure.suptitle(f"{name}: training", fontsize=style.TITLE + 1)
+    figure.suptitle(f"{drawable(name)}: training", fontsize=style.TITLE + 1)
     return style.save(figure, out)
 
 
@@ -226,7 +242,7 @@ def plot_errors(evidence: Evidence, out: Path) -> Path:
     _bars_by_variable(by_variable, evidence, shown)
     image = both.imshow(_mean(error, "MAE", (0,)).T, aspect="auto", cmap="viridis", interpolation="nearest",
                         extent=(0.5, len(ahead) + 0.5, len(evidence.targets) - 0.5, -0.5))  # fmt: skip
-    both.set_yticks(range(len(evidence.targets)), evidence.targets)
+    both.set_yticks(range(len(evidence.targets)), evidence.drawn_targets)
     style.label(both, title="MAE by step and variable", x=label)
     figure.colorbar(image, ax=both, label=f"MAE ({STANDARDISED})")
     for values, colour, who in shown:
@@ -237,7 +253,7 @@ def plot_errors(evidence: Evidence, out: Path) -> Path:
     style.time_axis(by_time)
     mse, mae = _mean(error, "MSE", None), _mean(error, "MAE", None)
     figure.suptitle(
-        f"{evidence.name}: errors over {evidence.scope}; MSE {mse:.3f}, MAE {mae:.3f}"
+        f"{evidence.drawn_name}: errors over {evidence.scope}; MSE {mse:.3f}, MAE {mae:.3f}"
         + ("" if naive is not None else f"; {style.NO_SEASON}"),
         fontsize=style.TITLE + 1,
     )
@@ -260,7 +276,7 @@ def _bars_by_variable(axis: Axes, evidence: Evidence, shown: Sequence[tuple[Valu
         bars = axis.bar(places + offset, _mean(values, "MSE", (0, 1)), 0.38, color=colour, label=who)
         if len(places) <= 8:
             axis.bar_label(bars, fmt="%.2f", fontsize=style.TICK - 1)
-    axis.set_xticks(places, evidence.targets, rotation=0 if len(places) <= 8 else 90)
+    axis.set_xticks(places, evidence.drawn_targets, rotation=0 if len(places) <= 8 else 90)
     style.label(axis, title="MSE by variable", y=f"MSE ({STANDARDISED})")
     axis.legend(fontsize=style.TICK)
 
@@ -302,7 +318,7 @@ def plot_calibration(evidence: Evidence, out: Path) -> Path:
     for axis in (overall, by_step, by_variable):
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     overall.xaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.suptitle(f"{evidence.name}: calibration over {evidence.scope}", fontsize=style.TITLE + 1)
+    figure.suptitle(f"{evidence.drawn_name}: calibration over {evidence.scope}", fontsize=style.TITLE + 1)
     return style.save(figure, out)
 
 
@@ -326,5 +342,5 @@ def _coverage_bars(
         axis.bar(places + (i - (len(levels) - 1) / 2) * width, inside[level].mean(axis=(0, 1)), 0.9 * width,
                  color=colour, label=f"{level:.0%}")  # fmt: skip
         axis.axhline(level, color=colour, linewidth=0.8, linestyle=":")
-    axis.set_xticks(places, evidence.targets, rotation=0 if len(places) <= 8 else 90)
+    axis.set_xticks(places, evidence.drawn_targets, rotation=0 if len(places) <= 8 else 90)
     style.label(axis, title="coverage by variable (dotted: asked for)", y="share inside")

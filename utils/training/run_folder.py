@@ -16,6 +16,7 @@ from utils.config import (
     Config,
     left_to_machine,
 )
+from utils.file_names import safe_name
 from utils.flag_history import read_settings
 from utils.training.checkpoint import newest_in
 from utils.training.whole_files import whole_file
@@ -40,8 +41,7 @@ def numbered_folders(checkpoints: Path, name: str) -> list[Path]:
 
     A user may have removed some between others.
     """
-    first = checkpoints / name
-    found = {_number_of(f, first.name): f for f in first.parent.glob("*") if f.is_dir()}
+    found = {_number_of(f, name): f for f in checkpoints.glob("*") if f.is_dir()}
     return [folder for number, folder in sorted(found.items()) if number]
 
 
@@ -61,7 +61,7 @@ def claim_folder(checkpoints: Path, name: str) -> Path:
     checkpoints.mkdir(parents=True, exist_ok=True)
     while True:
         taken = numbered_folders(checkpoints, name)
-        last = _number_of(taken[-1], Path(name).name) if taken else 0
+        last = _number_of(taken[-1], name) if taken else 0
         folder = checkpoints / (f"{name}_{last + 1}" if last else name)
         try:
             folder.mkdir()
@@ -73,7 +73,7 @@ def claim_folder(checkpoints: Path, name: str) -> Path:
 def test_only(name: str, tested: str | None) -> str:
     """The name of a later test's file; ``tested`` is the data set that it was of, if another."""
     stem, suffix = name.rsplit(".", 1)
-    of = re.sub(r"[^\w.-]", "_", f"_{tested}") if tested else ""
+    of = f"_{safe_name(tested)}" if tested else ""
     return f"{stem}{TEST_ONLY}{of}.{suffix}"
 
 
