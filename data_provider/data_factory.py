@@ -24,6 +24,7 @@ from data_provider.synthetic import make_series
 from data_provider.time_features import season_rows, time_marks
 from utils.config import Config, ConfigError, DataConfig
 from utils.data_sets import DATA_SETS, SHORT_TERM, SYNTHETIC
+from utils.errors import UserError
 from utils.types import Batch, DataBundle, SeriesIdentity, Standardisation
 
 LARGEST = 1e9
@@ -217,7 +218,7 @@ def training_loader(bundle: DataBundle, config: Config, *, num_processes: int = 
     if items < needed:
         per = f" on each of {num_processes} processes" if num_processes > 1 else ""
         per += f" for each of {passes} passes (--gradient_accumulation_steps)" if passes > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"--batch_size {training.batch_size}: expected at least one full batch{per}, found {items} "
             f"training items in {bundle.name}; lower --batch_size or raise --percent"
         )
@@ -314,7 +315,7 @@ def _check_scaled(series: Series, values: Tensor, splits: Splits) -> None:
             continue
         centre = np.median(part[:, column])
         row = int(np.abs(series.values[:, column] - centre).argmax())
-        raise ValueError(
+        raise UserError(
             f"{series.name}: column {name!r}, data row {row + 1}: expected a number like the column's "
             f"others (half of the training rows lie from {low[column]:g} to {high[column]:g}), found "
             f"{series.values[row, column]:g}; correct it, or remove the column"

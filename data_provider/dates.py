@@ -14,6 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.tseries.frequencies import to_offset
 
+from utils.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 _SHORT_ALIASES = {"s": "s", "t": "min", "min": "min", "h": "h", "d": "D", "b": "B", "w": "W", "m": "ME"}
@@ -44,7 +46,7 @@ def frequency_alias(freq: str, *, first: pd.Timestamp | None = None) -> str:
     try:
         to_offset(alias)
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"--freq: expected a pandas alias such as h, 15min, D, W or ME, found {freq!r}"
         ) from None
     return alias
@@ -65,9 +67,9 @@ def date_column(frame: pd.DataFrame, where: object) -> pd.Series:
     named = [str(c) for c in frame.columns].count("date")
     if named + indexed != 1:
         found = "both" if named == 1 else f"{named} such columns" if named else "neither"
-        raise ValueError(f"{where}: expected a column named 'date' or an index of dates, found {found}")
+        raise UserError(f"{where}: expected a column named 'date' or an index of dates, found {found}")
     if frame.empty:
-        raise ValueError(f"{where}: expected rows, found none")
+        raise UserError(f"{where}: expected rows, found none")
     column = frame.index.to_series() if indexed else frame["date"]
     column = column.reset_index(drop=True).rename("date")
     if isinstance(column.dtype, pd.DatetimeTZDtype) or pd.api.types.is_datetime64_dtype(column):
@@ -91,14 +93,14 @@ def parse_dates(text: pd.Series, where: object, *, only_warn: bool = False) -> p
                 general = pd.to_datetime(text, errors="coerce")
             parsed = general if general.isna().sum() < parsed.isna().sum() else parsed
     except ValueError as error:  # mixed offsets from UTC
-        raise ValueError(
+        raise UserError(
             f"{where}: column 'date': expected times of one time zone, found: {error}; write them in UTC"
         ) from None
     missing = np.flatnonzero(parsed.isna().to_numpy())
     if missing.size:
         first = int(missing[0])
         found = "nothing" if pd.isna(text.iloc[first]) else repr(text.iloc[first])
-        raise ValueError(
+        raise UserError(
             f"{where}: column 'date', {row_text(first)}: expected a time such as 2016-07-01 00:00:00, "
             f"found {found} ({missing.size} such rows); write all of them as in the example"
         )
@@ -121,7 +123,7 @@ def _check_increasing(dates: pd.DatetimeIndex, where: object, *, only_warn: bool
     place = f"{where}: column 'date', {row_text(first)}"
     text = f"{place}: expected increasing times, found {dates[first]}, {problem}"
     if not only_warn:
-        raise ValueError(f"{text}; {advice}")
+        raise UserError(f"{text}; {advice}")
     logger.warning("%s (%d such rows); the published file is used as it is", text, backward.size)
 
 
@@ -132,7 +134,7 @@ def check_frequency(dates: pd.DatetimeIndex, freq: str | None, where: object) ->
         ValueError: too few rows, or the first that is not one step after the one before.
     """
     if len(dates) < 3:
-        raise ValueError(f"{where}: expected 3 rows or more, found {len(dates)}")
+        raise UserError(f"{where}: expected 3 rows or more, found {len(dates)}")
     alias = _inferred(dates) if freq is None else frequency_alias(freq, first=dates[0])
     irregular = irregular_steps(dates, alias)
     if not irregular.size:
@@ -140,12 +142,12 @@ def check_frequency(dates: pd.DatetimeIndex, freq: str | None, where: object) ->
     first = int(irregular[0])
     found = f"{dates[first]}, {dates[first] - dates[first - 1]} after the row before"
     if freq is None:
-        raise ValueError(
+        raise UserError(
             f"{where}: column 'date', {row_text(first)}: expected steps of {alias} as in most rows, found "
             f"{found} ({irregular.size} such rows); fill the gaps, or accept them with --freq {alias}"
         )
     if 2 * irregular.size >= len(dates) - 1:
-        raise ValueError(
+        raise UserError(
             f"{where}: --freq {freq}: expected steps of {alias}, found {found} ({irregular.size} such "
             f"rows of {len(dates)}); leave --freq out to have it inferred"
         )
@@ -182,7 +184,7 @@ def frequency_like(dates: pd.DatetimeIndex, expected: str, *, freq: str | None, 
         return expected
     found = check_frequency(dates, freq, where)
     if _length(found) != _length(expected):
-        raise ValueError(
+        raise UserError(
             f"{where}: expected rows at the frequency {expected}, which the model was trained on, found "
             f"{found}; resample the table"
         )

@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_provider.dates import check_frequency, date_column, frequency_like, parse_dates, row_text
+from utils.errors import FileMissingError, UserError, using_file
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def read_csv(
     dates = parse_dates(frame["date"], path, only_warn=as_published)
     columns = [str(c) for c in frame.columns if c != "date"]
     if not columns:
-        raise ValueError(f"{path}: expected numeric columns beside 'date', found none")
+        raise UserError(f"{path}: expected numeric columns beside 'date', found none")
     if features != "M":
         _check_target(target, columns, path)
         columns = [c for c in columns if c != target and features == "MS"] + [target]
@@ -168,13 +169,13 @@ def series_of(
     names = [str(c) for c in frame.columns]
     missing = [c for c in columns if c not in names]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{where}: expected the columns {_listed(columns)}, which the model was trained on, found no "
             f"{_listed(missing)} among {_listed(names)}"
         )
     repeated = [c for c in columns if names.count(c) > 1]
     if repeated:
-        raise ValueError(f"{where}: expected each column once, found {_listed(repeated)} more than once")
+        raise UserError(f"{where}: expected each column once, found {_listed(repeated)} more than once")
     extra = [c for c in names if c not in (*columns, "date")]
     if extra:
         logger.warning("%s: columns that are not read: %s", where, _listed(extra))
@@ -192,11 +193,14 @@ def require_file(path: Path) -> None:
     Raises:
         FileNotFoundError: there is none; the message says what to put there.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; put a CSV file with a 'date' column and numeric columns there, "
-            "or name another with --root_path and --data_path"
-        )
+    with using_file(path):
+        if path.is_file():
+            path.open("rb").close()
+            return
+    raise FileMissingError(
+        f"{path}: no such file; put a CSV file with a 'date' column and numeric columns there, "
+        "or name another with --root_path and --data_path"
+    )
 
 
 def _listed(columns: Sequence[object]) -> str:
@@ -208,7 +212,7 @@ def _listed(columns: Sequence[object]) -> str:
 def _check_target(target: str, columns: Sequence[str], where: object) -> None:
     """Raise ValueError if ``target`` is none of the columns."""
     if target not in columns:
-        raise ValueError(
+        raise UserError(
             f"{where}: expected the column of --target, {target!r}, found {_listed(columns)}; "
             "name one of these with --target"
         )
@@ -226,15 +230,15 @@ def read_table(path: Path) -> pd.DataFrame:
         _check_header(path)
         frame = pd.read_csv(path, dtype={"date": str}, encoding="utf-8-sig", low_memory=False)
     except pd.errors.EmptyDataError:
-        raise ValueError(f"{path}: expected a header line and rows, found an empty file") from None
+        raise UserError(f"{path}: expected a header line and rows, found an empty file") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, found {error}; save the file as UTF-8") from None
+        raise UserError(f"{path}: expected UTF-8 text, found {error}; save the file as UTF-8") from None
     except (pd.errors.ParserError, csv.Error) as error:
-        raise ValueError(f"{path}: expected comma-separated rows of equal length, found: {error}") from None
+        raise UserError(f"{path}: expected comma-separated rows of equal length, found: {error}") from None
     if not isinstance(frame.index, pd.RangeIndex):
-        raise ValueError(f"{path}: expected as many fields per row as in the header, found more")
+        raise UserError(f"{path}: expected as many fields per row as in the header, found more")
     if frame.empty:
-        raise ValueError(f"{path}: expected rows below the header, found none")
+        raise UserError(f"{path}: expected rows below the header, found none")
     return frame
 
 
@@ -247,23 +251,23 @@ def _check_header(path: Path) -> None:
         raise pd.errors.EmptyDataError
     other = next((mark for mark in ";\t|" if "date" in line.strip().split(mark)), None)
     if "date" not in names and other is not None:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected columns separated by commas, found {other!r} between them; save the file "
             "with commas (and points in the numbers)"
         )
     if "date" not in names:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected a column named 'date', found {_listed(names)}; "
             "rename the column that holds the times"
         )
     for position, name in enumerate(names):
         if not name.strip():
-            raise ValueError(
+            raise UserError(
                 f"{path}: expected a name for each column, found none for column {position + 1} "
                 f"(of {_listed(names)}); name it, or remove it where it only numbers the rows"
             )
         if name in names[:position]:
-            raise ValueError(
+            raise UserError(
                 f"{path}: expected each column once, found {name!r} in columns {names.index(name) + 1} "
                 f"and {position + 1}; rename or remove one"
             )
@@ -273,12 +277,12 @@ def _numbers(column: pd.Series, table: object, fill_missing: FillMissing | None)
     """A column as finite float64 [T], missing numbers filled where that is asked for."""
     where = f"{table}: column {column.name!r}"
     if pd.api.types.is_bool_dtype(column):
-        raise ValueError(f"{where}, {row_text(0)}: expected a number, found {column.iloc[0]}; write 0 and 1")
+        raise UserError(f"{where}, {row_text(0)}: expected a number, found {column.iloc[0]}; write 0 and 1")
     numbers = pd.to_numeric(column, errors="coerce")
     text = np.flatnonzero((numbers.isna() & column.notna()).to_numpy())
     if text.size:
         first = int(text[0])
-        raise ValueError(
+        raise UserError(
             f"{where}, {row_text(first)}: expected a number, found {column.iloc[first]!r} "
             f"({text.size} such rows); correct it, or remove the column"
         )
@@ -290,11 +294,11 @@ def _numbers(column: pd.Series, table: object, fill_missing: FillMissing | None)
     found = "nothing (or nan)" if np.isnan(values[first]) else str(values[first])
     problem = f"{where}, {row_text(first)}: expected a finite number, found {found} ({bad.size} such rows)"
     if bad.size == len(values):
-        raise ValueError(f"{problem}; the column has none: remove it")
+        raise UserError(f"{problem}; the column has none: remove it")
     if fill_missing is None:
-        raise ValueError(f"{problem}; fill it with --fill_missing interpolate, or remove the column")
+        raise UserError(f"{problem}; fill it with --fill_missing interpolate, or remove the column")
     if fill_missing == "ffill" and first == 0:
-        raise ValueError(f"{problem}, and no row before it for --fill_missing ffill; use interpolate")
+        raise UserError(f"{problem}, and no row before it for --fill_missing ffill; use interpolate")
     logger.warning("%s; filled with --fill_missing %s", problem, fill_missing)
     return _filled(values, fill_missing)
 

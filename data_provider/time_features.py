@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.tseries.frequencies import to_offset
 
+from utils.errors import UserError
 from utils.frequency import mark_names, unsupported_frequency
 
 _MARKS: dict[str, Callable[[pd.DatetimeIndex], NDArray[np.float64]]] = {
@@ -59,4 +60,4 @@ def season_rows(frequency: str) -> int:
     for kinds, steps in _SEASONS:
         if isinstance(offset, kinds):
             return max(1, round(steps / int(offset.n)))
-    raise ValueError(unsupported_frequency(frequency))
+    raise UserError(unsupported_frequency(frequency))

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from layers import llm_attention
 from layers.llm_attention import usual_attention
 from layers.llm_layers import HasKeys, KeysValues, PassCache, compile_parts, recompute, stack_of
+from utils.errors import UserError
 
 log = getLogger(__name__)
 
@@ -127,12 +128,12 @@ class LLMPass:
         try:
             found = self._check_states()
         except Exception as error:  # whatever a compiler raises, there is one thing to do about it
-            raise ValueError(
+            raise UserError(
                 f"--compile: expected torch.compile to work on this machine (on a CPU it takes a C++ "
                 f"compiler), found {type(error).__name__}: {str(error).strip().splitlines()[0]}; leave it out"
             ) from error
         if not _close(found, wanted):
-            raise ValueError(
+            raise UserError(
                 f"--compile: expected the states of {type(self.llm).__name__} as without it, found others "
                 f"(by up to {(found - wanted).abs().max():.2g}); leave it out"
             )

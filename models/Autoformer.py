@@ -26,6 +26,7 @@ from layers.decomposition import SeriesDecomposition
 from models.forecaster import Forecaster
 from utils.config import Config
 from utils.data_sets import SHORT_TERM
+from utils.errors import UserError
 from utils.frequency import mark_names
 
 ENCODER_LAYERS = 2
@@ -52,7 +53,7 @@ class Model(Forecaster):
         super().__init__(args)
         d, b, own = self.config.data, self.config.backbone, self.config.baseline
         if d.enc_in is None:
-            raise ValueError("--enc_in: Autoformer needs the number of variables, found none")
+            raise UserError("--enc_in: Autoformer needs the number of variables, found none")
         self.n_targets = 1 if d.features == "MS" else d.enc_in
         short_term = self.config.run.task_name == SHORT_TERM  # its one mark is the insample mask
         self.n_marks = 1 if short_term else len(mark_names(d.freq or DEFAULT_FREQUENCY))

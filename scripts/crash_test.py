@@ -33,6 +33,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from scripts.crashing.comparing import unequal
 from scripts.crashing.runs import FAULTS, PHASES, Outcome, apart, start_run
 from scripts.crashing.settings import SETTINGS, common_settings
+from utils.ending import command
 from utils.training import checkpoint as checkpoints
 from utils.training.run_folder import METRICS_FILE, RESULTS_FILE, read_json
 
@@ -53,6 +54,7 @@ class Trial:
     differences: list[str]
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the trials and print the table; the exit status."""
     args = _parser().parse_args(argv)

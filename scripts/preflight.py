@@ -20,9 +20,9 @@ import torch
 from data_provider.data_factory import build_data, training_loader
 from models import MODELS, model_name
 from models.TimeLLM import DTYPES
-from run_main import USER_ERRORS
 from utils.cli import parse_config
 from utils.config import Config
+from utils.ending import command
 from utils.log import setup_logging
 from utils.process_memory import available_bytes, mib, peak_bytes
 from utils.reporting.memory import sizes_of
@@ -41,17 +41,14 @@ from utils.types import DataBundle
 NO_TIMING = "--no_timing"
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the lines; exit status 2 where a user can mend what is wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
     config = parse_config([w for w in words if w != NO_TIMING], prog="preflight")
     setup_logging(main_process=True)
-    try:
-        for line in lines(config, timing=NO_TIMING not in words):
-            print(line, flush=True)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for line in lines(config, timing=NO_TIMING not in words):
+        print(line, flush=True)
     return 0
 
 

@@ -20,6 +20,7 @@ from data_provider.download import DataUnavailableError, ensure_data
 from models.baselines import Scores, evaluate_baselines
 from utils.cli import parse_config
 from utils.config import Config
+from utils.ending import command
 from utils.log import setup_logging
 from utils.paths import BASE_MODELS
 from utils.reporting.plots import plot_forecasts
@@ -34,6 +35,7 @@ NAIVE = ("persistence", "seasonal_naive")
 """The forecasts that a trained model has to beat; ridge is shown, and hard to beat."""
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run every phase, print the table and where everything lies; the exit status."""
     flags = [*FLAGS, *(sys.argv[1:] if argv is None else argv)]

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from utils.config import GROUPS, Config, ConfigError, item_type, iter_settings, setting_type
 from utils.config_checks import spaced
+from utils.ending import USER_STATUS, first_of_machine
 from utils.family_flags import REFUSED
 from utils.paths import PRESETS
 
@@ -23,7 +24,10 @@ class _Parser(argparse.ArgumentParser):
         return shlex.split(arg_line, comments=True)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n(see {self.prog} --help)\n")
+        self.exit(USER_STATUS, self._said(message) if first_of_machine() else None)
+
+    def _said(self, message: str) -> str:
+        return f"{self.prog}: {message}\n(see {self.prog} --help)\n"
 
 
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from utils.config_checks import joint_problems, range_problems, spaced
 from utils.data_sets import DATA_SETS, default_flags, known_as, name_problem
+from utils.errors import UserError
 
 KEY_SEASONS = 7
 """Seasons in the raw retrieval key (cut to the lookback): 168 rows of hourly data."""
@@ -29,7 +30,7 @@ DEVIATION_FLOOR = 0.1
 _FLAG = re.compile(r"--(\w+)")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """One or more settings are wrong; the message lists every problem."""
 
     def __init__(self, problems: list[str]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
+from utils.errors import UserError
+
 _DAILY = ("day_of_week", "day_of_month", "day_of_year")
 _BY_OFFSET: tuple[tuple[tuple[Any, ...], tuple[str, ...]], ...] = (
     ((pd.offsets.YearEnd, pd.offsets.YearBegin), ()),
@@ -33,7 +35,7 @@ def mark_names(frequency: str) -> tuple[str, ...]:
     for kinds, names in _BY_OFFSET:
         if isinstance(offset, kinds):
             return names
-    raise ValueError(unsupported_frequency(frequency))
+    raise UserError(unsupported_frequency(frequency))
 
 
 def unsupported_frequency(frequency: str) -> str:

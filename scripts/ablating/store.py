@@ -10,6 +10,7 @@ from typing import Any
 
 from scripts.ablating.cells import Cell, identity
 from utils.config import NOT_IDENTITY
+from utils.errors import UserError
 from utils.log import MetricsFile
 from utils.training import run_folder as folders
 from utils.training.details import read_details
@@ -65,7 +66,7 @@ def _refuse_other(path: Path, cell: Cell) -> None:
     wrong = {k: (found[k], wanted[k]) for k in common if found[k] != wanted[k]}
     if wrong:
         lines = [f"--{k}: {had!r} there, {has!r} now" for k, (had, has) in sorted(wrong.items())]
-        raise ValueError(
+        raise UserError(
             f"{path}: a default has changed since this cell was run; move the study's results away, or "
             "name the old value in the study file:\n" + "\n".join(lines)
         )

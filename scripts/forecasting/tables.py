@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from utils.errors import UserError
+
 Array = NDArray[np.float64]
 Times = NDArray[np.datetime64]
 ALL = "all"
@@ -67,7 +69,7 @@ def table(
     names = [name for name, _ in columns]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(
+        raise UserError(
             f"expected names of variables that leave {', '.join(twice)} to the forecast's own columns, found "
             "a variable called so; rename it in the data, and train with that name"
         )

@@ -30,6 +30,7 @@ from models.TimeLLM import DTYPES
 from scripts.forecasting.loading import LoadedRun
 from utils.config import Config
 from utils.conformal import Calibration
+from utils.errors import UserError
 from utils.training.calibration import deviation_of
 from utils.training.checkpoint import CheckpointError
 from utils.training.passes import channel_parts, forecast_state, joined, stacked
@@ -203,7 +204,7 @@ class TrainedModel:
             items = [windows[i] for i in range(begin, min(begin + self.batch_size, count))]
             batch = stacked(items, self.device)
             if self.config.gram.retrieval_control == "oracle" and bool(batch.y.isnan().any()):
-                raise ValueError("--retrieval_control oracle reads the true future, which is still to come")
+                raise UserError("--retrieval_control oracle reads the true future, which is still to come")
             yield batch, self._pass(batch)
 
     @torch.no_grad()
@@ -230,7 +231,7 @@ class TrainedModel:
                 scaling.inverse(values.cpu(), scale).numpy() for values in (state.prediction, batch.y)
             )
             if not np.isfinite(prediction).all():
-                raise ValueError(f"{self.path}: expected finite forecasts, found NaN or infinity")
+                raise UserError(f"{self.path}: expected finite forecasts, found NaN or infinity")
             own = (batch.start, deviation_of(batch).double())
             parts.append(Forecasts(prediction, truth, *(part.cpu().numpy() for part in own)))
         return Forecasts(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -14,6 +14,7 @@ import pandas as pd
 from data_provider.series import Series
 from scripts.forecasting import Forecaster
 from utils.config import TrainingConfig
+from utils.errors import UserError
 from utils.training.precision import matmul_precision
 from utils.training.run_folder import run_folder_of
 from utils.types import DataBundle
@@ -100,7 +101,7 @@ def first_row(run: LoadedRun, window: str | None) -> int:
     except ValueError:
         return _row_of_time(run.series, str(window), lookback)
     if not -count <= number < count:
-        raise ValueError(f"--window: expected a test window from 0 to {count - 1}, found {window}")
+        raise UserError(f"--window: expected a test window from 0 to {count - 1}, found {window}")
     return int(test[number % count].start)
 
 
@@ -110,12 +111,12 @@ def _row_of_time(series: Series, window: str, lookback: int) -> int:
     try:
         time = pd.Timestamp(window)
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"--window: expected {example}, or the number of a test window, found {window!r}"
         ) from None
     found = dates.get_indexer([time])[0] if time.tzinfo is None else -1
     if found < lookback:
-        raise ValueError(f"--window: expected {example} (the first step that is forecast), found {window}")
+        raise UserError(f"--window: expected {example} (the first step that is forecast), found {window}")
     return int(found) - lookback
 
 

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from utils.errors import FileError, UserError
 from utils.training.whole_files import whole_file
 
 log = getLogger(__name__)
@@ -42,11 +43,11 @@ _END_RECORD = b"PK\x05\x06"
 _BLOCK = 1 << 20
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is missing, broken, or belongs to another run; the message says which and why."""
 
 
-class SaveError(OSError):
+class SaveError(FileError):
     """A checkpoint could not be written; those saved before are as they were."""
 
 
@@ -97,7 +98,7 @@ def save(payload: Mapping[str, Any], path: Path, *, written: int | None = None) 
                 file.flush()  # a later write would set the time again
                 os.utime(file.fileno(), ns=(written, written))
     except (OSError, RuntimeError) as error:
-        cause = (writer and writer.error) or error
+        cause = (writer and writer.error) or (error.__cause__ if isinstance(error, FileError) else error)
         if not isinstance(cause, OSError):
             raise
         raise SaveError(

@@ -26,6 +26,8 @@ from accelerate.utils import (
 from torch.utils.data import DataLoader, Dataset
 
 from utils.config import RAW_KEY_ROWS, Config
+from utils.ending import errors_kept
+from utils.errors import UserError
 from utils.log import RunLogFile, setup_logging
 from utils.reporting.preflight import environment, llm_text, opening_lines
 from utils.training import checkpoint as checkpoints
@@ -43,6 +45,7 @@ from utils.training.precision import matmul_precision
 from utils.training.progress import Hooks
 from utils.training.run_status import status_kept
 from utils.training.stopping import RunStopped, StopRequest, how_to_go_on
+from utils.training.together import agreed, main_first
 from utils.training.tracking import require_tracker, stop_tracking, tracked_metrics
 from utils.training.trainer import Trainer
 from utils.types import Batch, DataBundle
@@ -79,9 +82,9 @@ def run(config: Config, builders: Builders) -> RunResult:
     """Train and test, or with ``--is_training 0`` test a checkpoint.
 
     Raises:
-        ValueError: for settings, data or a checkpoint that do not fit; the message says which.
-        OSError: where a file or the LLM cannot be had, or a checkpoint cannot be saved.
-        MemoryShortError: out of memory; the message says what would take less.
+        UserError: for settings, data, files, an LLM or a checkpoint that do not fit, memory that does not
+            suffice, a loss that is not finite; the message says which, in the run's log as well.
+        Exception: any other is a fault; its traceback lies in the run's log, where there is a run folder.
         RunStopped: a signal or ``--max_minutes`` asked for it; the message says how to go on.
     """
     with ExitStack() as closing, StopRequest(config.run.max_minutes) as stop:
@@ -118,22 +121,24 @@ def _set_up(
     closing.callback(accelerator.free_memory)
     setup_logging(main_process=accelerator.is_main_process)
     closing.enter_context(matmul_precision(config.training.matmul_precision, accelerator.device))
-    with accelerator.main_process_first():  # one process downloads and converts, the others find it done
-        data = builders.data(config)
+    data = main_first(accelerator, lambda: builders.data(config))
     asked, config = config, resolve(config, data)
     data_seconds = time.perf_counter() - began
     model = _model(config, builders, accelerator)
     llm = asdict(model.llm_identity) | {"prompt": model.prompt_text} if model.llm_identity else {}
     name = asked.run_name(model=builders.model_name, llm_name=llm.get("name", "none"))
-    resume = resuming.checkpoint_to_resume(
-        config, asked, name=name, model_name=builders.model_name, llm_hash=llm.get("content_hash")
-    )
-    payload, plan = _payload_and_plan(config, accelerator, llm=llm, data=data, path=resume)
+    with agreed(accelerator):
+        resume = resuming.checkpoint_to_resume(
+            config, asked, name=name, model_name=builders.model_name, llm_hash=llm.get("content_hash")
+        )
+        payload, plan = _payload_and_plan(config, accelerator, llm=llm, data=data, path=resume)
     folder = resuming.choose_folder(config, accelerator, name=name, resume=resume, payload=payload)
-    if accelerator.is_main_process:
-        facts = environment() | {"llm": llm, "data_hash": data.content_hash}
-        folders.describe_run(folder, config, facts, resumed=resume is not None)
-        closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
+    closing.enter_context(errors_kept(folder / folders.LOG_FILE, process=accelerator.process_index))
+    with agreed(accelerator):
+        if accelerator.is_main_process:
+            facts = environment() | {"llm": llm, "data_hash": data.content_hash}
+            folders.describe_run(folder, config, facts, resumed=resume is not None)
+            closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
     for line in unread:
         log.info("%s", line)
     closing.callback(stop_tracking, accelerator)
@@ -173,7 +178,7 @@ def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
     """The model under the run's seed."""
     asked = config.llm.llm_device_map
     if asked is not None and accelerator.num_processes > 1:
-        raise ValueError(
+        raise UserError(
             f"--llm_device_map {asked}: expected one process, which spreads its LLM over the devices, found "
             f"{accelerator.num_processes}, each with an LLM of its own; leave it out, or start one process"
         )
@@ -181,8 +186,7 @@ def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
     torch.use_deterministic_algorithms(config.training.deterministic)
-    with accelerator.main_process_first():
-        return builders.model(config)
+    return main_first(accelerator, lambda: builders.model(config))
 
 
 def _payload_and_plan(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import KNOWN_BY_CONTENT, MAY_CHANGE_ON_RESUME, NOT_IDENTITY, TESTED_ON, Config
+from utils.errors import FileError, using_file
 from utils.training.checkpoint import newest_in
 from utils.training.whole_files import whole_file
 
@@ -47,15 +48,19 @@ def claim_folder(checkpoints: Path, name: str) -> Path:
 
     Two runs that start at once get two folders: each is made by one of them.
     """
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    with using_file(checkpoints, "a folder for runs (--checkpoints)"):
+        checkpoints.mkdir(parents=True, exist_ok=True)
     while True:
         taken = numbered_folders(checkpoints, name)
         last = _number_of(taken[-1], Path(name).name) if taken else 0
         folder = checkpoints / (f"{name}_{last + 1}" if last else name)
         try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
+            with using_file(folder, "a new folder for this run (--checkpoints)"):
+                folder.mkdir()
+        except FileError as error:
+            if isinstance(error.__cause__, FileExistsError):
+                continue
+            raise
         return folder
 
 
