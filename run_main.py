@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from logging import getLogger
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
@@ -23,7 +24,7 @@ def train(config: Config, *, model: str) -> experiment.RunResult:
     builders = experiment.Builders(
         model_name=model,
         model=MODELS[model],
-        data=build_data,
+        data=partial(build_data, model=MODELS[model]),
         training_loader=training_loader,
         evaluation_loader=evaluation_loader,
         inspect=inspection_lines,
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None, *, model: str = "TimeLLM") -> experi
     ``model`` is what the entry point stands for; only the baseline's lets ``--model`` choose another.
     """
     with ending():
-        return _main(parse_config(argv), model)
+        return _main(parse_config(argv, models=MODELS), model)
 
 
 def _main(config: Config, model: str) -> experiment.RunResult:

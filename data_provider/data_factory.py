@@ -107,12 +107,14 @@ class Prepared(NamedTuple):
         )
 
 
-def build_data(config: Config) -> DataBundle:
+def build_data(config: Config, *, model: Any = None) -> DataBundle:
     """Series, scaler, windows of the three parts and the memory's source.
 
     The scaler is fitted on the training rows that are used (``--percent``), nothing else. Validation
     takes every ``--eval_stride``-th window, the test all of them: of the data set of ``--eval_data``
     where one is named, which is standardised by its own training part, as the published protocol has it.
+    Whether ``model`` (a `models.forecaster.Forecaster`, or its class), where it is given, can forecast that
+    data set is checked.
 
     Raises:
         OSError: if the data file is not there and can not be had.
@@ -125,7 +127,7 @@ def build_data(config: Config) -> DataBundle:
     _check_variables(data, read=len(own.series.columns), forecast=own.n_targets)
     tested = own if data.eval_data is None else _prepared(transfer_config(data))
     if tested is not own:
-        _check_transfer(config, own, tested)
+        _check_transfer(config, model, own, tested)
     train = own.part(own.splits.train, data, channel_sampling=data.channel_sampling)
     validation = own.part(own.splits.validation, data, stride=data.eval_stride)
     test = own.part(own.splits.test, data)
@@ -259,7 +261,7 @@ def _check_variables(data: DataConfig, *, read: int, forecast: int) -> None:
         raise ConfigError(wrong)
 
 
-def _check_transfer(config: Config, own: Prepared, tested: Prepared) -> None:
+def _check_transfer(config: Config, model: Any, own: Prepared, tested: Prepared) -> None:
     """Raise ConfigError where a model of ``own`` can not forecast ``tested``."""
     same = own.series.columns == tested.series.columns
     counts = f"{len(own.series.columns)} of {own.series.name}, found {len(tested.series.columns)}"
@@ -269,10 +271,10 @@ def _check_transfer(config: Config, own: Prepared, tested: Prepared) -> None:
             f"--retrieval_scope: expected all, since {tested.series.name} has other variables than "
             f"{own.series.name}, found variable"
         )
-    reads_all = config.data.features == "MS" or config.run.model == "Autoformer"
+    reads_all = config.data.features == "MS" or not (model is None or model.channel_independent)
     if reads_all and len(own.series.columns) != len(tested.series.columns):
         wrong.append(f"--eval_data {tested.series.name}: expected as many variables as the {counts}")
-    reads_marks = config.run.model == "Autoformer" or config.backbone.use_time_marks
+    reads_marks = config.backbone.use_time_marks or (model is not None and model.reads_time_marks)
     if reads_marks and own.marks.shape[1] != tested.marks.shape[1]:
         wrong.append(
             f"--eval_data {tested.series.name}: expected rows of {own.series.frequency}, whose time marks "

@@ -39,6 +39,8 @@ class Model(Forecaster):
     """Windows [B, L, N] with marks [B, L, F] and [B, H, F] to [B, H, M]."""
 
     name = "Autoformer"
+    offers_ms = True
+    splits_width = True
     reads_time_marks = True
     own_settings = frozenset("e_layers d_layers moving_avg factor d_model d_ff n_heads dropout".split())
 

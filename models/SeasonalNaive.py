@@ -16,6 +16,7 @@ class Model(Forecaster):
     """Windows [B, L, N] to [B, H, N]; there is nothing to fit."""
 
     name = "SeasonalNaive"
+    channel_independent = True
     takes_steps = False
 
     def __init__(self, args: Config | Any) -> None:

@@ -76,6 +76,8 @@ class Model(Forecaster):
     """
 
     name = "TimeLLM"
+    channel_independent = True
+    offers_ms = True
     uses_llm = True
     own_settings = frozenset(item.name for item in fields(BackboneConfig))
 

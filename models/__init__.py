@@ -1,7 +1,5 @@
 """The models, by name."""
 
-from collections.abc import Callable
-
 from models import (
     Autoformer,
     DLinear,
@@ -16,7 +14,7 @@ from models import (
 from models.forecaster import Forecaster
 from utils.config import Config
 
-MODELS: dict[str, Callable[..., Forecaster]] = {
+MODELS: dict[str, type[Forecaster]] = {
     "TimeLLM": TimeLLM.Model,
     "TimeLLM_Enhanced": TimeLLM_Enhanced.Model,
     "Autoformer": Autoformer.Model,

@@ -45,7 +45,7 @@ NO_TIMING = "--no_timing"
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the lines; exit status 2 where a user can mend what is wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
-    config = parse_config([w for w in words if w != NO_TIMING], prog="preflight")
+    config = parse_config([w for w in words if w != NO_TIMING], prog="preflight", models=MODELS)
     setup_logging(main_process=True)
     for line in lines(config, timing=NO_TIMING not in words):
         print(line, flush=True)
@@ -59,7 +59,7 @@ def lines(config: Config, *, timing: bool) -> Iterator[str]:
         ValueError, OSError: as the run would.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and not config.training.cpu else "cpu")
-    data = build_data(config)
+    data = build_data(config, model=MODELS[model_name(config)])
     config = resolve(config, data)
     with matmul_precision(config.training.matmul_precision, device):
         torch.manual_seed(config.training.seed)

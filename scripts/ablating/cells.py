@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from models import MODELS, model_name
 from scripts.ablating.study import Study
-from scripts.preflight import model_name
 from utils.cli import parse_config
 from utils.config import NOT_IDENTITY, Config
 
@@ -86,7 +86,7 @@ def _cell(study: Study, name: str, *, data: str, horizon: int, seed: int) -> Cel
         *("--data", data, "--pred_len", str(horizon), "--seed", str(seed)),
         *study.configurations[name].flags,
     )
-    config = parse_config(words, prog=f"{study.name}: {name}")
+    config = parse_config(words, prog=f"{study.name}: {name}", models=MODELS)
     model = model_name(config)
     return Cell(study.name, name, data, horizon, seed, words, config, model, key_of(config, model))
 

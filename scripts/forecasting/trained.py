@@ -155,7 +155,7 @@ class TrainedModel:
 
     def own_data(self, *, root_path: str | None = None) -> DataBundle:
         """The three parts of that series as data sets of windows; raises as `own_series` does."""
-        data = build_data(self._own_config(root_path))
+        data = build_data(self._own_config(root_path), model=self.model)
         self._check_own(data.content_hash)
         return data
 

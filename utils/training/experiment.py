@@ -25,7 +25,7 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import RAW_KEY_ROWS, Config
+from utils.config import RAW_KEY_ROWS, Config, ConfigError
 from utils.ending import errors_kept
 from utils.errors import UserError
 from utils.log import RunLogFile, setup_logging
@@ -117,6 +117,7 @@ def _set_up(
     require_tracker(config.run.report_to)
     config, unread = closing.enter_context(launched.as_launched(config))
     accelerator = _accelerator(config)
+    launched.check_taking_part(accelerator.num_processes)
     sharding.check(config, accelerator)
     closing.callback(accelerator.free_memory)
     setup_logging(main_process=accelerator.is_main_process)
@@ -222,8 +223,10 @@ def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str,
 def _accelerator(config: Config) -> Accelerator:
     """The engine of a run. Evaluation counts each window once, so batches are never evened out."""
     t = config.training
+    if t.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise ConfigError(["--mixed_precision: fp16 needs a GPU, found none; use bf16 or no"])
     data_parallel: dict[str, Any] = {
-        "cpu": t.cpu,
+        "cpu": launched.trains_on_cpu(config),
         "mixed_precision": t.mixed_precision,
         "kwargs_handlers": [
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
