@@ -23,7 +23,7 @@ from data_provider.splits import Split, Splits, split_rows
 from data_provider.synthetic import make_series
 from data_provider.time_features import season_rows, time_marks
 from utils.config import Config, ConfigError, DataConfig
-from utils.data_sets import DATA_SETS, SHORT_TERM, SYNTHETIC
+from utils.data_sets import DATA_SETS, M4, SHORT_TERM, SYNTHETIC
 from utils.errors import UserError
 from utils.types import Batch, DataBundle, SeriesIdentity, Standardisation
 
@@ -49,6 +49,16 @@ def data_file(config: DataConfig) -> LocalFile | None:
     path = Path(config.root_path) / config.file_name
     require_file(path)
     return LocalFile(path, file_sha256(path))
+
+
+def files_are_there(config: DataConfig) -> bool:
+    """Whether the files that a configuration names can be read without a download."""
+    if config.data == SYNTHETIC:
+        return True
+    names = [config.file_name]
+    if config.data == M4:
+        names = [file.name for file in DATA_SETS[M4].files]
+    return all((Path(config.root_path) / name).is_file() for name in names)
 
 
 def is_published(config: DataConfig) -> bool:

@@ -37,7 +37,7 @@ TECHNICAL_DOCUMENT = PROJECT_ROOT / "claude3.md"
 STUDIES = PROJECT_ROOT / "scripts" / "studies"
 
 
-@command
+@command(parser=lambda: _parser(), others='put them into the study file, as flags = "..."')
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line asks for; the exit status."""
     args = _parser().parse_args(argv)

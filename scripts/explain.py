@@ -27,7 +27,7 @@ from utils.reporting.window_plot import plain_word, plot_window
 from utils.training.run_folder import write_json
 
 
-@command
+@command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Explain one window; the exit status."""
     words = _parser().parse_args(argv)

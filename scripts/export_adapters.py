@@ -42,7 +42,7 @@ KEPT_FACTS = ("model_name", "epoch", "global_step", "data", "calibration")
 """What the checkpoint beside a merged LLM tells of the run, beside its settings and its LLM."""
 
 
-@command
+@command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the folder; the exit status."""
     args = _parser().parse_args(argv)

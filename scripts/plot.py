@@ -29,7 +29,7 @@ LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Of the intervals whose coverage is drawn, beside the run's own."""
 
 
-@command
+@command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw and say where; the exit status."""
     words = _parser().parse_args(argv)

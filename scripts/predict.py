@@ -22,7 +22,7 @@ import torch
 from scripts.forecasting import Forecaster, Reading
 from scripts.forecasting.tables import ALL
 from utils.ending import command
-from utils.errors import UserError
+from utils.errors import FileMissingError, UserError
 from utils.log import setup_logging
 from utils.training.precision import matmul_precision
 from utils.training.whole_files import whole_file
@@ -32,7 +32,7 @@ OWN_LEVELS: list[float] = []
 """What ``--levels`` without a number leaves: the levels of the run."""
 
 
-@command
+@command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Forecast and write; the exit status."""
     args = _parser().parse_args(argv)
@@ -102,6 +102,8 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name}: expected 1 or more, found {value}")
     if args.recalibrate is not None and args.levels is None:
         raise UserError("--recalibrate: it calibrates intervals; say which with --levels")
+    if not args.input.is_file():
+        raise FileMissingError(f"--input: expected a CSV file, found none at {args.input}")
     if args.output.exists() and args.output.samefile(args.input):
         raise UserError(f"--output: expected another file than --input, found {args.output}")
     if args.output.is_dir():

@@ -25,7 +25,7 @@ WINDOWS = 24
 """Test windows in the page, unless another number is asked for."""
 
 
-@command
+@command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page and say where; the exit status."""
     words = _parser().parse_args(argv)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import time
 import traceback
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -44,17 +46,43 @@ class OtherProcessError(RuntimeError):
     """Another process has failed and says how; this one ends with it."""
 
 
-def command(main: Callable[..., int]) -> Callable[..., int]:
-    """``main`` of a command, which gives 2 for a user's error and 1 for a fault, said on standard error."""
+Main = Callable[..., int]
 
-    @functools.wraps(main)
-    def wrapped(*args: Any, **kwargs: Any) -> int:
-        try:
-            return main(*args, **kwargs)
-        except Exception as error:
-            return told(error)
 
-    return wrapped
+def command(
+    main: Main | None = None,
+    *,
+    parser: Callable[[], ArgumentParser] | None = None,
+    others: str = "give them as the run is trained",
+) -> Any:
+    """A decorator of a command's ``main``: 2 for a user's error and 1 for a fault, said on standard error.
+
+    Args:
+        main: gives the status where nothing fails.
+        parser: of the command, where it does not take all flags of a run: advice that names others says so.
+        others: what to do with flags of a run that the command does not take.
+    """
+
+    def decorated(main: Main) -> Main:
+        @functools.wraps(main)
+        def wrapped(*args: Any, **kwargs: Any) -> int:
+            try:
+                return main(*args, **kwargs)
+            except Exception as error:
+                return told(error, advice_on(str(error), parser(), others) if parser is not None else "")
+
+        return wrapped
+
+    return decorated if main is None else decorated(main)
+
+
+def advice_on(text: str, parser: ArgumentParser, others: str) -> str:
+    """A line on the flags that a message names and a command does not take; empty where it takes all."""
+    taken = {option for action in parser._actions for option in action.option_strings}
+    lacking = [flag for flag in dict.fromkeys(re.findall(r"--[a-z]\w*", text)) if flag not in taken]
+    if not lacking:
+        return ""
+    return f"\n({', '.join(lacking)}: flags of run_main.py and run_main_enhanced.py; {others})"
 
 
 @contextmanager
@@ -96,14 +124,17 @@ def kept_in(log: Path, error: BaseException, *, process: int = 0) -> None:
     error.add_note(f"{_KEPT}{log}")
 
 
-def told(error: Exception) -> int:
-    """Say an error on standard error, where no other process has; the exit status."""
+def told(error: Exception, advice: str = "") -> int:
+    """Say an error on standard error, where no other process has; the exit status.
+
+    ``advice`` is put behind a user's error.
+    """
     users, is_echo = isinstance(error, UserError), isinstance(error, OtherProcessError)
     own = USER_STATUS if users else FAULT_STATUS
     first, status = _first_failure(own)
     kept = [note for note in getattr(error, "__notes__", ()) if note.startswith(_KEPT)]
     if users and first:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {error}{advice}", file=sys.stderr, flush=True)
     elif not users and not is_echo and not kept and (first or status != USER_STATUS):
         traceback.print_exception(error)
     elif not users and not is_echo and first:
