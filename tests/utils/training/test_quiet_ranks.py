@@ -40,6 +40,7 @@ def launch(tiny_settings: TinySettings, as_words, series_file: Path, tmp_path: P
                 "PYTHONPATH": str(PROJECT_ROOT),
                 "OMP_NUM_THREADS": "1",
                 "TQDM_DISABLE": "1",
+                "PYTHONWARNINGS": "ignore",  # torch's own, of what accelerate hands it
                 **variables,
             },
             capture_output=True,
