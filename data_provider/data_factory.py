@@ -25,7 +25,8 @@ from data_provider.suspicious import Constant, Sentinel, constants, sentinels
 from data_provider.synthetic import make_series
 from data_provider.time_features import season_rows, time_marks
 from utils.config import Config, ConfigError, DataConfig
-from utils.data_sets import DATA_SETS, SHORT_TERM, SYNTHETIC
+from utils.data_sets import DATA_SETS, M4, SHORT_TERM, SYNTHETIC
+from utils.errors import UserError
 from utils.forecast_columns import reserved
 from utils.types import Batch, DataBundle, SeriesIdentity, Standardisation
 
@@ -54,6 +55,16 @@ def data_file(config: DataConfig) -> LocalFile | None:
     path = Path(config.root_path) / config.file_name
     require_file(path)
     return LocalFile(path, file_sha256(path))
+
+
+def files_are_there(config: DataConfig) -> bool:
+    """Whether the files that a configuration names can be read without a download."""
+    if config.data == SYNTHETIC:
+        return True
+    names = [config.file_name]
+    if config.data == M4:
+        names = [file.name for file in DATA_SETS[M4].files]
+    return all((Path(config.root_path) / name).is_file() for name in names)
 
 
 def is_published(config: DataConfig) -> bool:
@@ -120,12 +131,14 @@ class Prepared(NamedTuple):
         )
 
 
-def build_data(config: Config) -> DataBundle:
+def build_data(config: Config, *, model: Any = None) -> DataBundle:
     """Series, scaler, windows of the three parts and the memory's source.
 
     The scaler is fitted on the training rows that are used (``--percent``), nothing else. Validation
     takes every ``--eval_stride``-th window, the test all of them: of the data set of ``--eval_data``
     where one is named, which is standardised by its own training part, as the published protocol has it.
+    Whether ``model`` (a `models.forecaster.Forecaster`, or its class), where it is given, can forecast that
+    data set is checked.
 
     Raises:
         OSError: if the data file is not there and can not be had.
@@ -139,7 +152,7 @@ def build_data(config: Config) -> DataBundle:
     _check_variables(data, read=len(own.series.columns), forecast=own.n_targets)
     tested = own if data.eval_data is None else _prepared(transfer_config(data), flags=False)
     if tested is not own:
-        _check_transfer(config, own, tested)
+        _check_transfer(config, model, own, tested)
     train = own.part(own.splits.train, data, channel_sampling=data.channel_sampling)
     validation = own.part(own.splits.validation, data, stride=data.eval_stride)
     test = own.part(own.splits.test, data)
@@ -238,7 +251,7 @@ def training_loader(bundle: DataBundle, config: Config, *, num_processes: int = 
     if items < needed:
         per = f" on each of {num_processes} processes" if num_processes > 1 else ""
         per += f" for each of {passes} passes (--gradient_accumulation_steps)" if passes > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"--batch_size {training.batch_size}: expected at least one full batch{per}, found {items} "
             f"training items in {bundle.name}; lower --batch_size or raise --percent"
         )
@@ -283,19 +296,19 @@ def _check_names(own: Prepared) -> None:
     """The variables that are forecast leave the forecast's own columns their names.
 
     Raises:
-        ValueError: they do not: the run could write no table of its forecasts.
+        UserError: they do not: the run could write no table of its forecasts.
     """
     taken = reserved(own.series.columns[-own.n_targets :])
     if taken:
         listed = ", ".join(f"{name!r} ({whose})" for name, whose in taken.items())
-        raise ValueError(
+        raise UserError(
             f"{own.series.name}: expected names that leave a forecast's own columns theirs, found the "
             f"{'variable' if len(taken) == 1 else 'variables'} {listed}; rename in the file, or leave out, "
             f"{'that column' if len(taken) == 1 else 'those columns'}"
         )
 
 
-def _check_transfer(config: Config, own: Prepared, tested: Prepared) -> None:
+def _check_transfer(config: Config, model: Any, own: Prepared, tested: Prepared) -> None:
     """Raise ConfigError where a model of ``own`` can not forecast ``tested``."""
     same = own.series.columns == tested.series.columns
     counts = f"{len(own.series.columns)} of {own.series.name}, found {len(tested.series.columns)}"
@@ -305,10 +318,10 @@ def _check_transfer(config: Config, own: Prepared, tested: Prepared) -> None:
             f"--retrieval_scope: expected all, since {tested.series.name} has other variables than "
             f"{own.series.name}, found variable"
         )
-    reads_all = config.data.features == "MS" or config.run.model == "Autoformer"
+    reads_all = config.data.features == "MS" or not (model is None or model.channel_independent)
     if reads_all and len(own.series.columns) != len(tested.series.columns):
         wrong.append(f"--eval_data {tested.series.name}: expected as many variables as the {counts}")
-    reads_marks = config.run.model == "Autoformer" or config.backbone.use_time_marks
+    reads_marks = config.backbone.use_time_marks or (model is not None and model.reads_time_marks)
     if reads_marks and own.marks.shape[1] != tested.marks.shape[1]:
         wrong.append(
             f"--eval_data {tested.series.name}: expected rows of {own.series.frequency}, whose time marks "
@@ -352,7 +365,7 @@ def _check_scaled(series: Series, values: Tensor, splits: Splits) -> None:
             continue
         centre = np.median(part[:, column])
         row = int(np.abs(series.values[:, column] - centre).argmax())
-        raise ValueError(
+        raise UserError(
             f"{series.name}: column {name!r}, data row {row + 1}: expected a number like the column's "
             f"others (half of the training rows lie from {low[column]:g} to {high[column]:g}), found "
             f"{series.values[row, column]:g}; correct it, or remove the column"

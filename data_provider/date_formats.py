@@ -16,6 +16,8 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import pandas as pd
 
+from utils.errors import UserError
+
 ISO = "ISO8601"
 EXAMPLE = "2016-07-01 00:00:00"
 _CENTURY = re.compile(r"(\d{4})%y")
@@ -71,7 +73,7 @@ def read_text(
         flags: whether ``--date_format`` is there to be named in advice.
 
     Raises:
-        ValueError: no format fits every row, or which one is meant cannot be told, or a year of two digits.
+        UserError: no format fits every row, or which one is meant cannot be told, or a year of two digits.
     """
     if date_format is not None:
         _check_format(date_format)
@@ -145,7 +147,7 @@ def _check_format(date_format: str) -> None:
         except ValueError as error:
             problem = f"--date_format: expected a format such as %d/%m/%Y %H:%M, found {date_format}: {error}"
     if problem is not None:
-        raise ValueError(problem)
+        raise UserError(problem)
 
 
 def parsed(text: pd.Series, date_format: str) -> Written:
@@ -164,7 +166,7 @@ def parsed(text: pd.Series, date_format: str) -> Written:
         except ValueError as error:
             offsets = _several_offsets(text)
             if not offsets:
-                raise ValueError(str(error)) from None
+                raise UserError(str(error)) from None
             times = pd.to_datetime(text, format=plain, errors="coerce", utc=True)
             times = times.where(zone_offsets(text).notna())
     if date_format == ISO:  # which pandas also finds in "/1", as the year 0
@@ -271,13 +273,13 @@ def _formats(readings: Sequence[Written]) -> int:
 
 
 def _refuse_missing(times: pd.Series, text: pd.Series, where: object, expected: str, advice: str) -> None:
-    """Raise ValueError where a row has no time."""
+    """Raise UserError where a row has no time."""
     missing = np.flatnonzero(times.isna().to_numpy())
     if not missing.size:
         return
     first = int(missing[0])
     found = "nothing" if pd.isna(text.iloc[first]) else repr(text.iloc[first])
-    raise ValueError(
+    raise UserError(
         f"{where}: column 'date', {row_text(first)}: {expected}, found {found} ({missing.size} such rows); "
         f"{advice}"
     )
@@ -286,11 +288,11 @@ def _refuse_missing(times: pd.Series, text: pd.Series, where: object, expected: 
 def _refuse_several(
     text: pd.Series, where: object, readings: list[Written], *, regular: bool, flags: bool
 ) -> NoReturn:
-    """Raise ValueError: which format is meant cannot be told."""
+    """Raise UserError: which format is meant cannot be told."""
     unlike = (i for i in range(len(text)) if len({one.times.iloc[i] for one in readings}) > 1)
     first = next(unlike, 0)
     shown = " or ".join(f"{_time_text(one.times.iloc[first])} ({one.date_format})" for one in readings)
-    raise ValueError(
+    raise UserError(
         f"{where}: column 'date', {row_text(first)}: expected dates that can be read in one way, found "
         f"{text.iloc[first]!r}, which is {shown}; {'all' if regular else 'none'} of these leave the "
         f"rows with one frequency: {_way_out([one.date_format or '' for one in readings], flags=flags)}"
@@ -298,13 +300,13 @@ def _refuse_several(
 
 
 def _refuse_two_digits(text: pd.Series, where: object, date_format: str, *, flags: bool) -> NoReturn:
-    """Raise ValueError: the century is nowhere said. The format has one, and the first row's year in it."""
+    """Raise UserError: the century is nowhere said. The format has one, and the first row's year in it."""
     found = _CENTURY.search(date_format)
     assert found is not None
     years = [century + int(found[1]) % 100 for century in (1900, 2000)]
     formats = [_CENTURY.sub(f"{year}%y", date_format) for year in years]
     meaning = f" ({years[0]}%y: the hundred years from {years[0]} on)" if flags else ""
-    raise ValueError(
+    raise UserError(
         f"{where}: column 'date', {row_text(0)}: expected years of four digits, found {text.iloc[0]!r}: "
         f"{years[0]} or {years[1]}? "
         f"{_way_out(formats, flags=flags)}{meaning}"

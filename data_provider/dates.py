@@ -27,6 +27,7 @@ from data_provider.frequencies import (
     same_length,
 )
 from data_provider.frequencies import dates_after as dates_after
+from utils.errors import UserError
 from utils.frequency import kind_of, step_of
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def read_times(column: pd.Series, where: object, rules: DateRules, *, as_publish
     """The times of a table to train on; with ``as_published`` they may repeat or go back.
 
     Raises:
-        ValueError: for what `parse_dates` and `check_frequency` refuse.
+        UserError: for what `parse_dates` and `check_frequency` refuse.
     """
     dates, written = _parsed(column, where, rules, NOTHING_KEPT, frequency=rules.freq)
     _check_increasing(dates, where, only_warn=as_published)
@@ -98,7 +99,7 @@ def read_times_like(
     """The times of a table for a model that was trained at the frequency ``expected``, on dates as ``kept``.
 
     Raises:
-        ValueError: for what `parse_dates` and `frequency_like` refuse.
+        UserError: for what `parse_dates` and `frequency_like` refuse.
     """
     dates, written = _parsed(column, where, rules, kept, frequency=expected)
     _check_increasing(dates, where, only_warn=False)
@@ -126,15 +127,15 @@ def date_column(frame: pd.DataFrame, where: object) -> pd.Series:
     """The times of a table: its ``date`` column, or an index of dates; numbers and objects as text.
 
     Raises:
-        ValueError: where it has neither, or both, or no row.
+        UserError: where it has neither, or both, or no row.
     """
     indexed = isinstance(frame.index, pd.DatetimeIndex)
     named = [str(c) for c in frame.columns].count("date")
     if named + indexed != 1:
         found = "both" if named == 1 else f"{named} such columns" if named else "neither"
-        raise ValueError(f"{where}: expected a column named 'date' or an index of dates, found {found}")
+        raise UserError(f"{where}: expected a column named 'date' or an index of dates, found {found}")
     if frame.empty:
-        raise ValueError(f"{where}: expected rows, found none")
+        raise UserError(f"{where}: expected rows, found none")
     column = frame.index.to_series() if indexed else frame["date"]
     column = column.reset_index(drop=True).rename("date")
     if _are_times(column):
@@ -158,7 +159,7 @@ def _parsed(
         written = Written(column, None)
         if column.isna().any():
             row = row_text(int(column.isna().to_numpy().argmax()))
-            raise ValueError(f"{where}: column 'date', {row}: expected a time, found nothing; remove the row")
+            raise UserError(f"{where}: column 'date', {row}: expected a time, found nothing; remove the row")
     else:
         cells = zip(column, column.notna(), strict=True)
         text = pd.Series([str(cell).strip() if known else None for cell, known in cells], dtype=object)
@@ -185,13 +186,13 @@ def _in_zone(written: Written, where: object, rules: DateRules, kept: DatesKept)
         advice = "name their zone with --time_zone, such as --time_zone Europe/Berlin (or UTC)"
         if "" in written.offsets or not rules.flags:
             advice = "write all of them with it, or none" if "" in written.offsets else "write them in UTC"
-        raise ValueError(
+        raise UserError(
             f"{where}: column 'date': expected times of one distance from UTC, found {found}; {advice}"
         )
     if zone is None:
         return dates
     if not _is_zone(zone):
-        raise ValueError(f"--time_zone: expected a zone such as Europe/Berlin or UTC, found {zone}")
+        raise UserError(f"--time_zone: expected a zone such as Europe/Berlin or UTC, found {zone}")
     if dates.tz is not None:
         if rules.time_zone is None and not written.offsets and str(dates.tz) != zone:
             logger.info("%s: times of %s, brought into %s, as in training", where, dates.tz, zone)
@@ -203,7 +204,7 @@ def time_like(text: str, kept: DatesKept, zone: Any) -> pd.Timestamp:
     """One time, written as a run's dates are or as ISO 8601, in the ``zone`` of its dates (None: without).
 
     Raises:
-        ValueError: it is neither, or has a zone where the dates have none.
+        UserError: it is neither, or has a zone where the dates have none.
     """
     for date_format in dict.fromkeys((kept.date_format or ISO, ISO)):
         time = pd.DatetimeIndex(date_formats.parsed(pd.Series([text]), date_format).times)[0]
@@ -212,15 +213,15 @@ def time_like(text: str, kept: DatesKept, zone: Any) -> pd.Timestamp:
         if zone is None:
             return time
         return time.tz_convert(zone) if time.tz is not None else time.tz_localize(zone, ambiguous=True)
-    raise ValueError(f"expected a time such as {date_formats.EXAMPLE}, found {text!r}")
+    raise UserError(f"expected a time such as {date_formats.EXAMPLE}, found {text!r}")
 
 
 def _localized(dates: pd.DatetimeIndex, zone: str, where: object) -> pd.DatetimeIndex:
     """Wall-clock times as times of a zone; an hour that comes twice is told by its order."""
     try:
         return dates.tz_localize(zone, ambiguous="infer", nonexistent="raise")
-    except ValueError as error:
-        raise ValueError(
+    except UserError as error:
+        raise UserError(
             f"{where}: column 'date': expected times of the zone {zone}, found: {error}; write them with "
             "their distance from UTC, such as 2020-03-29 03:00+02:00"
         ) from None
@@ -229,12 +230,12 @@ def _localized(dates: pd.DatetimeIndex, zone: str, where: object) -> pd.Datetime
 def _is_zone(name: str) -> bool:
     try:
         return pd.Timestamp(0, tz=name).tz is not None
-    except (KeyError, ValueError, OSError):
+    except (KeyError, UserError, OSError):
         return False
 
 
 def _check_increasing(dates: pd.DatetimeIndex, where: object, *, only_warn: bool) -> None:
-    """Raise ValueError, or only warn, at the first date that does not follow the one before."""
+    """Raise UserError, or only warn, at the first date that does not follow the one before."""
     backward = np.flatnonzero(np.diff(dates.asi8) <= 0)
     if not backward.size:
         return
@@ -248,7 +249,7 @@ def _check_increasing(dates: pd.DatetimeIndex, where: object, *, only_warn: bool
     place = f"{where}: column 'date', {row_text(first)}"
     text = f"{place}: expected increasing times, found {dates[first]}, {problem}"
     if not only_warn:
-        raise ValueError(f"{text}; {advice}")
+        raise UserError(f"{text}; {advice}")
     logger.warning("%s (%d such rows); the published file is used as it is", text, backward.size)
 
 
@@ -260,7 +261,7 @@ def _rounded(
         return dates, {}
     whole = rounded(dates, frequency)
     if whole is None:
-        raise ValueError(
+        raise UserError(
             f"{where}: --round_dates: expected times around a regular grid, found steps from "
             f"{np.diff(dates).min()} to {np.diff(dates).max()}; leave it out"
         )
@@ -290,13 +291,13 @@ def frequency_alias(
     first day if ``first``, the first date, does, and m, q and y have the anchor of ``dates``.
 
     Raises:
-        ValueError: there is no such frequency.
+        UserError: there is no such frequency.
     """
     alias = _SHORT_ALIASES.get(freq.lower(), freq)
     try:
         step_of(alias)
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"--freq: expected a pandas alias such as h, 15min, D, B, W, ME or MS-15, found {freq!r}"
         ) from None
     if alias in ("ME", "QE", "YE") and alias != freq:
@@ -317,21 +318,21 @@ def check_frequency(dates: pd.DatetimeIndex, freq: str | None, where: object, *,
         flags: whether ``--freq`` and ``--round_dates`` are there to be named in advice.
 
     Raises:
-        ValueError: too few rows; no frequency that fits most of them; gaps or jitter that are not accepted.
+        UserError: too few rows; no frequency that fits most of them; gaps or jitter that are not accepted.
     """
     if len(dates) < 3:
-        raise ValueError(f"{where}: expected 3 rows or more, found {len(dates)}")
+        raise UserError(f"{where}: expected 3 rows or more, found {len(dates)}")
     if freq is None:
         found = find(dates)
         if not found.irregular.size:
             return found.alias
-        raise ValueError(_irregular(dates, found, where, flags=flags))
+        raise UserError(_irregular(dates, found, where, flags=flags))
     alias = frequency_alias(freq, dates=dates)
     irregular = irregular_steps(dates, alias)
     if not irregular.size:
         return alias
     if 2 * irregular.size >= len(dates) - 1:
-        raise ValueError(_not_the_one_given(dates, Found(alias, irregular), freq, where))
+        raise UserError(_not_the_one_given(dates, Found(alias, irregular), freq, where))
     better = find(dates)
     fits = f" (of {better.alias} all but {len(better.irregular)} are)"
     logger.warning(
@@ -402,7 +403,7 @@ def frequency_like(dates: pd.DatetimeIndex, expected: str, *, freq: str | None, 
     ``freq``, where given, accepts gaps.
 
     Raises:
-        ValueError: for dates of another frequency, or with gaps.
+        UserError: for dates of another frequency, or with gaps.
     """
     if len(dates) > 1 and freq is None:
         irregular = irregular_steps(dates, expected)
@@ -411,10 +412,10 @@ def frequency_like(dates: pd.DatetimeIndex, expected: str, *, freq: str | None, 
         if len(dates) > 2:
             found = find(dates)
             if found.irregular.size and len(irregular) <= len(found.irregular):
-                raise ValueError(_irregular(dates, Found(expected, irregular), where, flags=True))
+                raise UserError(_irregular(dates, Found(expected, irregular), where, flags=True))
     alias = check_frequency(dates, freq, where)
     if not same_length(alias, expected):
-        raise ValueError(
+        raise UserError(
             f"{where}: expected rows at the frequency {expected}, which the model was trained on, found "
             f"{alias}; resample the table"
         )

@@ -30,6 +30,7 @@ from data_provider.dates import (
 from data_provider.long_format import long_format_problem
 from data_provider.suspicious import sentinels
 from data_provider.table_files import header_of, is_csv, open_csv, read_arrow, table_file
+from utils.errors import FileMissingError, UserError, using_file
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class Series:
         """The series of these columns, in this order.
 
         Raises:
-            ValueError: if one is not there.
+            UserError: if one is not there.
         """
         for name in columns:
             _check_target(name, self.columns, self.name)
@@ -147,7 +148,7 @@ def read_csv(
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: for anything wrong in the file; the message names file, column and first row.
+        UserError: for anything wrong in the file; the message names file, column and first row.
     """
     path = Path(path)
     frame = read_table(path)
@@ -159,7 +160,7 @@ def read_csv(
     )
     columns = [str(c) for c in frame.columns if c != "date"]
     if not columns:
-        raise ValueError(f"{path}: expected numeric columns beside 'date', found none")
+        raise UserError(f"{path}: expected numeric columns beside 'date', found none")
     if features != "M":
         _check_target(target, columns, path)
         columns = [c for c in columns if c != target and features == "MS"] + [target]
@@ -200,20 +201,20 @@ def series_of(
         fill_missing: as in `read_csv`.
 
     Raises:
-        ValueError: for anything wrong in the table; the message names it, the column and the first row.
+        UserError: for anything wrong in the table; the message names it, the column and the first row.
     """
     text = date_column(frame, where)
     names = [column_name(c) for c in frame.columns]
     asked, columns = columns, [column_name(c) for c in columns]
     missing = [c for c in columns if c not in names]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{where}: expected the columns {_listed(columns)}, which the model was trained on, found no "
             f"{_listed(missing)} among {_listed(names)}"
         )
     repeated = [c for c in columns if names.count(c) > 1]
     if repeated:
-        raise ValueError(f"{where}: expected each column once, found {_listed(repeated)} more than once")
+        raise UserError(f"{where}: expected each column once, found {_listed(repeated)} more than once")
     extra = [c for c in names if c not in (*columns, "date")]
     if extra:
         logger.warning("%s: columns that are not read: %s", where, _listed(extra))
@@ -242,14 +243,17 @@ def require_file(path: Path) -> None:
 
     Raises:
         FileNotFoundError: there is none; the message says what to put there.
-        ValueError: its kind is not read, by its ending.
+        UserError: its kind is not read, by its ending.
     """
     table_file(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; put a CSV file with a 'date' column and numeric columns there, "
-            "or name another with --root_path and --data_path"
-        )
+    with using_file(path):
+        if path.is_file():
+            path.open("rb").close()
+            return
+    raise FileMissingError(
+        f"{path}: no such file; put a CSV file with a 'date' column and numeric columns there, "
+        "or name another with --root_path and --data_path"
+    )
 
 
 def column_name(name: object) -> str:
@@ -258,10 +262,10 @@ def column_name(name: object) -> str:
 
 
 def _refuse_long_format(frame: pd.DataFrame, where: object, wanted: str) -> None:
-    """Raise ValueError for series below each other, told apart by a column."""
+    """Raise UserError for series below each other, told apart by a column."""
     problem = long_format_problem(frame, where, wanted=wanted)
     if problem is not None:
-        raise ValueError(problem)
+        raise UserError(problem)
 
 
 def _listed(columns: Sequence[object]) -> str:
@@ -271,9 +275,9 @@ def _listed(columns: Sequence[object]) -> str:
 
 
 def _check_target(target: str, columns: Sequence[str], where: object) -> None:
-    """Raise ValueError if ``target`` is none of the columns."""
+    """Raise UserError if ``target`` is none of the columns."""
     if target not in columns:
-        raise ValueError(
+        raise UserError(
             f"{where}: expected the column of --target, {target!r}, found {_listed(columns)}; "
             "name one of these with --target"
         )
@@ -284,7 +288,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: its kind is not read, or it is anything but rows under names that differ.
+        UserError: its kind is not read, or it is anything but rows under names that differ.
     """
     require_file(path)
     ending = table_file(path).ending
@@ -293,7 +297,7 @@ def read_table(path: Path) -> pd.DataFrame:
     _check_names(names, path)
     frame = frame.set_axis(names, axis=1)
     if frame.empty:
-        raise ValueError(f"{path}: expected rows below the header, found none")
+        raise UserError(f"{path}: expected rows below the header, found none")
     if not is_csv(ending):
         frame["date"] = date_column(frame, path)
     if pd.isna(frame["date"].iloc[-1]):
@@ -314,53 +318,53 @@ def _read_text(path: Path, ending: str) -> pd.DataFrame:
             file.seek(0)
             frame = pd.read_csv(file, dtype=dates, encoding="utf-8-sig", low_memory=False)
     except pd.errors.EmptyDataError:
-        raise ValueError(f"{path}: expected a header line and rows, found an empty file") from None
+        raise UserError(f"{path}: expected a header line and rows, found an empty file") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, found {error}; save the file as UTF-8") from None
+        raise UserError(f"{path}: expected UTF-8 text, found {error}; save the file as UTF-8") from None
     except (pd.errors.ParserError, csv.Error) as error:
-        raise ValueError(f"{path}: expected comma-separated rows of equal length, found: {error}") from None
+        raise UserError(f"{path}: expected comma-separated rows of equal length, found: {error}") from None
     if not isinstance(frame.index, pd.RangeIndex) or len(frame.columns) != len(names):
-        raise ValueError(f"{path}: expected as many fields per row as in the header, found more")
+        raise UserError(f"{path}: expected as many fields per row as in the header, found more")
     return frame.set_axis(names, axis=1)  # as the file has them: pandas renames some
 
 
 def _check_separator(names: Sequence[str], path: Path) -> None:
-    """Raise ValueError where the header is one of other marks than commas."""
+    """Raise UserError where the header is one of other marks than commas."""
     line = ",".join(names).strip()
     other = next((mark for mark in ";\t|" if "date" in line.split(mark)), None)
     if "date" not in map(column_name, names) and other is not None:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected columns separated by commas, found {other!r} between them; save the file "
             "with commas (and points in the numbers)"
         )
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
-    """Raise ValueError unless each column is named, none like another, and one is called date."""
+    """Raise UserError unless each column is named, none like another, and one is called date."""
     if "date" not in names:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected a column named 'date', found {_listed(names)}; "
             "rename the column that holds the times"
         )
     for position, name in enumerate(names):
         if not name:
-            raise ValueError(
+            raise UserError(
                 f"{path}: expected a name for each column, found none for column {position + 1} "
                 f"(of {_listed(names)}); name it, or remove it where it only numbers the rows"
             )
         if name in names[:position]:
-            raise ValueError(
+            raise UserError(
                 f"{path}: expected each column once, found {name!r} in columns {names.index(name) + 1} "
                 f"and {position + 1}; rename or remove one"
             )
 
 
 def _refuse_empty_rows(frame: pd.DataFrame, path: Path) -> None:
-    """Raise ValueError for rows of nothing but commas at the end, as spreadsheets leave them."""
+    """Raise UserError for rows of nothing but commas at the end, as spreadsheets leave them."""
     used = np.flatnonzero(frame.notna().any(axis=1).to_numpy())
     first = int(used[-1]) + 1 if used.size else 0
     if first < len(frame):
-        raise ValueError(
+        raise UserError(
             f"{path}: {row_text(first)}: expected a time and numbers, found nothing in the last "
             f"{len(frame) - first} rows; remove these rows"
         )
@@ -385,7 +389,7 @@ def _numbers(
         problem = _missing_text(values[:, place], f"{table}: column {name!r}")
         if bad[:, place].all():
             way = "the model reads it: give its numbers" if name in needed else "remove it"
-            raise ValueError(f"{problem}; the column has none: {way}")
+            raise UserError(f"{problem}; the column has none: {way}")
         cut = _cutting(_ends(bad_rows, len(values)), within=len(bad_rows))
         if fill_missing is None:
             ways = [
@@ -393,10 +397,10 @@ def _numbers(
                 "fill it with --fill_missing interpolate",
                 "" if name in needed else "remove the column",
             ]
-            raise ValueError(f"{problem}; {', or '.join(way for way in ways if way)}")
+            raise UserError(f"{problem}; {', or '.join(way for way in ways if way)}")
         if fill_missing == "ffill" and bad[0, place]:
             instead = f", or {cut}" if cut else ""
-            raise ValueError(
+            raise UserError(
                 f"{problem}, and no row before it for --fill_missing ffill; use interpolate{instead}"
             )
         logger.warning(
@@ -409,12 +413,12 @@ def _numbers(
 def _read_numbers(column: pd.Series, where: str, *, needed: bool) -> FloatArray:
     """A column as float64 [T]; NaN where there is none."""
     if pd.api.types.is_bool_dtype(column):
-        raise ValueError(f"{where}, {row_text(0)}: expected a number, found {column.iloc[0]}; write 0 and 1")
+        raise UserError(f"{where}, {row_text(0)}: expected a number, found {column.iloc[0]}; write 0 and 1")
     numbers = pd.to_numeric(column, errors="coerce")
     text = np.flatnonzero((numbers.isna() & column.notna()).to_numpy())
     if text.size:
         first = int(text[0])
-        raise ValueError(
+        raise UserError(
             f"{where}, {row_text(first)}: expected a number, found {column.iloc[first]!r} "
             f"({text.size} such rows); correct it" + ("" if needed else ", or remove the column")
         )

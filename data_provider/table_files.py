@@ -20,6 +20,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pandas as pd
 
+from utils.errors import UserError
+
 ENDINGS = (".csv", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zip", ".parquet", ".feather")
 """What is read and written."""
 _ARROW = (".parquet", ".feather")
@@ -76,7 +78,7 @@ def table_file(path: Path, *, flag: str | None = None) -> TableFile:
         flag: what named the file, for the message.
 
     Raises:
-        ValueError: the ending is none of `ENDINGS`, or its package is missing; the message says what to do.
+        UserError: the ending is none of `ENDINGS`, or its package is missing; the message says what to do.
     """
     where = str(path) if flag is None else f"{flag}: {path}"
     lower = path.name.lower()
@@ -88,12 +90,12 @@ def table_file(path: Path, *, flag: str | None = None) -> TableFile:
         advice = _ADVICE.get(found, "name it so")
         if flag == "--output":
             advice = f"name it {stem}.csv"
-        raise ValueError(
+        raise UserError(
             f"{where}: expected a name that ends in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, {said}; "
             + advice.format(stem=stem, ending=found)
         )
     if ending in _ARROW and importlib.util.find_spec("pyarrow") is None:
-        raise ValueError(
+        raise UserError(
             f"{where}: expected the package pyarrow, which {ending} needs, found none; pip install pyarrow, "
             "or use .csv"
         )
@@ -110,7 +112,7 @@ def open_csv(path: Path, ending: str) -> Iterator[BinaryIO]:
     """The bytes of a CSV file, unpacked.
 
     Raises:
-        ValueError: it is not what its ending says, or not whole.
+        UserError: it is not what its ending says, or not whole.
     """
     with contextlib.ExitStack() as closing:
         try:
@@ -118,7 +120,7 @@ def open_csv(path: Path, ending: str) -> Iterator[BinaryIO]:
                 archive = closing.enter_context(zipfile.ZipFile(path))
                 members = [member for member in archive.infolist() if not member.is_dir()]
                 if len(members) != 1:
-                    raise ValueError(
+                    raise UserError(
                         f"{path}: expected an archive of one file, found {len(members)}; take it out"
                     )
                 file: BinaryIO = closing.enter_context(archive.open(members[0]))  # type: ignore[assignment]
@@ -128,28 +130,28 @@ def open_csv(path: Path, ending: str) -> Iterator[BinaryIO]:
             file.seek(0)
             yield file
         except BROKEN as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: expected a whole {ending} file, found: {error or type(error).__name__}"
             ) from None
         except OSError as error:
             if ending != ".csv.bz2" or error.errno is not None:
                 raise
-            raise ValueError(f"{path}: expected a whole {ending} file, found: {error}") from None
+            raise UserError(f"{path}: expected a whole {ending} file, found: {error}") from None
 
 
 def _refuse_other_content(begins: bytes, path: Path) -> None:
-    """Raise ValueError where a file that is called CSV is known for something else by its first bytes."""
+    """Raise UserError where a file that is called CSV is known for something else by its first bytes."""
     for mark, (what, advice) in _BEGINNINGS.items():
         if begins.startswith(mark):
             stem = path.name.split(".csv")[0]
-            raise ValueError(f"{path}: expected CSV text, found {what}; {advice.format(stem=stem)}")
+            raise UserError(f"{path}: expected CSV text, found {what}; {advice.format(stem=stem)}")
 
 
 def read_arrow(path: Path, ending: str) -> pd.DataFrame:
     """A Parquet or Feather file as pandas has it, its index as columns unless that only counts the rows.
 
     Raises:
-        ValueError: it is no such file, or cannot be read.
+        UserError: it is no such file, or cannot be read.
     """
     import pyarrow
 
@@ -157,7 +159,7 @@ def read_arrow(path: Path, ending: str) -> pd.DataFrame:
         frame = pd.read_parquet(path) if ending == ".parquet" else pd.read_feather(path)
     except (pyarrow.ArrowException, ImportError) as error:
         said = " ".join(str(error).split())
-        raise ValueError(f"{path}: expected a {ending} file, found: {said}") from None
+        raise UserError(f"{path}: expected a {ending} file, found: {said}") from None
     names = list(frame.columns)
     indexed = isinstance(frame.index, pd.DatetimeIndex) and "date" not in names
     if indexed and frame.index.name not in names:

@@ -24,6 +24,7 @@ from layers import llm_attention, llm_fused
 from layers.llm_attention import usual_attention
 from layers.llm_layers import HasKeys, KeysValues, PassCache, compile_parts, recompute, stack_of
 from layers.llm_twin import twin_of
+from utils.errors import UserError
 from utils.training.precision import matmul_precision
 
 log = getLogger(__name__)
@@ -131,12 +132,12 @@ class LLMPass:
         try:
             found = self._check_states()
         except Exception as error:  # whatever a compiler raises, there is one thing to do about it
-            raise ValueError(
+            raise UserError(
                 f"--compile: expected torch.compile to work on this machine (on a CPU it takes a C++ "
                 f"compiler), found {type(error).__name__}: {str(error).strip().splitlines()[0]}; leave it out"
             ) from error
         if not _close(found, wanted):
-            raise ValueError(
+            raise UserError(
                 f"--compile: expected the states of {type(self.llm).__name__} as without it, found others "
                 f"(by up to {(found - wanted).abs().max():.2g}); leave it out"
             )

@@ -17,6 +17,7 @@ class Model(Forecaster):
     """Windows [B, L, N] to [B, H, N]; there is nothing to fit."""
 
     name = "SeasonalNaive"
+    channel_independent = True
     takes_steps = False
     reads_whole_season = True
 

@@ -38,6 +38,7 @@ from layers.time_marks import TimeMarks
 from models.baselines import begin_at_ridge
 from models.forecaster import Forecaster
 from utils.config import AUTO, BackboneConfig, Config
+from utils.errors import UserError
 from utils.frequency import mark_names
 from utils.process_memory import give_back_freed
 from utils.prompt_bank import GENERAL, describe, read_description
@@ -90,6 +91,8 @@ class Model(Forecaster):
     """
 
     name = "TimeLLM"
+    channel_independent = True
+    offers_ms = True
     uses_llm = True
     own_settings = frozenset(item.name for item in fields(BackboneConfig))
 
@@ -124,7 +127,7 @@ class Model(Forecaster):
         self._step_source = StepValue()
         self._pass_of_step = PassOfStep(first=True, last=True)
         if config.backbone.d_ff > d_llm:
-            raise ValueError(
+            raise UserError(
                 f"--d_ff: expected at most the LLM's hidden size ({d_llm}), found {config.backbone.d_ff}"
             )
         self._build(config, d_llm)
@@ -342,7 +345,7 @@ class Model(Forecaster):
         """The LLM has a position for each token, or there is a clear error."""
         most = getattr(self.llm_model.config, "max_position_embeddings", None)
         if most is not None and length > most:
-            raise ValueError(
+            raise UserError(
                 f"--stride, --seq_len: expected at most {most} tokens, the positions of "
                 f"{type(self.llm_model).__name__}, found {length}: "
                 "place patches further apart, or look back less"
@@ -363,7 +366,7 @@ def _time_marks(config: Config) -> TimeMarks:
     b = config.backbone
     names = mark_names(config.data.freq or DEFAULT_FREQUENCY)
     if not names:
-        raise ValueError(f"--use_time_marks: expected rows that have marks, found {config.data.freq}")
+        raise UserError(f"--use_time_marks: expected rows that have marks, found {config.data.freq}")
     return TimeMarks(
         names=names,
         width=b.d_model,
@@ -394,7 +397,7 @@ def _channels(config: Config) -> int:
     if config.data.features != "MS":
         return 1
     if config.data.enc_in is None:
-        raise ValueError("--features MS: expected --enc_in, the number of variables, found none")
+        raise UserError("--features MS: expected --enc_in, the number of variables, found none")
     return config.data.enc_in
 
 

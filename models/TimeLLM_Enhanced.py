@@ -45,6 +45,7 @@ class Model(TimeLLM.Model):
     """Windows [B, L, N] to forecasts [B, H, N], with trend routing and retrieval where switched on."""
 
     name = "TimeLLM_Enhanced"
+    is_named_by_flag = False
 
     def _build(self, config: Config, d_llm: int) -> None:
         """The baseline's parts first, then those of the modules that are on."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from layers.linear_path import LinearPath
+from utils.errors import UserError
 from utils.types import Batch, DataBundle, WindowSource
 
 log = getLogger(__name__)
@@ -138,7 +139,7 @@ def evaluate(forecaster: Forecaster, windows: Dataset[Batch]) -> Scores:
         absolute += float(np.sum(np.abs(error)))
         values += error.size
     if not values:
-        raise ValueError("there is no window to evaluate on; use a longer series or shorter windows")
+        raise UserError("there is no window to evaluate on; use a longer series or shorter windows")
     return Scores(squared / values, absolute / values)
 
 
@@ -189,9 +190,9 @@ def _sum_up(blocks: Iterable[tuple[Array, Array]], part: str) -> _Moments:
             moments = _Moments(x.shape[1], y.shape[1])
         moments.add(x, y)
     if moments is None or not moments.values:
-        raise ValueError(f"ridge: expected {part} windows, found none")
+        raise UserError(f"ridge: expected {part} windows, found none")
     if not np.isfinite(moments.energy) or not np.isfinite(moments.gram).all():
-        raise ValueError(f"ridge: expected finite {part} values, found NaN or infinity")
+        raise UserError(f"ridge: expected finite {part} values, found NaN or infinity")
     return moments
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.forecaster import Forecaster
+from utils.errors import UserError
 from utils.reporting.report import text_table
 from utils.training.passes import forecast_state
 from utils.types import Batch, ForecastState, TrendRecord
@@ -189,7 +190,7 @@ def prompts_of(model: Forecaster, x: Tensor) -> list[Prompt]:
         ValueError: the model has no LLM.
     """
     if not model.uses_llm:
-        raise ValueError(f"{model.name}: expected a model with a prompt, found one without a language model")
+        raise UserError(f"{model.name}: expected a model with a prompt, found one without a language model")
     builder: Any = model.prompt
     llm_model: Any = model
     token_ids, mask = builder.tokens(llm_model.normalise(x).normalised)

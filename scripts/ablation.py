@@ -28,6 +28,7 @@ from scripts.ablating.runner import Ended, Outcome, run_queue
 from scripts.ablating.store import keep
 from scripts.ablating.study import Study, read_study
 from utils.cli import PathFlag
+from utils.ending import command
 from utils.paths import PROJECT_ROOT
 from utils.training import run_folder as folders
 from utils.training.progress import clock_text
@@ -38,25 +39,22 @@ TECHNICAL_DOCUMENT = PROJECT_ROOT / "claude3.md"
 STUDIES = PROJECT_ROOT / "scripts" / "studies"
 
 
+@command(parser=lambda: _parser(), others='put them into the study file, as flags = "..."')
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line asks for; the exit status."""
     args = _parser().parse_args(argv)
     if args.docs and not args.report_only:
         print("--docs: expected --report_only beside it, found none", file=sys.stderr)
         return 2
-    try:
-        if args.report_only:
-            for path in args.studies:
-                print(write_report(args.results / path.stem))
-            if args.docs:
-                print(write_overview(args.results, args.docs, studies=STUDIES.glob("*.toml")))
-            if args.docs == DOCUMENT:
-                print(write_scores(args.results, TECHNICAL_DOCUMENT))
-            return 0
-        return _run([read_study(path) for path in args.studies], args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.report_only:
+        for path in args.studies:
+            print(write_report(args.results / path.stem))
+        if args.docs:
+            print(write_overview(args.results, args.docs, studies=STUDIES.glob("*.toml")))
+        if args.docs == DOCUMENT:
+            print(write_scores(args.results, TECHNICAL_DOCUMENT))
+        return 0
+    return _run([read_study(path) for path in args.studies], args)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -30,10 +30,11 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 
 from scripts.benching import measure, tiny
 from scripts.benching.cases import ALL, AUTO_CASE, DEFAULT, PLAIN, floors, scenarios
-from scripts.benching.client import WorkerError
 from scripts.benching.kinds import CANDIDATES, measure_kinds, preset_scenarios, slower_than_plain
 from scripts.benching.table import floor_rows, markdown, place
 from utils.cli import PathFlag
+from utils.ending import command
+from utils.errors import UserError
 from utils.log import setup_logging
 from utils.paths import PROJECT_ROOT
 
@@ -106,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser  # fmt: skip
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the tables, judge; the exit status."""
     parser = build_parser()
@@ -119,12 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"that has it, found {args.peer_python}"
         )
     setup_logging(main_process=True)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            results = run(args, Path(folder))
-    except (WorkerError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        results = run(args, Path(folder))
     print("\n" + markdown(results))
     if args.out:
         args.out.write_text(json.dumps(results, indent=1), "utf-8")
@@ -171,7 +169,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "gpu": lambda: measure.measure_gpu(gpu_scenarios(base, layers), effort),
         }
     if unknown := set(args.again or ()) - parts.keys():
-        raise ValueError(f"--again: expected some of {', '.join(parts)}, found {', '.join(sorted(unknown))}")
+        raise UserError(f"--again: expected some of {', '.join(parts)}, found {', '.join(sorted(unknown))}")
     results: dict[str, Any] = {"when": datetime.date.today().isoformat(), "machine": machine, "scenarios": {}}
     if args.again:
         results = json.loads(args.out.read_text("utf-8"))

@@ -32,6 +32,7 @@ from models import MODELS, llm_outline
 from models.inspection import inspection_lines
 from scripts.benching.tiny import write_llm
 from utils.config import Config
+from utils.ending import command
 from utils.paths import PROJECT_ROOT
 from utils.process_memory import STATUS, give_back_freed, mib
 from utils.training.experiment import Builders, run
@@ -52,6 +53,7 @@ LOOK = 0.01
 """Seconds between two looks at the memory."""
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure both kinds in both precisions and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])

@@ -34,6 +34,7 @@ from scripts.crashing.comparing import unequal
 from scripts.crashing.runs import FAULTS, PHASES, Outcome, apart, start_run
 from scripts.crashing.settings import SETTINGS, common_settings
 from utils.cli import PathFlag
+from utils.ending import command
 from utils.training import checkpoint as checkpoints
 from utils.training.run_folder import METRICS_FILE, RESULTS_FILE, read_json
 
@@ -54,6 +55,7 @@ class Trial:
     differences: list[str]
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the trials and print the table; the exit status."""
     args = _parser().parse_args(argv)

@@ -16,10 +16,11 @@ from typing import Any
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from run_main import USER_ERRORS
 from scripts.looking.evidence import gather
 from scripts.looking.options import LoadedRun, looking, parser_for, shown_levels
 from utils.cli import PathFlag
+from utils.ending import command
+from utils.errors import UserError
 from utils.log import MetricsFile, setup_logging
 from utils.reporting.run_plots import plot_calibration, plot_errors, plot_test_windows, plot_training
 from utils.training.run_folder import METRICS_FILE
@@ -30,20 +31,17 @@ LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Of the intervals whose coverage is drawn, beside the run's own."""
 
 
+@command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw and say where; the exit status."""
     words = _parser().parse_args(argv)
     setup_logging(main_process=True)
-    try:
-        if words.windows is not None and words.windows < 1:
-            raise ValueError(f"--windows: expected 1 or more, or all, found {words.windows}")
-        with looking(words) as run:
-            out = Path(words.out) if words.out else run.folder / "plots"
-            for line in pictures(run, out, words.windows):
-                print(line, flush=True)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if words.windows is not None and words.windows < 1:
+        raise UserError(f"--windows: expected 1 or more, or all, found {words.windows}")
+    with looking(words) as run:
+        out = Path(words.out) if words.out else run.folder / "plots"
+        for line in pictures(run, out, words.windows):
+            print(line, flush=True)
     return 0
 
 

@@ -20,10 +20,11 @@ import pandas as pd
 import torch
 
 from data_provider.table_files import TableFile, table_file, write_table
-from run_main import USER_ERRORS
 from scripts.forecasting import Forecaster, Reading
 from scripts.forecasting.tables import scores_text
 from utils.cli import PathFlag
+from utils.ending import command
+from utils.errors import FileMissingError, UserError
 from utils.log import setup_logging
 from utils.threads import fit_threads
 from utils.training.precision import matmul_precision
@@ -35,6 +36,7 @@ OWN_LEVELS: list[float] = []
 """What ``--levels`` without a number leaves: the levels of the run."""
 
 
+@command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Forecast and write; the exit status."""
     args = _parser().parse_args(argv)
@@ -54,11 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with whole_file(args.output) as file:
             write_table(frame, file, kind.ending, name=kind.stem)
     except torch.OutOfMemoryError as error:
-        print(f"error: out of memory; lower --batch_size, or use --cpu ({error})", file=sys.stderr)
-        return 2
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise UserError(f"out of memory; lower --batch_size, or use --cpu ({error})") from error
     print(f"{len(frame)} rows, {frame['date'].min()} to {frame['date'].max()}: {args.output}")
     return 0
 
@@ -69,7 +67,7 @@ def _forecast(forecaster: Forecaster, args: argparse.Namespace) -> pd.DataFrame:
     if args.levels == OWN_LEVELS:
         levels = forecaster.config.training.levels
         if not levels:
-            raise ValueError("--levels: expected numbers, as the run itself has none, found none")
+            raise UserError("--levels: expected numbers, as the run itself has none, found none")
     how = {
         "levels": levels,
         "recalibrate": args.recalibrate,
@@ -116,16 +114,18 @@ def _check(args: argparse.Namespace) -> TableFile:
     for name in ("backtest", "recalibrate", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name}: expected 1 or more, found {value}")
+            raise UserError(f"--{name}: expected 1 or more, found {value}")
     if args.recalibrate is not None and args.levels is None:
-        raise ValueError("--recalibrate: it calibrates intervals; say which with --levels")
+        raise UserError("--recalibrate: it calibrates intervals; say which with --levels")
+    if not args.input.is_file():
+        raise FileMissingError(f"--input: expected a CSV file, found none at {args.input}")
     if args.output.exists() and args.output.samefile(args.input):
-        raise ValueError(f"--output: expected another file than --input, found {args.output}")
+        raise UserError(f"--output: expected another file than --input, found {args.output}")
     if args.output.is_dir():
-        raise ValueError(f"--output: expected a file, found the folder {args.output}")
+        raise UserError(f"--output: expected a file, found the folder {args.output}")
     kind = table_file(args.output, flag="--output")
     if args.output.exists() and not args.overwrite:
-        raise ValueError(f"--output: {args.output} is there already; name another, or say --overwrite")
+        raise UserError(f"--output: {args.output} is there already; name another, or say --overwrite")
     return kind
 
 

@@ -20,9 +20,9 @@ import torch
 from data_provider.data_factory import build_data, training_loader
 from models import MODELS, llm_outline, model_name
 from models.TimeLLM import DTYPES
-from run_main import USER_ERRORS
 from utils.cli import parse_config
 from utils.config import Config
+from utils.ending import command
 from utils.log import setup_logging
 from utils.process_memory import available_bytes, mib, peak_bytes
 from utils.reporting.memory import sizes_of
@@ -43,17 +43,14 @@ from utils.types import DataBundle
 NO_TIMING = "--no_timing"
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the lines; exit status 2 where a user can mend what is wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
-    config = parse_config([w for w in words if w != NO_TIMING], prog="preflight")
+    config = parse_config([w for w in words if w != NO_TIMING], prog="preflight", models=MODELS)
     setup_logging(main_process=True)
-    try:
-        for line in lines(config, timing=NO_TIMING not in words):
-            print(line, flush=True)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for line in lines(config, timing=NO_TIMING not in words):
+        print(line, flush=True)
     return 0
 
 
@@ -65,7 +62,7 @@ def lines(config: Config, *, timing: bool) -> Iterator[str]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() and not config.training.cpu else "cpu")
     yield from filter(None, [fit_threads()])
-    data = build_data(config)
+    data = build_data(config, model=MODELS[model_name(config)])
     config = resolve(config, data)
     name = model_name(config)
     settled = settle(config, device, llm_outline(name)(config), variables=len(data.targets))

@@ -17,9 +17,11 @@ from typing import Any
 import run_main_enhanced
 from data_provider.data_factory import build_data, data_file, is_published
 from data_provider.download import DataUnavailableError, ensure_data
+from models import MODELS
 from models.baselines import Scores, evaluate_baselines
 from utils.cli import parse_config
 from utils.config import Config
+from utils.ending import command
 from utils.log import setup_logging
 from utils.paths import BASE_MODELS
 from utils.reporting.plots import plot_forecasts
@@ -34,6 +36,7 @@ NAIVE = ("persistence", "seasonal_naive")
 """The forecasts that a trained model has to beat; ridge is shown, and hard to beat."""
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run every phase, print the table and where everything lies; the exit status."""
     flags = [*FLAGS, *(sys.argv[1:] if argv is None else argv)]
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with timed(phases, "data"):
         flags = with_data(flags)
-        config = parse_config(flags, prog="quickstart")
+        config = parse_config(flags, prog="quickstart", models=MODELS)
         bundle = build_data(config)
     with timed(phases, "training and test"):
         run_dir, results = trained_run(config, bundle, flags)
@@ -87,7 +90,7 @@ def places(config: Config, run_dir: Path, plot: Path, results: Mapping[str, Any]
 
 def with_data(flags: list[str]) -> list[str]:
     """The flags, with the data file in place; or, announced, with the synthetic series instead."""
-    config = parse_config(flags, prog="quickstart")
+    config = parse_config(flags, prog="quickstart", models=MODELS)
     if not is_published(config.data):
         return flags
     try:

@@ -30,6 +30,7 @@ from scripts.benching.tiny import write_llm
 from scripts.scaling.cost import Measurement, StepFlops, TimeModel, step_flops
 from scripts.scaling.tables import markdown
 from utils.cli import PathFlag
+from utils.ending import command
 from utils.paths import PROJECT_ROOT
 from utils.reporting.memory import sizes_of
 
@@ -52,6 +53,7 @@ VOCABULARY = 32_000
 WARM, STEPS = 2, 5
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, fit, check and print; or print again what ``--out`` kept."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])

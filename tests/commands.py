@@ -34,7 +34,7 @@ LEFT_OUT = {"...", "…"}
 VARIABLE = re.compile(r"([A-Z][A-Z_0-9]*)=(.*)")
 
 
-class ParsedError(Exception):
+class ParsedError(BaseException):
     """Not an error: everything before the work itself went well."""
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.config import GROUPS, Config, ConfigError, item_type, iter_settings, setting_type
-from utils.config_checks import spaced
+from utils.config_checks import Models, spaced
+from utils.ending import USER_STATUS, first_of_machine
 from utils.family_flags import REFUSED
 from utils.flag_history import REMOVED, removed_line
 from utils.paths import PRESETS
@@ -24,7 +25,10 @@ class _Parser(argparse.ArgumentParser):
         return shlex.split(arg_line, comments=True)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n(see {self.prog} --help)\n")
+        self.exit(USER_STATUS, self._said(message) if first_of_machine() else None)
+
+    def _said(self, message: str) -> str:
+        return f"{self.prog}: {message}\n(see {self.prog} --help)\n"
 
 
 class PathFlag(argparse.Action):
@@ -56,7 +60,7 @@ class PathFlag(argparse.Action):
             setattr(namespace, self.dest, self.default)
 
 
-def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def build_parser(prog: str | None = None, models: Models | None = None) -> argparse.ArgumentParser:
     """A parser with one flag per setting, grouped as the configuration is."""
     parser = _Parser(
         prog=prog,
@@ -79,6 +83,8 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     for group, name, item in iter_settings():
         types, choices = setting_type(group, name)
         text = item.metadata["help"]
+        if name == "model" and models is not None:
+            text += ": " + ", ".join(known for known, model in models.items() if model.is_named_by_flag)
         if types == (bool,):
             groups[group].add_argument(
                 f"--{name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
@@ -106,10 +112,15 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_config(argv: Sequence[str] | None = None, *, prog: str | None = None) -> Config:
-    """The configuration that a command line asks for; all mistakes in one message, and exit status 2."""
+def parse_config(
+    argv: Sequence[str] | None = None, *, prog: str | None = None, models: Models | None = None
+) -> Config:
+    """The configuration that a command line asks for; all mistakes in one message, and exit status 2.
+
+    ``models`` are those that ``--model`` may name: what does not fit the one named is a mistake too.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser(prog)
+    parser = build_parser(prog, models)
     preset = parser.parse_known_args(words)[0].preset
     if preset is not None:
         path = PRESETS / f"{preset}.args"
@@ -125,7 +136,7 @@ def parse_config(argv: Sequence[str] | None = None, *, prog: str | None = None) 
     problems += _removed(values)
     problems += _unknown(strays)
     try:
-        config = Config.from_flat(values)
+        config = Config.from_flat(values, models=models)
     except ConfigError as error:
         problems += error.problems
     if problems:

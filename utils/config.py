@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
-from utils.config_checks import joint_problems, range_problems, spaced
+from utils.config_checks import Models, joint_problems, range_problems, spaced
 from utils.data_sets import DATA_SETS, default_flags, known_as, name_problem
+from utils.errors import UserError
 from utils.file_names import safe_name
 
 KEY_SEASONS = 7
@@ -36,7 +37,7 @@ PART_OF_NAME = 36
 _FLAG = re.compile(r"--(\w+)")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """One or more settings are wrong; the message lists every problem."""
 
     def __init__(self, problems: list[str]) -> None:
@@ -301,22 +302,7 @@ class RunConfig:
     task_name: Literal["long_term_forecast", "short_term_forecast"] = setting(
         "long_term_forecast", "long_term_forecast, or short_term_forecast for M4 (its default)"
     )
-    model: (
-        Literal[
-            "TimeLLM",
-            "Autoformer",
-            "DLinear",
-            "Linear",
-            "PatchTST",
-            "Persistence",
-            "Ridge",
-            "SeasonalNaive",
-        ]
-        | None
-    ) = setting(
-        None,
-        "model: TimeLLM, Autoformer, DLinear, Linear, PatchTST, Persistence, Ridge, SeasonalNaive",
-    )
+    model: str | None = setting(None, "model of run_main.py, by name (default: TimeLLM)")
     itr: int = setting(1, "runs, with the seeds --seed, --seed + 1, ...; mean and spread at the end")
     is_training: int = setting(1, "1: train and test; 0: test a checkpoint")
     model_id: str = setting("", "free text in the run's name (default: data and lengths)")
@@ -396,10 +382,12 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     @classmethod
-    def from_flat(cls, values: Mapping[str, Any]) -> Config:
+    def from_flat(cls, values: Mapping[str, Any], *, models: Models | None = None) -> Config:
         """A configuration from ``{flag name: value}``; what is missing takes its default.
 
         Where the data set's own default (`utils.data_sets`) differs from the general one, it is taken.
+        What does not fit a model is among the problems where its ``models`` are given; else the model
+        refuses it as it is built.
 
         Raises:
             ConfigError: for an unknown name or a value that fails a check, all at once.
@@ -420,7 +408,7 @@ class Config:
             for group, part in GROUPS.items()
         }
         config = cls(**parts)
-        problems += config.problems()
+        problems += config.problems(models)
         if problems:
             raise ConfigError(problems)
         return config
@@ -483,7 +471,7 @@ class Config:
         ]
         return "".join(f"{part}_" for part in parts if part)
 
-    def problems(self) -> list[str]:
+    def problems(self, models: Models | None = None) -> list[str]:
         """What is wrong with this configuration, one line each; empty when all is well."""
         wrong = {**_type_problems(self), **_list_problems(self), **range_problems(self.flat())}
         for flag in ("data", "eval_data"):
@@ -501,7 +489,7 @@ class Config:
             },
         )
         # a setting that is wrong by itself says nothing of how it fits the others
-        joint = [p for p in joint_problems(right.flat()) if wrong.keys().isdisjoint(_FLAG.findall(p))]
+        joint = [p for p in joint_problems(right.flat(), models) if wrong.keys().isdisjoint(_FLAG.findall(p))]
         return [*wrong.values(), *joint]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
+from utils.errors import UserError
+
 _DAY_OF_MONTH = re.compile(r"(\d*)MS-(\d{1,2})")
 _DAY = pd.Timedelta(days=1)
 _DAILY = ("day_of_week", "day_of_month", "day_of_year")
@@ -58,13 +60,13 @@ def step_of(frequency: str) -> Any:
     """What leads from one row to the next: a pandas offset; whole days are days of the calendar.
 
     Raises:
-        ValueError: there is no such frequency.
+        UserError: there is no such frequency.
     """
     found = _DAY_OF_MONTH.fullmatch(frequency)
     if found:
         months, day = int(found[1] or 1), int(found[2])
         if not (1 <= day <= 31 and months):
-            raise ValueError(f"expected a day of the month from 1 to 31, found {frequency}")
+            raise UserError(f"expected a day of the month from 1 to 31, found {frequency}")
         return pd.DateOffset(months=months, day=day)
     step: Any = to_offset(frequency)
     if isinstance(step, _offsets.Tick) and pd.Timedelta(step) % _DAY == pd.Timedelta(0):
@@ -82,7 +84,7 @@ def kind_of(frequency: str) -> tuple[str, int]:
     """The unit of a step, such as hour or business day, and how many of it a step takes.
 
     Raises:
-        ValueError: for a frequency that is in no table, such as milliseconds.
+        UserError: for a frequency that is in no table, such as milliseconds.
     """
     found = _DAY_OF_MONTH.fullmatch(frequency)
     if found:
@@ -91,7 +93,7 @@ def kind_of(frequency: str) -> tuple[str, int]:
     for name, classes in _KINDS:
         if isinstance(step, classes):
             return name, int(step.n)
-    raise ValueError(unsupported_frequency(frequency))
+    raise UserError(unsupported_frequency(frequency))
 
 
 def length_of(frequency: str) -> tuple[str, int]:
@@ -110,7 +112,7 @@ def mark_names(frequency: str) -> tuple[str, ...]:
     """Names of the time marks of rows of this frequency: one column each, in order.
 
     Raises:
-        ValueError: for a frequency that has no marks, such as milliseconds.
+        UserError: for a frequency that has no marks, such as milliseconds.
     """
     return _MARKS[kind_of(frequency)[0]]
 

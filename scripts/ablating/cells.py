@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from models import MODELS, model_name
 from scripts.ablating.study import Study
-from scripts.preflight import model_name
 from utils.cli import parse_config
 from utils.config import AUTO, Config
 
@@ -95,7 +95,7 @@ def _cell(study: Study, name: str, *, data: str, horizon: int, seed: int, precis
         *("--data", data, "--pred_len", str(horizon), "--seed", str(seed)),
         *study.configurations[name].flags,
     )
-    config = parse_config(words, prog=f"{study.name}: {name}")
+    config = parse_config(words, prog=f"{study.name}: {name}", models=MODELS)
     if precision is not None and config.training.mixed_precision == AUTO:
         words = (*words, "--mixed_precision", precision)
         config = config.replace(mixed_precision=precision)

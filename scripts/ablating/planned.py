@@ -9,6 +9,7 @@ from typing import Any
 from scripts.ablating.cells import cells_of
 from scripts.ablating.store import CELLS
 from scripts.ablating.study import Study, StudyError
+from utils.errors import FileMissingError
 from utils.training import run_folder as folders
 
 PLAN = "plan.json"
@@ -52,7 +53,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     """
     path = folder / PLAN
     if not path.is_file():
-        raise FileNotFoundError(
+        raise FileMissingError(
             f"{path}: not there; run the study once, if only with --report_only afterwards"
         )
     return folders.read_json(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from scripts.benching.cases import ALL, DEFAULT, PLAIN, Floor
 from scripts.benching.kinds import kinds_table, of_earlier
+from utils.errors import UserError
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 GIB, MIB = 2**30, 2**20
@@ -259,6 +260,6 @@ def place(text: str, path: Path, *, markers: tuple[str, str] = (BEGIN, END)) -> 
     document = path.read_text("utf-8")
     begin, end = markers
     if begin not in document or end not in document:
-        raise ValueError(f"{path}: expected the lines {begin} and {end}, found no such place for the tables")
+        raise UserError(f"{path}: expected the lines {begin} and {end}, found no such place for the tables")
     before, rest = document.split(begin, 1)
     path.write_text(f"{before}{begin}\n{text}{end}{rest.split(end, 1)[1]}", "utf-8")

@@ -22,6 +22,7 @@ from scripts.forecasting.loading import load_run
 from scripts.forecasting.tables import Array, Backtest
 from scripts.forecasting.trained import Forecasts, Reading, Table, TrainedModel
 from utils.conformal import check_level, check_windows, rolling_half_width
+from utils.errors import UserError
 from utils.forecast_columns import DATE, ORIGIN
 from utils.training.checkpoint import CheckpointError
 
@@ -54,7 +55,7 @@ class Forecaster(TrainedModel):
             ValueError: ``batch_size`` is below 1.
         """
         if batch_size is not None and batch_size < 1:
-            raise ValueError(f"--batch_size: expected 1 or more, found {batch_size}")
+            raise UserError(f"--batch_size: expected 1 or more, found {batch_size}")
         on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         run = load_run(where, device=on, llm_model_path=llm_model_path)
         return cls(run, device=on, batch_size=batch_size)
@@ -92,7 +93,7 @@ class Forecaster(TrainedModel):
         before = recalibrate + self.pred_len - 1
         if first < before:
             needed = before + self.seq_len + count - 1
-            raise ValueError(
+            raise UserError(
                 f"{series.name}: expected {needed} rows or more, for --recalibrate {recalibrate} windows "
                 f"before the first forecast, found {first + self.seq_len + count - 1}"
             )
@@ -185,7 +186,7 @@ class Forecaster(TrainedModel):
         first = len(series.values) - self.seq_len - self.pred_len - windows + 1
         if windows < 1 or first < 0:
             most = first + windows
-            raise ValueError(
+            raise UserError(
                 f"--backtest: expected 1 to {max(most, 0)} windows, of {self.seq_len} rows and the "
                 f"{self.pred_len} after them ({series.name} has {len(series.values)} rows), found {windows}"
             )

@@ -110,7 +110,7 @@ def _config(payload: Mapping[str, Any], path: Path, device: torch.device) -> Con
         log.warning("%s: trained in fp16, which a CPU does not offer; forecasting in float32", path)
         values["mixed_precision"] = "no"
     try:
-        return Config.from_flat(values)
+        return Config.from_flat(values, models=MODELS)
     except ConfigError as error:
         raise CheckpointError(f"{path}: expected settings of this version, found:\n{error}") from error
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from utils.errors import UserError
 from utils.forecast_columns import bound_column, percent, truth_column
 
 Array = NDArray[np.float64]
@@ -85,7 +86,7 @@ def _check_once(names: Sequence[str]) -> None:
     counts = Counter(names)
     twice = sorted(name for name in counts if counts[name] > 1)
     if twice:
-        raise ValueError(
+        raise UserError(
             f"expected names of variables that leave {', '.join(twice)} to the forecast's own columns, found "
             "a variable called so; rename it in the data, and train with that name"
         )

@@ -30,6 +30,7 @@ from models.TimeLLM import DTYPES
 from scripts.forecasting.loading import LoadedRun
 from utils.config import Config
 from utils.conformal import Calibration
+from utils.errors import UserError
 from utils.evaluation_batch import windows_per_pass
 from utils.training.calibration import deviation_of
 from utils.training.checkpoint import CheckpointError
@@ -170,7 +171,7 @@ class TrainedModel:
 
     def own_data(self, *, root_path: str | None = None) -> DataBundle:
         """The three parts of that series as data sets of windows; raises as `own_series` does."""
-        data = build_data(self._own_config(root_path))
+        data = build_data(self._own_config(root_path), model=self.model)
         self._check_own(data.content_hash)
         return data
 
@@ -219,7 +220,7 @@ class TrainedModel:
             items = [windows[i] for i in range(begin, min(begin + self.batch_size, count))]
             batch = stacked(items, self.device)
             if self.config.gram.retrieval_control == "oracle" and bool(batch.y.isnan().any()):
-                raise ValueError("--retrieval_control oracle reads the true future, which is still to come")
+                raise UserError("--retrieval_control oracle reads the true future, which is still to come")
             yield batch, self._pass(batch)
 
     @torch.no_grad()
@@ -246,7 +247,7 @@ class TrainedModel:
                 scaling.inverse(values.cpu(), scale).numpy() for values in (state.prediction, batch.y)
             )
             if not np.isfinite(prediction).all():
-                raise ValueError(f"{self.path}: expected finite forecasts, found NaN or infinity")
+                raise UserError(f"{self.path}: expected finite forecasts, found NaN or infinity")
             own = (batch.start, deviation_of(batch).double())
             parts.append(Forecasts(prediction, truth, *(part.cpu().numpy() for part in own)))
         return Forecasts(*(np.concatenate(column) for column in zip(*parts, strict=True)))

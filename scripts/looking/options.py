@@ -14,6 +14,7 @@ from data_provider.series import Series
 from scripts.forecasting import Forecaster
 from utils.cli import PathFlag
 from utils.config import TrainingConfig
+from utils.errors import UserError
 from utils.threads import fit_threads
 from utils.training.precision import matmul_precision
 from utils.training.run_folder import run_folder_of
@@ -104,7 +105,7 @@ def first_row(run: LoadedRun, window: str | None) -> int:
     except ValueError:
         return _row_of_time(run.series, str(window), lookback)
     if not -count <= number < count:
-        raise ValueError(f"--window: expected a test window from 0 to {count - 1}, found {window}")
+        raise UserError(f"--window: expected a test window from 0 to {count - 1}, found {window}")
     return int(test[number % count].start)
 
 
@@ -114,12 +115,12 @@ def _row_of_time(series: Series, window: str, lookback: int) -> int:
     try:
         time = time_like(window, series.dates_kept, dates.tz)
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"--window: expected {example}, or the number of a test window, found {window!r}"
         ) from None
     found = dates.get_indexer([time])[0]
     if found < lookback:
-        raise ValueError(f"--window: expected {example} (the first step that is forecast), found {window}")
+        raise UserError(f"--window: expected {example} (the first step that is forecast), found {window}")
     return int(found) - lookback
 
 

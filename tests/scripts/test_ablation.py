@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 import run_main
 import run_main_enhanced
+from data_provider.download import DataUnavailableError
 from scripts import ablation
 from scripts.ablating import precision, store
 from scripts.ablating.cells import Cell, cells_of, identity, key_of, queue_of
@@ -271,6 +272,28 @@ def test_a_flag_that_does_not_exist_stops_before_anything_runs(write, tmp_path):
             write(flags="--no_such_flag 1"), "--runs", tmp_path / "runs", "--results", tmp_path / "results"
         )
     assert caught.value.code == 2 and not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_needs_no_data_and_downloads_none(write, tmp_path, capsys, monkeypatch):
+    """It runs nothing, and stopped where the data of a cell were not there yet."""
+    monkeypatch.setattr("data_provider.data_factory.ensure_data", None)
+    path = write(flags=f"--root_path {tmp_path / 'nowhere'}")
+    assert status(path, "--dry_run", "--runs", tmp_path / "runs", "--results", tmp_path / "results") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(" ? steps" in line for line in lines) == 12  # the naive forecast takes none
+    assert "0 optimizer steps and those of 12 whose data are not there yet" in lines[-1]
+
+
+def test_advice_on_a_runs_flags_says_where_a_study_has_them(write, tmp_path, capsys, monkeypatch):
+    """It said "name the folder with --root_path", a flag that the command does not take."""
+
+    def unavailable(*_: object) -> None:
+        raise DataUnavailableError("no ETTh2.csv; name the folder that holds it with --root_path")
+
+    monkeypatch.setattr("scripts.ablation.queue_of", unavailable)
+    assert status(write(), "--jobs", "1", "--runs", tmp_path, "--results", tmp_path) == 2
+    told = "(--root_path: flags of run_main.py and run_main_enhanced.py; put them into the study file, as "
+    assert capsys.readouterr().err.splitlines()[-1] == told + 'flags = "...")'
 
 
 def test_a_dry_run_tells_cells_steps_and_time_and_writes_nothing(write, tmp_path, capsys):

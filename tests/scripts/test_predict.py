@@ -27,6 +27,7 @@ from scripts import predict
 from scripts.forecasting import Forecaster
 from utils.config import Config
 from utils.conformal import LevelError
+from utils.errors import UserError
 from utils.paths import PROJECT_ROOT
 from utils.training import checkpoint as checkpoints
 from utils.training.checkpoint import CheckpointError
@@ -798,7 +799,7 @@ def test_a_zone_comes_back_with_the_forecast_and_stays_with_the_run(runs, tmp_pa
     assert plain.predict(table)["date"].tolist() == ahead.tolist()
     tested = plain.backtest(table, 3).frame
     assert str(tested["origin"].dt.tz) == str(tested["date"].dt.tz) == "Europe/Berlin"
-    with pytest.raises(run_main.USER_ERRORS, match=r"found \+02:00 and \+01:00; name their zone"):
+    with pytest.raises(UserError, match=r"found \+02:00 and \+01:00; name their zone"):
         trained_on(table, runs, tmp_path)
     zoned = trained_on(table, runs, tmp_path, time_zone="Europe/Berlin")
     for same in (table, table.assign(date=known.tz_convert("UTC")), table.assign(date=known.astype(str))):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from models import MODELS
 from utils import cli
 from utils.cli import PathFlag, build_parser, parse_config
 from utils.config import Config, iter_settings, setting_type
@@ -92,7 +93,7 @@ def test_every_value_comes_through_with_its_type():
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """What a mistaken command line prints; it must exit with status 2 and no traceback."""
     with pytest.raises(SystemExit) as caught:
-        parse_config(words, prog="run_main.py")
+        parse_config(words, prog="run_main.py", models=MODELS)
     printed = capsys.readouterr()
     assert caught.value.code == 2 and not printed.out and "Traceback" not in printed.err
     return printed.err
@@ -190,8 +191,9 @@ def test_the_command_line_of_the_family_is_understood():
 
 def test_ms_needs_joint_samples_and_a_model_that_mixes_variables(capsys):
     assert "joint" in refused(capsys, "--features", "MS", "--channel_sampling", "single")
-    for model in set(setting_type("run", "model")[1]) - {"TimeLLM", "Autoformer"}:
-        assert "--features S" in refused(capsys, "--features", "MS", "--model", model)
+    for name, model in MODELS.items():
+        if model.is_named_by_flag and not model.offers_ms:
+            assert "--features S" in refused(capsys, "--features", "MS", "--model", name)
 
 
 def test_an_empty_word_for_a_path_is_none_and_needed_paths_say_what_they_lack(capsys):

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from utils.errors import UserError
 from utils.reporting import style
 from utils.reporting.fonts import drawable, drawable_names
 
@@ -160,7 +161,7 @@ def plot_training(records: Sequence[Mapping[str, Any]], out: Path, *, name: str)
     steps = [r for r in records if r["event"] == "train"]
     validations = [r for r in records if r["event"] == "validation"]
     if not (steps or any(r["step"] for r in validations)):
-        raise ValueError("expected records of training steps, found none")
+        raise UserError("expected records of training steps, found none")
     figure = style.new_figure(12.4, 8.0)
     losses, terms, rate, speed = figure.subplots(2, 2).ravel()
     _curves(losses, steps, {"loss": "training (one pass)", "auxiliary": "auxiliary, before its warm-up"})
@@ -288,7 +289,7 @@ def plot_calibration(evidence: Evidence, out: Path) -> Path:
         ValueError: there are no intervals.
     """
     if not evidence.half_width:
-        raise ValueError("expected intervals, found none: this run has no calibration")
+        raise UserError("expected intervals, found none: this run has no calibration")
     levels = sorted(evidence.half_width)
     inside = {level: _inside(evidence, level) for level in levels}
     figure = style.new_figure(12.4, 7.4)

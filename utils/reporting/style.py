@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from utils.errors import UserError
 from utils.reporting.fonts import families
 from utils.training.whole_files import whole_file
 
@@ -35,12 +36,10 @@ def save(figure: Figure, out: Path) -> Path:
     """Write the figure as PNG, whole or not at all; returns ``out``.
 
     Raises:
-        ValueError: ``out`` is called otherwise.
+        UserError: ``out`` is called otherwise.
     """
     if out.suffix.lower() != ".png":
-        raise ValueError(
-            f"{out}: expected a name that ends in .png, which the picture is, found {out.suffix}"
-        )
+        raise UserError(f"{out}: expected a name that ends in .png, which the picture is, found {out.suffix}")
     figure.set_dpi(DPI)
     _choose_fonts(figure)
     canvas = FigureCanvasAgg(figure)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from utils.errors import UserError
 from utils.reporting import style
 from utils.reporting.fonts import drawable, drawable_names
 
@@ -26,7 +27,7 @@ def plot_window(explained: Mapping[str, Any], variable: str, out: Path) -> Path:
     """
     found = {v["name"]: v for v in explained["variables"]}
     if variable not in found:
-        raise ValueError(f"--variable: expected one of {', '.join(found)}, found {variable}")
+        raise UserError(f"--variable: expected one of {', '.join(found)}, found {variable}")
     own, shown = found[variable], dict(zip(found, drawable_names(list(found)), strict=True))
     rows = [2.6, *([1.9] if _neighbours(own) else []), 2.4]
     figure = style.new_figure(13.0, sum(rows) * 1.35)

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from utils.errors import FileError, UserError
 from utils.flag_history import read_settings
 from utils.training.whole_files import whole_file
 
@@ -44,11 +45,11 @@ _END_RECORD = b"PK\x05\x06"
 _BLOCK = 1 << 20
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is missing, broken, or belongs to another run; the message says which and why."""
 
 
-class SaveError(OSError):
+class SaveError(FileError):
     """A checkpoint could not be written; those saved before are as they were."""
 
 
@@ -99,7 +100,7 @@ def save(payload: Mapping[str, Any], path: Path, *, written: int | None = None) 
                 file.flush()  # a later write would set the time again
                 os.utime(file.fileno(), ns=(written, written))
     except (OSError, RuntimeError) as error:
-        cause = (writer and writer.error) or error
+        cause = (writer and writer.error) or (error.__cause__ if isinstance(error, FileError) else error)
         if not isinstance(cause, OSError):
             raise
         raise SaveError(

@@ -29,6 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.config import RAW_KEY_ROWS, Config, ConfigError
 from utils.config_checks import season_problem
+from utils.ending import errors_kept
+from utils.errors import UserError
 from utils.evaluation_batch import windows_per_pass
 from utils.log import RunLogFile, setup_logging
 from utils.reporting.preflight import environment, llm_text, opening_lines
@@ -49,6 +51,7 @@ from utils.training.precision_choice import Settled, settle
 from utils.training.progress import Hooks
 from utils.training.run_status import status_kept
 from utils.training.stopping import RunStopped, StopRequest, how_to_go_on
+from utils.training.together import agreed, main_first
 from utils.training.tracking import require_tracker, stop_tracking, tracked_metrics
 from utils.training.trainer import Trainer
 from utils.types import Batch, DataBundle, LLMOutline
@@ -87,9 +90,9 @@ def run(config: Config, builders: Builders) -> RunResult:
     """Train and test, or with ``--is_training 0`` test a checkpoint.
 
     Raises:
-        ValueError: for settings, data or a checkpoint that do not fit; the message says which.
-        OSError: where a file or the LLM cannot be had, or a checkpoint cannot be saved.
-        MemoryShortError: out of memory; the message says what would take less.
+        UserError: for settings, data, files, an LLM or a checkpoint that do not fit, memory that does not
+            suffice, a loss that is not finite; the message says which, in the run's log as well.
+        Exception: any other is a fault; its traceback lies in the run's log, where there is a run folder.
         RunStopped: a signal or ``--max_minutes`` asked for it; the message says how to go on.
     """
     with ExitStack() as closing, StopRequest(config.run.max_minutes) as stop:
@@ -122,15 +125,15 @@ def _set_up(
     require_tracker(config.run.report_to)
     config, unread = closing.enter_context(launched.as_launched(config))
     state = _processes(config)
+    launched.check_taking_part(state.num_processes)
     setup_logging(main_process=state.is_main_process)
     threads = fit_threads()
-    with state.main_process_first():  # one process downloads and converts, the others find it done
-        data = builders.data(config)
-        outline = builders.llm(config)
+    data, outline = main_first(state, lambda: (builders.data(config), builders.llm(config)))
     asked, config = config, resolve(config, data)
     name = asked.run_name(model=builders.model_name, llm_name=outline.name if outline else "none")
-    resume = resuming.checkpoint_to_resume(config, name=name)
-    payload = _payload(config, resume)
+    with agreed(state):
+        resume = resuming.checkpoint_to_resume(config, name=name)
+        payload = _payload(config, resume)
     settled = _settled(config, state, outline, payload, variables=len(data.targets))
     config = settled.apply(config)
     accelerator = _accelerator(config)
@@ -142,17 +145,20 @@ def _set_up(
     if model.reads_whole_season and data.season > config.data.seq_len:
         raise ConfigError([season_problem(data.season, config.data.seq_len, builders.model_name)])
     llm = asdict(model.llm_identity) | {"prompt": model.prompt_text} if model.llm_identity else {}
-    if resume is None and config.run.resume_from_checkpoint == "auto" and config.run.is_training:
-        resume = resuming.renamed_checkpoint(
-            config, asked, model_name=builders.model_name, llm_hash=llm.get("content_hash")
-        )
-        payload = _payload(config, resume)
-    plan = _plan(config, accelerator, asked=asked, llm=llm, data=data, path=resume, payload=payload)
+    with agreed(accelerator):
+        if resume is None and config.run.resume_from_checkpoint == "auto" and config.run.is_training:
+            resume = resuming.renamed_checkpoint(
+                config, asked, model_name=builders.model_name, llm_hash=llm.get("content_hash")
+            )
+            payload = _payload(config, resume)
+        plan = _plan(config, accelerator, asked=asked, llm=llm, data=data, path=resume, payload=payload)
     folder = resuming.choose_folder(config, accelerator, name=name, resume=resume, payload=payload)
-    if accelerator.is_main_process:
-        facts = environment() | {"llm": llm, "data_hash": data.content_hash, "precision": settled.facts}
-        folders.describe_run(folder, config, facts, resumed=resume is not None)
-        closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
+    closing.enter_context(errors_kept(folder / folders.LOG_FILE, process=accelerator.process_index))
+    with agreed(accelerator):
+        if accelerator.is_main_process:
+            facts = environment() | {"llm": llm, "data_hash": data.content_hash, "precision": settled.facts}
+            folders.describe_run(folder, config, facts, resumed=resume is not None)
+            closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
     for line in (*unread, *filter(None, [threads]), *settled.lines):
         log.info("%s", line)
     closing.callback(stop_tracking, accelerator)
@@ -196,7 +202,7 @@ def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
     """The model under the run's seed."""
     asked = config.llm.llm_device_map
     if asked is not None and accelerator.num_processes > 1:
-        raise ValueError(
+        raise UserError(
             f"--llm_device_map {asked}: expected one process, which spreads its LLM over the devices, found "
             f"{accelerator.num_processes}, each with an LLM of its own; leave it out, or start one process"
         )
@@ -204,13 +210,12 @@ def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
     torch.use_deterministic_algorithms(config.training.deterministic)
-    with accelerator.main_process_first():
-        return builders.model(config)
+    return main_first(accelerator, lambda: builders.model(config))
 
 
 def _processes(config: Config) -> PartialState:
     """What accelerate knows before the precision is settled: this process among others, and its device."""
-    on_cpu = config.training.cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+    on_cpu = launched.trains_on_cpu(config) or parse_flag_from_env("ACCELERATE_USE_CPU")
     if launched.deepspeed_is_asked():
         return PartialState(**zero.process_options())
     return PartialState(cpu=on_cpu)
@@ -280,8 +285,10 @@ def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str,
 def _accelerator(config: Config) -> Accelerator:
     """The engine of a run. Evaluation counts each window once, so batches are never evened out."""
     t = config.training
+    if t.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise ConfigError(["--mixed_precision: fp16 needs a GPU, found none; use bf16 or no"])
     data_parallel: dict[str, Any] = {
-        "cpu": t.cpu,
+        "cpu": launched.trains_on_cpu(config),
         "mixed_precision": t.mixed_precision,
         "kwargs_handlers": [
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)

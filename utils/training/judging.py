@@ -21,6 +21,7 @@ from utils.training.metrics import decisive, score_text
 from utils.training.passes import forecasts, stacked
 from utils.training.stopping import RunStopped, how_to_go_on
 from utils.training.trainer import EvaluationStopped, Trainer
+from utils.training.whole_files import whole_file
 
 log = getLogger(__name__)
 INTERVALS = "intervals"
@@ -162,12 +163,13 @@ def _keep_forecasts(this: RunContext, name: str) -> str:
     this.plain.eval()
     prediction = forecasts(this.plain, batch, this.config.training.max_channels_per_step)
     if this.accelerator.is_main_process:
-        np.savez_compressed(
-            this.folder / name,
+        shown: dict[str, Any] = dict(
             x=batch.x[..., -batch.y.shape[-1] :].cpu().numpy(),
             y=batch.y.cpu().numpy(),
             prediction=prediction.float().cpu().numpy(),
             start=batch.start.cpu().numpy(),
             columns=np.array(list(this.data.test_targets)),
         )
+        with whole_file(this.folder / name) as file:
+            np.savez_compressed(file, **shown)
     return name

@@ -11,10 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
 from utils.types import Batch, ForecastState
 
 OF_SERIES = ("gate", "confidence", "weights", "rows", "distance", "matched")
 """What a retrieval record has one row a series of."""
+
+
+class ShapeError(UserError):
+    """A model's forecast is not of its target's shape."""
 
 
 class Part(NamedTuple):
@@ -28,8 +33,12 @@ class Part(NamedTuple):
 
 
 def forecast_state(model: Any, batch: Batch) -> ForecastState:
-    """The model's forecast of a batch, with what its parts recorded on the way."""
-    return model(
+    """The model's forecast of a batch, with what its parts recorded on the way.
+
+    Raises:
+        ShapeError: it has not the target's shape, which losses and scores would stretch it to.
+    """
+    state: ForecastState = model(
         batch.x,
         x_mark_enc=batch.x_mark,
         x_mark_dec=batch.y_mark,
@@ -39,6 +48,14 @@ def forecast_state(model: Any, batch: Batch) -> ForecastState:
         target=batch.y,
         return_state=True,
     )
+    if state.prediction.shape != batch.y.shape:
+        plain = getattr(model, "module", model)
+        raise ShapeError(
+            f"{getattr(plain, 'name', type(plain).__name__)}: expected a forecast of {list(batch.y.shape)} "
+            f"(windows, rows, forecast variables), found {list(state.prediction.shape)}; mend the model's "
+            "forecast. With --features MS (offers_ms = True), the last variable alone is forecast"
+        )
+    return state
 
 
 def stacked(items: Sequence[Batch], device: torch.device) -> Batch:

@@ -14,6 +14,7 @@ from utils.config import Config
 from utils.training import checkpoint as checkpoints
 from utils.training import run_folder as folders
 from utils.training.checkpoint import CheckpointError
+from utils.training.together import agreed
 from utils.training.whole_files import remove_leftovers
 
 log = getLogger(__name__)
@@ -92,15 +93,16 @@ def choose_folder(
     What a writer that was killed left unfinished there is removed.
     """
     chosen: list[str | None] = [None]
-    if accelerator.is_main_process:
-        settings = (payload or {}).get("config")
-        if resume is not None and settings is not None and folders.is_run_of(resume, settings):
-            folder = folders.run_folder_of(resume)
-        else:
-            folder = folders.claim_folder(Path(config.run.checkpoints), name)
-        for path in remove_leftovers(folder):
-            log.info("removed %s, which a process that is gone had not finished", path)
-        chosen = [str(folder)]
+    with agreed(accelerator):
+        if accelerator.is_main_process:
+            settings = (payload or {}).get("config")
+            if resume is not None and settings is not None and folders.is_run_of(resume, settings):
+                folder = folders.run_folder_of(resume)
+            else:
+                folder = folders.claim_folder(Path(config.run.checkpoints), name)
+            for path in remove_leftovers(folder):
+                log.info("removed %s, which a process that is gone had not finished", path)
+            chosen = [str(folder)]
     found = broadcast_object_list(chosen)[0]
     assert found is not None
     return Path(found)

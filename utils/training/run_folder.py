@@ -16,6 +16,7 @@ from utils.config import (
     Config,
     left_to_machine,
 )
+from utils.errors import FileError, UserError, using_file
 from utils.file_names import safe_name
 from utils.flag_history import read_settings
 from utils.training.checkpoint import newest_in
@@ -58,15 +59,19 @@ def claim_folder(checkpoints: Path, name: str) -> Path:
 
     Two runs that start at once get two folders: each is made by one of them.
     """
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    with using_file(checkpoints, "a folder for runs (--checkpoints)"):
+        checkpoints.mkdir(parents=True, exist_ok=True)
     while True:
         taken = numbered_folders(checkpoints, name)
         last = _number_of(taken[-1], name) if taken else 0
         folder = checkpoints / (f"{name}_{last + 1}" if last else name)
         try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
+            with using_file(folder, "a new folder for this run (--checkpoints)"):
+                folder.mkdir()
+        except FileError as error:
+            if isinstance(error.__cause__, FileExistsError):
+                continue
+            raise
         return folder
 
 
@@ -138,12 +143,12 @@ def settings_in(folder: Path) -> dict[str, Any]:
     """The settings that a run's folder names, as this version knows them.
 
     Raises:
-        ValueError: what lies there are no settings.
+        UserError: what lies there are no settings.
     """
     saved = read_json(folder / CONFIG_FILE)
     if not isinstance(saved, dict) or not saved.keys() >= FROM_THE_FIRST:
         found = f"{len(saved)} others" if isinstance(saved, dict) else type(saved).__name__
-        raise ValueError(f"{folder / CONFIG_FILE}: expected the settings of a run, found {found}")
+        raise UserError(f"{folder / CONFIG_FILE}: expected the settings of a run, found {found}")
     return {name: as_read(value) for name, value in read_settings(saved)[0].items()}
 
 
