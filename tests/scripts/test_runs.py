@@ -67,7 +67,7 @@ def test_runs_are_listed_with_what_they_scored(home, capsys):
         assert found[name]["validation_mse"] == results["best"]["validation_mse"]
     assert found["stopped"]["status"].startswith("cut off at step 1: stopped by --max_minutes 0")
     assert found["stopped"]["test_mse"] is None
-    assert found["failed"]["status"].startswith("failed at step 0: ValueError: --batch_size 46")
+    assert found["failed"]["status"].startswith("failed at step 0: UserError: --batch_size 46")
 
 
 def test_only_the_settings_that_differ_are_shown(home, capsys):
