@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from utils.types import Batch, ForecastState
+from utils.batches import batched
+from utils.types import Batch, ForecastState, PromptMaker
 
 OF_SERIES = ("gate", "confidence", "weights", "rows", "distance", "matched")
 """What a retrieval record has one row a series of."""
@@ -29,6 +30,7 @@ class Part(NamedTuple):
 
 def forecast_state(model: Any, batch: Batch) -> ForecastState:
     """The model's forecast of a batch, with what its parts recorded on the way."""
+    prompts = {"prompt": batch.prompt} if batch.prompt.numel() else {}
     return model(
         batch.x,
         x_mark_enc=batch.x_mark,
@@ -38,12 +40,13 @@ def forecast_state(model: Any, batch: Batch) -> ForecastState:
         variable=batch.variable,
         target=batch.y,
         return_state=True,
+        **prompts,
     )
 
 
-def stacked(items: Sequence[Batch], device: torch.device) -> Batch:
-    """Items of a data set as one batch on ``device``."""
-    return Batch(*(torch.stack(column).to(device) for column in zip(*items, strict=True)))
+def stacked(items: Sequence[Batch], device: torch.device, prompts: PromptMaker | None = None) -> Batch:
+    """Items of a data set as one batch on ``device``, with its prompts where something makes them."""
+    return Batch(*(column.to(device) for column in batched(items, prompts)))
 
 
 def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
@@ -59,7 +62,10 @@ def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
         part = batch
         if size < variables:
             part = batch._replace(
-                x=batch.x[..., chosen], y=batch.y[..., chosen], variable=batch.variable[..., chosen]
+                x=batch.x[..., chosen],
+                y=batch.y[..., chosen],
+                variable=batch.variable[..., chosen],
+                prompt=batch.prompt[:, chosen] if batch.prompt.numel() else batch.prompt,
             )
         share = (chosen.stop - begin) / variables
         yield Part(part, share, first=begin == 0, last=chosen.stop == variables)
