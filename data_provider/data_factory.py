@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +26,12 @@ from data_provider.splits import Split, Splits, split_rows
 from data_provider.suspicious import Constant, Sentinel, constants, sentinels
 from data_provider.synthetic import make_series
 from data_provider.time_features import season_rows, time_marks
+from utils.batches import batched
 from utils.config import Config, ConfigError, DataConfig
 from utils.data_sets import DATA_SETS, M4, SHORT_TERM, SYNTHETIC
 from utils.errors import UserError
 from utils.forecast_columns import reserved
-from utils.types import Batch, DataBundle, SeriesIdentity, Standardisation
+from utils.types import Batch, DataBundle, PromptMaker, SeriesIdentity, Standardisation
 
 LARGEST = 1e9
 """Deviations from the mean beyond which sums of squares come near the end of float32's range."""
@@ -233,13 +236,15 @@ def _prepared(data: DataConfig, *, flags: bool = True) -> Prepared:
     )
 
 
-def training_loader(bundle: DataBundle, config: Config, *, num_processes: int = 1) -> DataLoader[Batch]:
+def training_loader(
+    bundle: DataBundle, config: Config, *, num_processes: int = 1, prompts: PromptMaker | None = None
+) -> DataLoader[Batch]:
     """Batches of ``--batch_size`` training items in `EpochSampler` order.
 
     An epoch takes as many items as fill whole optimizer steps (batch size x passes x processes), so
     that it has the same steps however a step is split; the rest is dropped, others in each epoch.
     Call ``loader.sampler.set_epoch`` before each epoch. Iterating leaves the global random state
-    as it was.
+    as it was. ``prompts`` makes those of each batch, where the model has any.
 
     Raises:
         ValueError: if there are fewer items than one optimizer step takes.
@@ -260,23 +265,35 @@ def training_loader(bundle: DataBundle, config: Config, *, num_processes: int = 
         batch_size=training.batch_size,
         sampler=EpochSampler(items, training.seed, taken=items // needed * needed),
         drop_last=True,
-        num_workers=config.data.num_workers,
-        persistent_workers=config.data.num_workers > 0,
         generator=torch.Generator().manual_seed(training.seed),
+        **_workers(config.data.num_workers, prompts),
     )
 
 
-def evaluation_loader(dataset: Dataset[Batch], batch_size: int, num_workers: int = 0) -> DataLoader[Batch]:
+def evaluation_loader(
+    dataset: Dataset[Batch], batch_size: int, num_workers: int = 0, prompts: PromptMaker | None = None
+) -> DataLoader[Batch]:
     """Batches of all items in order, the last partial one included; the global random state stays."""
     return DataLoader(
         dataset,
         batch_size=batch_size,
         shuffle=False,
         drop_last=False,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
         generator=torch.Generator(),
+        **_workers(num_workers, prompts),
     )
+
+
+def _workers(count: int, prompts: PromptMaker | None) -> dict[str, Any]:
+    """What makes batches, and in how many processes beside this one."""
+    if count and prompts is not None:
+        # the tokenizers library's own threads do not survive a fork, of which it warns at each
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return {
+        "collate_fn": partial(batched, prompts=prompts),
+        "num_workers": count,
+        "persistent_workers": count > 0,
+    }
 
 
 def _check_variables(data: DataConfig, *, read: int, forecast: int) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from utils.config import Config, ConfigError
 from utils.config_checks import model_problems
 from utils.data_sets import SHORT_TERM
-from utils.types import Batch, ForecastState, LLMIdentity, PassOfStep, WindowSource
+from utils.types import Batch, ForecastState, LLMIdentity, PassOfStep, PromptMaker, WindowSource
 
 
 class Forecaster(nn.Module):
@@ -78,11 +78,17 @@ class Forecaster(nn.Module):
         series_id: Tensor | None = None,
         variable: Tensor | None = None,
         target: Tensor | None = None,
+        prompt: Tensor | None = None,
         return_state: bool = False,
     ) -> Tensor | ForecastState:
         """Forecast [B, H, N] of windows ``x_enc`` [B, L, N], both in standardised units."""
         prediction = self.forecast(x_enc, x_mark_enc, x_mark_dec)
         return ForecastState(prediction, None, None) if return_state else prediction
+
+    @property
+    def prompts(self) -> PromptMaker | None:
+        """What makes the prompts that loaders hand over beside the windows; None for a model without."""
+        return None
 
     def insample_mask(self, x_mark_enc: Tensor | None) -> Tensor | None:
         """Which rows of a window exist, [B, L, 1], for series without dates; None where all do."""

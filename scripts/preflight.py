@@ -118,7 +118,7 @@ def seconds_per_step(config: Config, data: DataBundle, model: Any, device: torch
     model.train()
     optimizer = build_optimizer(model, config.training)
     objective = Objective(config)
-    batches = iter(training_loader(data, config))
+    batches = iter(training_loader(data, config, prompts=model.prompts))
     began = now(device)
     for step in range(TIMED_STEPS + 1):
         if step == 1:
@@ -126,7 +126,7 @@ def seconds_per_step(config: Config, data: DataBundle, model: Any, device: torch
         for _ in range(config.training.gradient_accumulation_steps):
             batch = next(batches, None)
             if batch is None:  # a short epoch
-                batches = iter(training_loader(data, config))
+                batches = iter(training_loader(data, config, prompts=model.prompts))
                 batch = next(batches)
             batch = type(batch)(*(t.to(device) for t in batch))
             for part in channel_parts(batch, config.training.max_channels_per_step):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -32,6 +33,17 @@ class Batch(NamedTuple):
     """Content hash of the series, [B] int64."""
     variable: Tensor
     """Index of each forecast variable among those that are forecast, [B, M] int64."""
+    prompt: Tensor = torch.empty(0, dtype=torch.int64)
+    """Token ids of each variable's prompt, [B, M, K] int64, -1 behind the end of shorter ones; empty where
+    none were made (models without an LLM; a model that has one makes them itself then)."""
+
+
+class PromptMaker(Protocol):
+    """What makes the prompts of a batch's windows, one from each window alone."""
+
+    def __call__(self, x: Tensor, x_mark: Tensor | None = None) -> Tensor:
+        """Lookbacks [B, L, N] and their marks, as in `Batch`, to token ids [B, M, K]."""
+        ...
 
 
 class WindowRows(NamedTuple):

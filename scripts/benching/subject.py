@@ -101,7 +101,7 @@ class Subject:
 
     def _batches(self, data: Any) -> list[Batch]:
         loader = iter(training_loader(data, self.config))
-        return [Batch(*(t.to(self.device) for t in next(loader))) for _ in range(BATCHES)]
+        return [next(loader) for _ in range(BATCHES)]
 
     # What is timed.
 
@@ -126,13 +126,18 @@ class Subject:
         with torch.autocast(self.device.type, DTYPES[precision], enabled=precision != "no"):
             state = self.model(
                 batch.x, start=batch.start, series_id=batch.series_id, variable=batch.variable,
-                target=batch.y, return_state=True,
+                target=batch.y, prompt=batch.prompt, return_state=True,
             )  # fmt: skip
         return state._replace(prediction=state.prediction.float())
 
     def _next(self) -> Batch:
         self.turn += 1
-        return self.batches[self.turn % BATCHES]
+        return self._handed_over(self.batches[self.turn % BATCHES])
+
+    def _handed_over(self, batch: Batch) -> Batch:
+        """A batch as a run's loader hands it over, its prompts made: a part of every step's time."""
+        prompts = self.model.prompts(batch.x, batch.x_mark)
+        return Batch(*(column.to(self.device) for column in batch._replace(prompt=prompts)))
 
     # The LLM alone, for its share of the machine's peak.
 
@@ -145,7 +150,7 @@ class Subject:
         self.model._pass(words, tail, mask=mask).sum().backward()
 
     def _prompt(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self.model.prompt.tokens(self.model.normalise(batch.x).normalised)
+        return self.model.prompt.padded(self._handed_over(batch).prompt.flatten(0, 1))
 
     # What is asked once.
 
@@ -183,7 +188,7 @@ class Subject:
         """The first batch's forecast in evaluation, as a flat list."""
         self.model.eval()
         with torch.no_grad():
-            found = self._forward(self.batches[0]).prediction
+            found = self._forward(self._handed_over(self.batches[0])).prediction
         return {"values": found.flatten().tolist()}
 
     def flops(self) -> dict[str, Any]:

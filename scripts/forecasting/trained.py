@@ -218,7 +218,7 @@ class TrainedModel:
         count = len(windows)  # type: ignore[arg-type]  # torch's Dataset does not declare __len__
         for begin in range(0, count, self.batch_size):
             items = [windows[i] for i in range(begin, min(begin + self.batch_size, count))]
-            batch = stacked(items, self.device)
+            batch = stacked(items, self.device, self.model.prompts)
             if self.config.gram.retrieval_control == "oracle" and bool(batch.y.isnan().any()):
                 raise UserError("--retrieval_control oracle reads the true future, which is still to come")
             yield batch, self._pass(batch)

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from dataclasses import replace as dataclass_replace
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -48,8 +47,6 @@ GATHERED = 3
 and the next as it comes."""
 PATCH_COPIES = 6
 NEIGHBOUR_COPIES = 8
-PROBES = 8
-"""Windows whose prompts are measured."""
 PACKED, GAPS = 70e6, 1.1
 """What a CPU takes in training beside the tensors (measured): its kernels' packed copies, and the gaps
 that its allocator leaves between freed blocks, a share."""
@@ -383,7 +380,7 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
     return MemorySizes(
         config=config,
         llm=llm,
-        prompt=_prompt_tokens(model.prompt, config.data.seq_len) if llm else (0, 0),
+        prompt=(model.prompt.n_constant, model.prompt.width - model.prompt.n_constant) if llm else (0, 0),
         kind=model._pass.kind if llm else "plain",
         variables=variables,
         forecast=forecast,
@@ -392,13 +389,6 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
         on_gpu=on_gpu,
         memory_parts=retriever.division.processes if retriever is not None else 1,
     )
-
-
-def _prompt_tokens(prompt: Any, seq_len: int) -> tuple[int, int]:
-    """Tokens of the constant part and of the longest rest, for a few windows of noise."""
-    noise = torch.randn(PROBES, seq_len, generator=torch.Generator().manual_seed(0))
-    ids, _ = prompt.tokens(noise)
-    return prompt.n_constant, ids.shape[1] - prompt.n_constant
 
 
 def _llm_sizes(llm: Any) -> LLMSizes:

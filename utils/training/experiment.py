@@ -68,9 +68,9 @@ class Builders:
     """Configuration to model; what it must offer, `models.forecaster.Forecaster` shows."""
     data: Callable[[Config], DataBundle]
     training_loader: Callable[..., DataLoader[Batch]]
-    """(bundle, config, num_processes=) to the training loader."""
+    """(bundle, config, num_processes=, prompts=) to the training loader."""
     evaluation_loader: Callable[..., DataLoader[Batch]]
-    """(dataset, batch_size, num_workers) to a loader in order."""
+    """(dataset, batch_size, num_workers, prompts=) to a loader in order."""
     inspect: Callable[..., list[str]]
     """(model, batch, names, shapes=, prompt=) to the lines that a look inside prints."""
     llm: Callable[[Config], LLMOutline | None]
@@ -418,13 +418,17 @@ def _loaders(this: RunContext, builders: Builders) -> Loaders:
     size = windows_per_pass(config, forecast=len(this.data.targets), on_gpu=on_gpu)
 
     def evaluation(dataset: Dataset[Batch]) -> DataLoader[Batch]:
-        loader = builders.evaluation_loader(dataset, size, config.data.num_workers)
+        loader = builders.evaluation_loader(
+            dataset, size, config.data.num_workers, prompts=this.plain.prompts
+        )
         return accelerator.prepare_data_loader(loader)
 
     train = None
     if config.run.is_training:
         train = accelerator.prepare_data_loader(
-            builders.training_loader(this.data, config, num_processes=accelerator.num_processes)
+            builders.training_loader(
+                this.data, config, num_processes=accelerator.num_processes, prompts=this.plain.prompts
+            )
         )
     return Loaders(train, evaluation(this.data.validation), evaluation(this.data.test))
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from utils.batches import batched
 from utils.errors import UserError
-from utils.types import Batch, ForecastState
+from utils.types import Batch, ForecastState, PromptMaker
 
 OF_SERIES = ("gate", "confidence", "weights", "rows", "distance", "matched")
 """What a retrieval record has one row a series of."""
@@ -38,6 +39,7 @@ def forecast_state(model: Any, batch: Batch) -> ForecastState:
     Raises:
         ShapeError: it has not the target's shape, which losses and scores would stretch it to.
     """
+    prompts = {"prompt": batch.prompt} if batch.prompt.numel() else {}
     state: ForecastState = model(
         batch.x,
         x_mark_enc=batch.x_mark,
@@ -47,6 +49,7 @@ def forecast_state(model: Any, batch: Batch) -> ForecastState:
         variable=batch.variable,
         target=batch.y,
         return_state=True,
+        **prompts,
     )
     if state.prediction.shape != batch.y.shape:
         plain = getattr(model, "module", model)
@@ -58,9 +61,9 @@ def forecast_state(model: Any, batch: Batch) -> ForecastState:
     return state
 
 
-def stacked(items: Sequence[Batch], device: torch.device) -> Batch:
-    """Items of a data set as one batch on ``device``."""
-    return Batch(*(torch.stack(column).to(device) for column in zip(*items, strict=True)))
+def stacked(items: Sequence[Batch], device: torch.device, prompts: PromptMaker | None = None) -> Batch:
+    """Items of a data set as one batch on ``device``, with its prompts where something makes them."""
+    return Batch(*(column.to(device) for column in batched(items, prompts)))
 
 
 def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
@@ -76,7 +79,10 @@ def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
         part = batch
         if size < variables:
             part = batch._replace(
-                x=batch.x[..., chosen], y=batch.y[..., chosen], variable=batch.variable[..., chosen]
+                x=batch.x[..., chosen],
+                y=batch.y[..., chosen],
+                variable=batch.variable[..., chosen],
+                prompt=batch.prompt[:, chosen] if batch.prompt.numel() else batch.prompt,
             )
         share = (chosen.stop - begin) / variables
         yield Part(part, share, first=begin == 0, last=chosen.stop == variables)
