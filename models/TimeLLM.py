@@ -39,7 +39,7 @@ from models.baselines import begin_at_ridge
 from models.forecaster import Forecaster
 from utils.config import BackboneConfig, Config
 from utils.frequency import mark_names
-from utils.process_memory import give_back_freed
+from utils.process_memory import give_back_where_scarce
 from utils.prompt_bank import GENERAL, describe, read_description
 from utils.types import Batch, InstanceStatistics, PassOfStep, WindowSource
 from utils.windows import per_series
@@ -263,7 +263,7 @@ class Model(Forecaster):
         )
         if place.last and source.requires_grad and source.device.type == "cpu":
             # what the LLM's backward pass has freed goes before the map's gradient comes
-            source.register_hook(lambda gradient: give_back_freed())
+            source.register_hook(lambda gradient: give_back_where_scarce())
         return source
 
     def _map_words(self, mapping: nn.Linear) -> Tensor:

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.config import RAW_KEY_ROWS, Config
 from utils.log import RunLogFile, setup_logging
+from utils.process_memory import keep_freed
 from utils.reporting.preflight import environment, llm_text, opening_lines
 from utils.training import checkpoint as checkpoints
 from utils.training import judging, launched, resuming, saving, sharding, zero
@@ -94,6 +95,7 @@ def run(config: Config, builders: Builders) -> RunResult:
             _prepare_model(this, payload)
             if config.training.auto_batch_size and config.run.is_training and payload is None:
                 choose_batch_size(this)
+            keep_freed()
             trainer, loaders = _trainer(this, builders, payload)
             _look_inside(this, builders)
             stop.can_wait = True
