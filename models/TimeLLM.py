@@ -41,7 +41,7 @@ from utils.config import AUTO, BackboneConfig, Config
 from utils.data_sets import SHORT_TERM
 from utils.errors import UserError
 from utils.frequency import mark_names
-from utils.process_memory import give_back_freed
+from utils.process_memory import give_back_where_scarce
 from utils.prompt_bank import GENERAL, describe, read_description
 from utils.types import Batch, ForecastState, InstanceStatistics, PassOfStep, WindowSource
 from utils.windows import per_series
@@ -311,7 +311,7 @@ class Model(Forecaster):
         )
         if place.last and source.requires_grad and source.device.type == "cpu":
             # what the LLM's backward pass has freed goes before the map's gradient comes
-            source.register_hook(lambda gradient: give_back_freed())
+            source.register_hook(lambda gradient: give_back_where_scarce())
         return source
 
     def _map_words(self, mapping: nn.Linear) -> Tensor:

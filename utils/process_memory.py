@@ -15,20 +15,44 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 CGROUP_USE = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
 
+SCARCE = 2 * 2**30
+"""Bytes: where less is left to take, what was freed is given back in every step."""
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""glibc's numbers of its settings; source: malloc.h."""
+
+
 @functools.cache
-def _trim() -> Callable[[int], int] | None:
-    """The C library's call that returns freed memory to the system; None where it has none."""
+def _c_library(name: str) -> Callable[..., int] | None:
+    """A function of the C library; None where it has none of this name."""
     try:
-        return ctypes.CDLL(None).malloc_trim
+        return getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError, TypeError):  # another C library, another system
         return None
 
 
 def give_back_freed() -> None:
     """Return what was freed to the system now, so that the peak of what comes next does not add to it."""
-    trim = _trim()
+    trim = _c_library("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def give_back_where_scarce() -> None:
+    """`give_back_freed` where the machine has less than `SCARCE` left: new pages cost a training step 5%."""
+    left = available_bytes()
+    if left is not None and left < SCARCE:
+        give_back_freed()
+
+
+def keep_freed() -> None:
+    """From now on what is freed stays with this process, for the next step's tensors of the same sizes.
+
+    By default large ones are asked of the system each time, which clears every page of them.
+    """
+    option = _c_library("mallopt")
+    if option is not None:
+        option(MMAP_THRESHOLD, 2**30)
+        option(TRIM_THRESHOLD, -1)  # never by itself
 
 
 def mib(size: float) -> str:

@@ -20,6 +20,7 @@ from models.TimeLLM import DTYPES
 from scripts.benching.flops import published_step, sizes_of
 from scripts.benching.plain import make_plain, plain_optimizer
 from utils.config import Config
+from utils.process_memory import keep_freed
 from utils.reporting.memory import expected_peaks
 from utils.training import checkpoint
 from utils.training.experiment import resolve
@@ -79,6 +80,8 @@ class Subject:
         self.model.fit_statistics(data.source)
         if plain:
             make_plain(self.model)
+        else:
+            keep_freed()  # as a run does
         rate = config.training.learning_rate
         trained = trained_parameters(self.model)
         self.optimizer = (

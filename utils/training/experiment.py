@@ -33,6 +33,7 @@ from utils.ending import errors_kept
 from utils.errors import UserError
 from utils.evaluation_batch import windows_per_pass
 from utils.log import RunLogFile, setup_logging
+from utils.process_memory import keep_freed
 from utils.reporting.preflight import environment, llm_text, opening_lines
 from utils.threads import fit_threads
 from utils.training import checkpoint as checkpoints
@@ -105,6 +106,7 @@ def run(config: Config, builders: Builders) -> RunResult:
             _prepare_model(this, payload)
             if config.training.auto_batch_size and config.run.is_training and payload is None:
                 choose_batch_size(this)
+            keep_freed()
             trainer, loaders = _trainer(this, builders, payload)
             _look_inside(this, builders)
             stop.can_wait = True
