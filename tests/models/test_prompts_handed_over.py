@@ -79,7 +79,7 @@ def test_of_short_series_the_mask_is_read_by_both(tiny_llama: Path) -> None:
         tiny_llama, task_name="short_term_forecast", data="m4", enc_in=1, features="M", pred_len=18
     )
     some = [
-        item._replace(x_mark=torch.cat([torch.zeros(40, 1), torch.ones(L - 40, 1)]))
+        item._replace(x_mark=torch.cat([torch.zeros(40, 1), torch.ones(L - 40, 1)]), y=item.y[:18])
         for item in items(4, 1, 1)
     ]
     given = stacked(some, CPU, model.prompts)
