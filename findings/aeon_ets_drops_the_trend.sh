@@ -4,8 +4,8 @@
 # Expected: ETS("additive", "additive", "additive", seasonal_period=12), Holt and Winters' model, continues a series
 #   that climbs by 5 a month around a clean yearly wave. statsforecast's AutoETS, told to fit the same letters,
 #   does.
-# Happens: aeon damps every trend (there is no way to ask for an undamped one) and its search ends at a damping
-#   of about 0.35: the slope is gone after one step. Months 12 and 24 ahead get the same number, the level at
+# Happens: aeon estimates a damping for every trend (an undamped one cannot be asked for), and its search ends
+#   at about 0.35: the slope is gone after a few steps. Months 12 and 24 ahead get the same number, about the level at
 #   the end of the history. No warning; the squared error in sample is 30 times the noise's.
 # Seen:
 #   seed 0: true value 24 months ahead 1705.0 | aeon, 12 and 24 months ahead 1587.4 1587.4 (phi 0.38)
