@@ -22,7 +22,7 @@ install() { "$python" -m pip --python "$work/venv/bin/python" install --disable-
 install torch==2.13.0
 install numpy==2.3.5 transformers==5.23.0
 
-"$work/venv/bin/python" - 2> /dev/null <<'PY'
+"$work/venv/bin/python" - 2> "$work/errors" <<'PY' || { tail -n 3 "$work/errors"; exit 1; }
 import torch
 from transformers import RobertaConfig, RobertaModel
 
