@@ -14,6 +14,7 @@ blocks. Models are built, and statistics counted, before: see `Watch.move`.
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -92,6 +93,7 @@ class Watch(TorchDispatchMode):
         """The most so far."""
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._reading = False
+        self._thread = threading.get_ident()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -105,7 +107,15 @@ class Watch(TorchDispatchMode):
                     tensor.constant = (
                         None  # of a literal torch would copy the value, by kernels that are not there
                     )
-        found = func(*args, **(kwargs or {}))
+        try:
+            found = func(*args, **(kwargs or {}))
+        except RuntimeError:
+            if threading.get_ident() == self._thread:
+                raise
+            # an error in a thread of the backward pass would end the process: it is noted as what it is
+            self.note("stray")
+            args, kwargs = tree_map_only(Tensor, self._on_device, (args, kwargs or {}))
+            found = func(*args, **kwargs)
         if func not in VIEWS:
             self._reading = False
         given = {t.device.type for t in _tensors((args, kwargs))}
@@ -144,6 +154,9 @@ class Watch(TorchDispatchMode):
         fake = detached if isinstance(detached, FakeTensor) else self.mode.from_tensor(detached)
         found = torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=NAME)
         return found
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        return tensor if tensor.device.type == NAME else self.put(tensor)
 
     def note(self, kind: Literal["read", "download", "upload", "stray"]) -> None:
         """Remember that this was done, and where."""
@@ -225,10 +238,8 @@ def simulated(answer: int = 0) -> Iterator[Watch]:
     ]
     torch._C._set_only_lift_cpu_tensors(True)
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    # an error in a thread of the backward pass would end the process: it runs in this one
-    one_thread = torch.autograd.set_multithreading_enabled(False)
     try:
-        with fakes as mode, one_thread, warnings.catch_warnings():
+        with fakes as mode, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
             for patch in patches:
                 patch.start()
