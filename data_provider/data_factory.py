@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,22 +17,29 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_provider import scaling
 from data_provider.dataset import TrainingWindows, WindowDataset
-from data_provider.dates import frequency_alias, irregular_steps
+from data_provider.dates import DateRules, frequency_alias
 from data_provider.download import LocalFile, ensure_data, file_sha256
 from data_provider.m4 import build_m4
 from data_provider.sampler import EpochSampler
 from data_provider.series import Series, identity_of, read_csv, require_file
 from data_provider.splits import Split, Splits, split_rows
+from data_provider.suspicious import Constant, Sentinel, constants, sentinels
 from data_provider.synthetic import make_series
 from data_provider.time_features import season_rows, time_marks
+from utils.batches import batched
 from utils.config import Config, ConfigError, DataConfig
-from utils.data_sets import DATA_SETS, SHORT_TERM, SYNTHETIC
-from utils.types import Batch, DataBundle, SeriesIdentity, Standardisation
+from utils.data_sets import DATA_SETS, M4, SHORT_TERM, SYNTHETIC
+from utils.errors import UserError
+from utils.forecast_columns import reserved
+from utils.types import Batch, DataBundle, PromptMaker, SeriesIdentity, Standardisation
 
 LARGEST = 1e9
 """Deviations from the mean beyond which sums of squares come near the end of float32's range."""
 HIDDEN = 1e-6
 """Share of a column's deviation below which its middle half is lost in float32 (of 7 digits)."""
+
+SAID = 8
+"""Columns with something suspicious that are told in a line each."""
 
 
 def data_file(config: DataConfig) -> LocalFile | None:
@@ -50,14 +60,26 @@ def data_file(config: DataConfig) -> LocalFile | None:
     return LocalFile(path, file_sha256(path))
 
 
+def files_are_there(config: DataConfig) -> bool:
+    """Whether the files that a configuration names can be read without a download."""
+    if config.data == SYNTHETIC:
+        return True
+    names = [config.file_name]
+    if config.data == M4:
+        names = [file.name for file in DATA_SETS[M4].files]
+    return all((Path(config.root_path) / name).is_file() for name in names)
+
+
 def is_published(config: DataConfig) -> bool:
     """Whether a configuration names a public file under its own name."""
     files = DATA_SETS[config.data].files
     return any(file.name == config.file_name for file in files)
 
 
-def load_series(config: DataConfig, file: LocalFile | None) -> Series:
+def load_series(config: DataConfig, file: LocalFile | None, *, flags: bool = True) -> Series:
     """The whole series that a configuration names, in original units; ``file`` from `data_file`.
+
+    ``flags`` is whether ``--freq`` and the flags of dates are about this file, to be named in advice.
 
     Raises:
         ValueError: if the file, or --freq or --target, is at fault.
@@ -73,9 +95,15 @@ def load_series(config: DataConfig, file: LocalFile | None) -> Series:
         file.path,
         features=config.features,
         target=config.target,
-        freq=config.freq or (DATA_SETS[config.data].frequency if published else None),
         fill_missing=config.fill_missing,
         as_published=published,
+        rules=DateRules(
+            freq=config.freq or (DATA_SETS[config.data].frequency if published else None),
+            date_format=config.date_format,
+            time_zone=config.time_zone,
+            round_dates=config.round_dates,
+            flags=flags,
+        ),
     )
 
 
@@ -106,12 +134,14 @@ class Prepared(NamedTuple):
         )
 
 
-def build_data(config: Config) -> DataBundle:
+def build_data(config: Config, *, model: Any = None) -> DataBundle:
     """Series, scaler, windows of the three parts and the memory's source.
 
     The scaler is fitted on the training rows that are used (``--percent``), nothing else. Validation
     takes every ``--eval_stride``-th window, the test all of them: of the data set of ``--eval_data``
     where one is named, which is standardised by its own training part, as the published protocol has it.
+    Whether ``model`` (a `models.forecaster.Forecaster`, or its class), where it is given, can forecast that
+    data set is checked.
 
     Raises:
         OSError: if the data file is not there and can not be had.
@@ -121,10 +151,11 @@ def build_data(config: Config) -> DataBundle:
     if config.run.task_name == SHORT_TERM:
         return build_m4(config)
     own = _prepared(data)
+    _check_names(own)
     _check_variables(data, read=len(own.series.columns), forecast=own.n_targets)
-    tested = own if data.eval_data is None else _prepared(transfer_config(data))
+    tested = own if data.eval_data is None else _prepared(transfer_config(data), flags=False)
     if tested is not own:
-        _check_transfer(config, own, tested)
+        _check_transfer(config, model, own, tested)
     train = own.part(own.splits.train, data, channel_sampling=data.channel_sampling)
     validation = own.part(own.splits.validation, data, stride=data.eval_stride)
     test = own.part(own.splits.test, data)
@@ -145,13 +176,16 @@ def build_data(config: Config) -> DataBundle:
         columns=own.series.columns,
         targets=targets,
         frequency=own.series.frequency,
-        season=min(_season(data, own.series), data.seq_len),
+        season=_season(data, own.series),
         content_hash=own.series.content_hash,
         identity=_identity(own.series, own.splits),
         tested=tested.series.name,
         test_targets=tested.series.columns[-tested.n_targets :],
         windows=(len(train), len(validation), len(test)),
         notes=_notes(data, own) | ({} if tested is own else _transfer_notes(data, own, tested)),
+        date_format=own.series.dates_kept.date_format,
+        time_zone=own.series.dates_kept.time_zone,
+        constant=tuple(c.column for c in _constants(tested)),
     )
 
 
@@ -170,6 +204,9 @@ def transfer_config(data: DataConfig) -> DataConfig:
         data_path=data.eval_data_path,
         percent=100,
         freq=None,
+        date_format=None,
+        time_zone=None,
+        round_dates=False,
         season=None,
         eval_data=None,
         eval_root_path=None,
@@ -177,10 +214,10 @@ def transfer_config(data: DataConfig) -> DataConfig:
     )
 
 
-def _prepared(data: DataConfig) -> Prepared:
+def _prepared(data: DataConfig, *, flags: bool = True) -> Prepared:
     """The series that a configuration names, divided and standardised."""
     file = data_file(data)
-    series = load_series(data, file)
+    series = load_series(data, file, flags=flags)
     splits = split_rows(
         data.data, len(series.values), seq_len=data.seq_len, pred_len=data.pred_len, percent=data.percent
     )
@@ -199,13 +236,15 @@ def _prepared(data: DataConfig) -> Prepared:
     )
 
 
-def training_loader(bundle: DataBundle, config: Config, *, num_processes: int = 1) -> DataLoader[Batch]:
+def training_loader(
+    bundle: DataBundle, config: Config, *, num_processes: int = 1, prompts: PromptMaker | None = None
+) -> DataLoader[Batch]:
     """Batches of ``--batch_size`` training items in `EpochSampler` order.
 
     An epoch takes as many items as fill whole optimizer steps (batch size x passes x processes), so
     that it has the same steps however a step is split; the rest is dropped, others in each epoch.
     Call ``loader.sampler.set_epoch`` before each epoch. Iterating leaves the global random state
-    as it was.
+    as it was. ``prompts`` makes those of each batch, where the model has any.
 
     Raises:
         ValueError: if there are fewer items than one optimizer step takes.
@@ -217,7 +256,7 @@ def training_loader(bundle: DataBundle, config: Config, *, num_processes: int = 
     if items < needed:
         per = f" on each of {num_processes} processes" if num_processes > 1 else ""
         per += f" for each of {passes} passes (--gradient_accumulation_steps)" if passes > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"--batch_size {training.batch_size}: expected at least one full batch{per}, found {items} "
             f"training items in {bundle.name}; lower --batch_size or raise --percent"
         )
@@ -226,23 +265,35 @@ def training_loader(bundle: DataBundle, config: Config, *, num_processes: int = 
         batch_size=training.batch_size,
         sampler=EpochSampler(items, training.seed, taken=items // needed * needed),
         drop_last=True,
-        num_workers=config.data.num_workers,
-        persistent_workers=config.data.num_workers > 0,
         generator=torch.Generator().manual_seed(training.seed),
+        **_workers(config.data.num_workers, prompts),
     )
 
 
-def evaluation_loader(dataset: Dataset[Batch], batch_size: int, num_workers: int = 0) -> DataLoader[Batch]:
+def evaluation_loader(
+    dataset: Dataset[Batch], batch_size: int, num_workers: int = 0, prompts: PromptMaker | None = None
+) -> DataLoader[Batch]:
     """Batches of all items in order, the last partial one included; the global random state stays."""
     return DataLoader(
         dataset,
         batch_size=batch_size,
         shuffle=False,
         drop_last=False,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
         generator=torch.Generator(),
+        **_workers(num_workers, prompts),
     )
+
+
+def _workers(count: int, prompts: PromptMaker | None) -> dict[str, Any]:
+    """What makes batches, and in how many processes beside this one."""
+    if count and prompts is not None:
+        # the tokenizers library's own threads do not survive a fork, of which it warns at each
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return {
+        "collate_fn": partial(batched, prompts=prompts),
+        "num_workers": count,
+        "persistent_workers": count > 0,
+    }
 
 
 def _check_variables(data: DataConfig, *, read: int, forecast: int) -> None:
@@ -258,7 +309,23 @@ def _check_variables(data: DataConfig, *, read: int, forecast: int) -> None:
         raise ConfigError(wrong)
 
 
-def _check_transfer(config: Config, own: Prepared, tested: Prepared) -> None:
+def _check_names(own: Prepared) -> None:
+    """The variables that are forecast leave the forecast's own columns their names.
+
+    Raises:
+        UserError: they do not: the run could write no table of its forecasts.
+    """
+    taken = reserved(own.series.columns[-own.n_targets :])
+    if taken:
+        listed = ", ".join(f"{name!r} ({whose})" for name, whose in taken.items())
+        raise UserError(
+            f"{own.series.name}: expected names that leave a forecast's own columns theirs, found the "
+            f"{'variable' if len(taken) == 1 else 'variables'} {listed}; rename in the file, or leave out, "
+            f"{'that column' if len(taken) == 1 else 'those columns'}"
+        )
+
+
+def _check_transfer(config: Config, model: Any, own: Prepared, tested: Prepared) -> None:
     """Raise ConfigError where a model of ``own`` can not forecast ``tested``."""
     same = own.series.columns == tested.series.columns
     counts = f"{len(own.series.columns)} of {own.series.name}, found {len(tested.series.columns)}"
@@ -268,10 +335,10 @@ def _check_transfer(config: Config, own: Prepared, tested: Prepared) -> None:
             f"--retrieval_scope: expected all, since {tested.series.name} has other variables than "
             f"{own.series.name}, found variable"
         )
-    reads_all = config.data.features == "MS" or config.run.model == "Autoformer"
+    reads_all = config.data.features == "MS" or not (model is None or model.channel_independent)
     if reads_all and len(own.series.columns) != len(tested.series.columns):
         wrong.append(f"--eval_data {tested.series.name}: expected as many variables as the {counts}")
-    reads_marks = config.run.model == "Autoformer" or config.backbone.use_time_marks
+    reads_marks = config.backbone.use_time_marks or (model is not None and model.reads_time_marks)
     if reads_marks and own.marks.shape[1] != tested.marks.shape[1]:
         wrong.append(
             f"--eval_data {tested.series.name}: expected rows of {own.series.frequency}, whose time marks "
@@ -287,6 +354,7 @@ def _transfer_notes(data: DataConfig, own: Prepared, tested: Prepared) -> dict[s
     notes = {
         "eval_data": f"tested on {name} alone, of which nothing was trained on; in its own standardised units"
     }
+    notes |= {f"eval_{key}": f"{name}: {text}" for key, text in _suspicious(tested).items()}
     if tested.file is not None:
         notes["eval_file_sha256"] = tested.file.sha256
     if tested.series.frequency != own.series.frequency:
@@ -314,7 +382,7 @@ def _check_scaled(series: Series, values: Tensor, splits: Splits) -> None:
             continue
         centre = np.median(part[:, column])
         row = int(np.abs(series.values[:, column] - centre).argmax())
-        raise ValueError(
+        raise UserError(
             f"{series.name}: column {name!r}, data row {row + 1}: expected a number like the column's "
             f"others (half of the training rows lie from {low[column]:g} to {high[column]:g}), found "
             f"{series.values[row, column]:g}; correct it, or remove the column"
@@ -335,6 +403,14 @@ def _season(data: DataConfig, series: Series) -> int:
     return data.season or season_rows(series.frequency)
 
 
+def long_season(season: int, seq_len: int, frequency: str) -> str:
+    """What a lookback that is shorter than a season leaves out."""
+    return (
+        f"a season of {season} rows ({frequency}) is longer than the lookback of {seq_len}: no seasonal "
+        f"naive forecast; TAPR's level and GRA-M's keys take the lookback's {seq_len} rows for it"
+    )
+
+
 def _notes(data: DataConfig, own: Prepared) -> dict[str, str]:
     """Facts about the data that belong beside every result."""
     notes: dict[str, str] = {}
@@ -345,9 +421,10 @@ def _notes(data: DataConfig, own: Prepared) -> dict[str, str]:
         notes["file_sha256"] = file.sha256
     if data.fill_missing:
         notes["fill_missing"] = f"missing numbers are filled (--fill_missing {data.fill_missing})"
-    gaps = len(irregular_steps(series.dates, series.frequency))
-    if gaps:
-        notes["gaps"] = f"{gaps} steps between rows are not {series.frequency}; rows taken as evenly spaced"
+    notes |= series.notes
+    season = _season(data, series)
+    if season > data.seq_len:
+        notes["season"] = long_season(season, data.seq_len, series.frequency)
     if data.percent < 100:
         notes["percent"] = (
             f"scaler and training use rows 0 to {splits.train.end - 1} (--percent {data.percent})"
@@ -357,4 +434,25 @@ def _notes(data: DataConfig, own: Prepared) -> dict[str, str]:
         notes["validation"] = (
             f"every {data.eval_stride}th of {windows} validation windows (--eval_stride {data.eval_stride})"
         )
+    return notes | _suspicious(own)
+
+
+def _constants(one: Prepared) -> list[Constant]:
+    """The variables that do not change in the training part."""
+    return constants(one.series.values, one.series.columns, trained=one.splits.train.end)
+
+
+def _suspicious(one: Prepared) -> dict[str, str]:
+    """What may ruin the scores, a note each, by the column that it is in; of very many a few."""
+    notes: dict[str, str] = {}
+    kinds: dict[str, Sequence[Sentinel | Constant]] = {
+        "sentinel": sentinels(one.series.values, one.series.columns),
+        "constant": _constants(one),
+    }
+    for kind, found in kinds.items():
+        for item in found[:SAID]:
+            notes[f"{kind} {item.column}"] = f"warning: {item.text}"
+        if len(found) > SAID:
+            rest = ", ".join(repr(item.column) for item in found[SAID:])
+            notes[f"{kind}s"] = f"warning: {len(found) - SAID} columns more like these ({kind}): {rest}"
     return notes

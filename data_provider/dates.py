@@ -1,115 +1,241 @@
-"""The times of a series: read, checked, at one frequency, and continued into the future.
+"""The times of a table: read, checked, in one zone and at one frequency.
 
-Shape legend: T rows, H rows ahead.
+Shape legend: T rows.
 """
 
 from __future__ import annotations
 
 import logging
-import warnings
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from pandas.tseries.frequencies import to_offset
+
+from data_provider import date_formats
+from data_provider.date_formats import ISO, Written
+from data_provider.date_formats import row_text as row_text
+from data_provider.frequencies import (
+    Found,
+    find,
+    has_one_frequency,
+    irregular_steps,
+    jitter,
+    rounded,
+    same_length,
+)
+from data_provider.frequencies import dates_after as dates_after
+from utils.errors import UserError
+from utils.frequency import kind_of, step_of
 
 logger = logging.getLogger(__name__)
 
-_SHORT_ALIASES = {"s": "s", "t": "min", "min": "min", "h": "h", "d": "D", "b": "B", "w": "W", "m": "ME"}
+_SHORT_ALIASES = {
+    "s": "s", "t": "min", "min": "min", "h": "h", "d": "D", "b": "B", "w": "W", "m": "ME", "q": "QE",
+    "y": "YE", "a": "YE",
+}  # fmt: skip
 """The one-letter frequencies of the Informer family, in either case, as pandas writes them now."""
 
 
-def irregular_steps(dates: pd.DatetimeIndex, frequency: str) -> NDArray[np.int64]:
-    """Rows whose distance from the row before is not one step of ``frequency``, ascending."""
-    step = _step(frequency)
-    with warnings.catch_warnings():  # calendar offsets are added row by row: slow, but rare and short
-        warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
-        expected = dates[:-1] + step
-    return np.flatnonzero(np.asarray(expected != dates[1:])) + 1
+@dataclass(frozen=True)
+class DateRules:
+    """How dates are to be read; what is None is found."""
+
+    freq: str | None = None
+    """Frequency of the rows; given, it accepts gaps."""
+    date_format: str | None = None
+    """strptime's, ISO8601, or with the additions of `data_provider.date_formats`."""
+    time_zone: str | None = None
+    """The zone of times that have none, and the one into which others are brought."""
+    round_dates: bool = False
+    """Whether times that jitter are rounded."""
+    flags: bool = True
+    """Whether these are flags of the command line, to be named in advice."""
 
 
-def frequency_alias(freq: str, *, first: pd.Timestamp | None = None) -> str:
-    """A frequency as a user wrote it, as a pandas alias.
+class DatesKept(NamedTuple):
+    """How a run read its dates, so that it reads others alike."""
 
-    The family's single letters (h, t, d, ...) are understood in either case; months begin on their
-    first day if ``first``, the first date, does.
+    date_format: str | None = None
+    """None where they did not come as text."""
+    time_zone: str | None = None
+    """None where they have none."""
+
+
+NOTHING_KEPT = DatesKept()
+_BELOW_A_DAY = ("hour", "minute", "second")
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of a table's rows."""
+
+    dates: pd.DatetimeIndex
+    """[T]."""
+    frequency: str
+    kept: DatesKept = NOTHING_KEPT
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What to know of how they were read, by subject."""
+
+
+def read_times(column: pd.Series, where: object, rules: DateRules, *, as_published: bool = False) -> Times:
+    """The times of a table to train on; with ``as_published`` they may repeat or go back.
 
     Raises:
-        ValueError: if pandas does not know it.
+        UserError: for what `parse_dates` and `check_frequency` refuse.
     """
-    alias = _SHORT_ALIASES.get(freq.lower(), freq)
-    if alias == "ME" and first is not None and first.day == 1:
-        alias = "MS"
-    try:
-        to_offset(alias)
-    except ValueError:
-        raise ValueError(
-            f"--freq: expected a pandas alias such as h, 15min, D, W or ME, found {freq!r}"
-        ) from None
-    return alias
+    dates, written = _parsed(column, where, rules, NOTHING_KEPT, frequency=rules.freq)
+    _check_increasing(dates, where, only_warn=as_published)
+    dates, notes = _rounded(dates, where, rules, frequency=_given(rules, dates))
+    frequency = check_frequency(dates, rules.freq, where, flags=rules.flags)
+    return _times(dates, frequency, written, notes)
 
 
-def row_text(index: int) -> str:
-    """How messages name the row with this 0-based index."""
-    return f"data row {index + 1}"
+def read_times_like(
+    column: pd.Series, where: object, rules: DateRules, *, expected: str, kept: DatesKept
+) -> Times:
+    """The times of a table for a model that was trained at the frequency ``expected``, on dates as ``kept``.
+
+    Raises:
+        UserError: for what `parse_dates` and `frequency_like` refuse.
+    """
+    dates, written = _parsed(column, where, rules, kept, frequency=expected)
+    _check_increasing(dates, where, only_warn=False)
+    dates, notes = _rounded(dates, where, rules, frequency=expected)
+    frequency = frequency_like(dates, expected, freq=rules.freq, where=where)
+    return _times(dates, frequency, written, notes)
+
+
+def _times(dates: pd.DatetimeIndex, frequency: str, written: Written, notes: dict[str, str]) -> Times:
+    irregular = irregular_steps(dates, frequency)
+    if irregular.size:
+        notes["gaps"] = (
+            f"{irregular.size} steps between rows are not {frequency}, the first before "
+            f"{dates[irregular[0]]}; rows taken as evenly spaced"
+        )
+    if written.date_format not in (None, ISO):
+        notes["dates"] = f"dates are read as {written.date_format}: the first is {dates[0]}"
+    zone = None if dates.tz is None else str(dates.tz)
+    if zone is not None and not _is_zone(zone):  # an object of the caller's own, without a name
+        zone = None
+    return Times(dates, frequency, DatesKept(written.date_format, zone), notes)
 
 
 def date_column(frame: pd.DataFrame, where: object) -> pd.Series:
     """The times of a table: its ``date`` column, or an index of dates; numbers and objects as text.
 
     Raises:
-        ValueError: where it has neither, or both, or no row.
+        UserError: where it has neither, or both, or no row.
     """
     indexed = isinstance(frame.index, pd.DatetimeIndex)
     named = [str(c) for c in frame.columns].count("date")
     if named + indexed != 1:
         found = "both" if named == 1 else f"{named} such columns" if named else "neither"
-        raise ValueError(f"{where}: expected a column named 'date' or an index of dates, found {found}")
+        raise UserError(f"{where}: expected a column named 'date' or an index of dates, found {found}")
     if frame.empty:
-        raise ValueError(f"{where}: expected rows, found none")
+        raise UserError(f"{where}: expected rows, found none")
     column = frame.index.to_series() if indexed else frame["date"]
     column = column.reset_index(drop=True).rename("date")
-    if isinstance(column.dtype, pd.DatetimeTZDtype) or pd.api.types.is_datetime64_dtype(column):
+    if _are_times(column):
         return column
+    if column.dtype == object and all(isinstance(value, datetime) for value in column):
+        zones = {value.tzinfo for value in column}
+        if len(zones) == 1 and not column.isna().any():
+            return pd.Series(pd.DatetimeIndex(column), name="date")
     return column.astype(object).where(column.isna(), column.astype(str))
 
 
-def parse_dates(text: pd.Series, where: object, *, only_warn: bool = False) -> pd.DatetimeIndex:
-    """The ``date`` column as times; an offset from UTC is dropped.
+def _are_times(column: pd.Series) -> bool:
+    return isinstance(column.dtype, pd.DatetimeTZDtype) or pd.api.types.is_datetime64_dtype(column)
 
-    They must increase strictly; with ``only_warn`` it is said where they do not, as in published files.
+
+def _parsed(
+    column: pd.Series, where: object, rules: DateRules, kept: DatesKept, *, frequency: str | None
+) -> tuple[pd.DatetimeIndex, Written]:
+    """The column as times in their zone."""
+    if _are_times(column):
+        written = Written(column, None)
+        if column.isna().any():
+            row = row_text(int(column.isna().to_numpy().argmax()))
+            raise UserError(f"{where}: column 'date', {row}: expected a time, found nothing; remove the row")
+    else:
+        cells = zip(column, column.notna(), strict=True)
+        text = pd.Series([str(cell).strip() if known else None for cell, known in cells], dtype=object)
+        alias = None if frequency is None else _understood(frequency)
+        written = date_formats.read_text(
+            text,
+            where,
+            date_format=rules.date_format,
+            kept=kept.date_format,
+            one_frequency=lambda dates: has_one_frequency(dates, alias),
+            flags=rules.flags,
+        )
+    return _in_zone(written, where, rules, kept), written
+
+
+def _in_zone(written: Written, where: object, rules: DateRules, kept: DatesKept) -> pd.DatetimeIndex:
+    """Times in the zone asked for, the one that the run kept, or their own, if any."""
+    dates = pd.DatetimeIndex(written.times)
+    dates.name = None
+    dates.freq = None
+    zone = rules.time_zone or kept.time_zone
+    if written.offsets and ("" in written.offsets or zone is None):
+        found = " and ".join(offset or "none" for offset in written.offsets)
+        advice = "name their zone with --time_zone, such as --time_zone Europe/Berlin (or UTC)"
+        if "" in written.offsets or not rules.flags:
+            advice = "write all of them with it, or none" if "" in written.offsets else "write them in UTC"
+        raise UserError(
+            f"{where}: column 'date': expected times of one distance from UTC, found {found}; {advice}"
+        )
+    if zone is None:
+        return dates
+    if not _is_zone(zone):
+        raise UserError(f"--time_zone: expected a zone such as Europe/Berlin or UTC, found {zone}")
+    if dates.tz is not None:
+        if rules.time_zone is None and not written.offsets and str(dates.tz) != zone:
+            logger.info("%s: times of %s, brought into %s, as in training", where, dates.tz, zone)
+        return dates.tz_convert(zone)
+    return _localized(dates, zone, where)
+
+
+def time_like(text: str, kept: DatesKept, zone: Any) -> pd.Timestamp:
+    """One time, written as a run's dates are or as ISO 8601, in the ``zone`` of its dates (None: without).
 
     Raises:
-        ValueError: a time that cannot be read, with its row; or times of several zones.
+        UserError: it is neither, or has a zone where the dates have none.
     """
+    for date_format in dict.fromkeys((kept.date_format or ISO, ISO)):
+        time = pd.DatetimeIndex(date_formats.parsed(pd.Series([text]), date_format).times)[0]
+        if time is pd.NaT or (zone is None and time.tz is not None):
+            continue
+        if zone is None:
+            return time
+        return time.tz_convert(zone) if time.tz is not None else time.tz_localize(zone, ambiguous=True)
+    raise UserError(f"expected a time such as {date_formats.EXAMPLE}, found {text!r}")
+
+
+def _localized(dates: pd.DatetimeIndex, zone: str, where: object) -> pd.DatetimeIndex:
+    """Wall-clock times as times of a zone; an hour that comes twice is told by its order."""
     try:
-        parsed = pd.to_datetime(text, format="ISO8601", errors="coerce")
-        if parsed.isna().any():
-            with warnings.catch_warnings():  # "could not infer format": the check below says it better
-                warnings.simplefilter("ignore", UserWarning)
-                general = pd.to_datetime(text, errors="coerce")
-            parsed = general if general.isna().sum() < parsed.isna().sum() else parsed
-    except ValueError as error:  # mixed offsets from UTC
-        raise ValueError(
-            f"{where}: column 'date': expected times of one time zone, found: {error}; write them in UTC"
+        return dates.tz_localize(zone, ambiguous="infer", nonexistent="raise")
+    except UserError as error:
+        raise UserError(
+            f"{where}: column 'date': expected times of the zone {zone}, found: {error}; write them with "
+            "their distance from UTC, such as 2020-03-29 03:00+02:00"
         ) from None
-    missing = np.flatnonzero(parsed.isna().to_numpy())
-    if missing.size:
-        first = int(missing[0])
-        found = "nothing" if pd.isna(text.iloc[first]) else repr(text.iloc[first])
-        raise ValueError(
-            f"{where}: column 'date', {row_text(first)}: expected a time such as 2016-07-01 00:00:00, "
-            f"found {found} ({missing.size} such rows); write all of them as in the example"
-        )
-    dates = pd.DatetimeIndex(parsed).tz_localize(None)
-    dates.name = None
-    _check_increasing(dates, where, only_warn=only_warn)
-    return dates
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        return pd.Timestamp(0, tz=name).tz is not None
+    except (KeyError, UserError, OSError):
+        return False
 
 
 def _check_increasing(dates: pd.DatetimeIndex, where: object, *, only_warn: bool) -> None:
-    """Raise ValueError, or only warn, at the first date that does not follow the one before."""
+    """Raise UserError, or only warn, at the first date that does not follow the one before."""
     backward = np.flatnonzero(np.diff(dates.asi8) <= 0)
     if not backward.size:
         return
@@ -118,56 +244,157 @@ def _check_increasing(dates: pd.DatetimeIndex, where: object, *, only_warn: bool
         problem, advice = "a duplicate", "keep one row per time"
     else:
         problem, advice = f"an earlier time than {dates[first - 1]} before it", "sort the rows by date"
+    if dates.tz is None and dates[first] > dates[first - 1] - pd.Timedelta(hours=2):
+        advice += "; where a clock was set back, name its zone, such as --time_zone Europe/Berlin"
     place = f"{where}: column 'date', {row_text(first)}"
     text = f"{place}: expected increasing times, found {dates[first]}, {problem}"
     if not only_warn:
-        raise ValueError(f"{text}; {advice}")
+        raise UserError(f"{text}; {advice}")
     logger.warning("%s (%d such rows); the published file is used as it is", text, backward.size)
 
 
-def check_frequency(dates: pd.DatetimeIndex, freq: str | None, where: object) -> str:
-    """The pandas alias of the step between rows, given or inferred, after checking each step.
+def _rounded(
+    dates: pd.DatetimeIndex, where: object, rules: DateRules, *, frequency: str | None
+) -> tuple[pd.DatetimeIndex, dict[str, str]]:
+    """Dates on their grid where that is asked for, and what is to be said of it."""
+    if not rules.round_dates or len(dates) < 3:
+        return dates, {}
+    whole = rounded(dates, frequency)
+    if whole is None:
+        raise UserError(
+            f"{where}: --round_dates: expected times around a regular grid, found steps from "
+            f"{np.diff(dates).min()} to {np.diff(dates).max()}; leave it out"
+        )
+    if not whole.moved:
+        return dates, {}
+    said = f"{whole.moved} of {len(dates)} times rounded, by up to {_seconds(whole.most)} (--round_dates)"
+    logger.info("%s: %s", where, said)
+    return whole.dates, {"round_dates": said}
+
+
+def _given(rules: DateRules, dates: pd.DatetimeIndex) -> str | None:
+    return None if rules.freq is None else frequency_alias(rules.freq, dates=dates)
+
+
+def _understood(freq: str) -> str | None:
+    """A frequency for judging dates by; None where a letter leaves the anchor open."""
+    alias = frequency_alias(freq)
+    return None if freq.lower() in ("m", "q", "y", "a") else alias
+
+
+def frequency_alias(
+    freq: str, *, first: pd.Timestamp | None = None, dates: pd.DatetimeIndex | None = None
+) -> str:
+    """A frequency as a user wrote it, as a pandas alias (or ``MS-15`` and its kin, `utils.frequency`).
+
+    The family's single letters (h, t, d, ...) are understood in either case; months begin on their
+    first day if ``first``, the first date, does, and m, q and y have the anchor of ``dates``.
 
     Raises:
-        ValueError: too few rows, or the first that is not one step after the one before.
+        UserError: there is no such frequency.
+    """
+    alias = _SHORT_ALIASES.get(freq.lower(), freq)
+    try:
+        step_of(alias)
+    except ValueError:
+        raise UserError(
+            f"--freq: expected a pandas alias such as h, 15min, D, B, W, ME or MS-15, found {freq!r}"
+        ) from None
+    if alias in ("ME", "QE", "YE") and alias != freq:
+        if dates is not None and len(dates) > 2 and same_length(found := find(dates).alias, alias):
+            return found
+        if alias == "ME" and first is not None and first.day == 1:
+            return "MS"
+    return alias
+
+
+def check_frequency(dates: pd.DatetimeIndex, freq: str | None, where: object, *, flags: bool = True) -> str:
+    """The frequency of the rows, given or found, after checking each step.
+
+    Args:
+        dates: increasing.
+        freq: given, it accepts gaps as long as most steps are of it.
+        where: what messages call the table.
+        flags: whether ``--freq`` and ``--round_dates`` are there to be named in advice.
+
+    Raises:
+        UserError: too few rows; no frequency that fits most of them; gaps or jitter that are not accepted.
     """
     if len(dates) < 3:
-        raise ValueError(f"{where}: expected 3 rows or more, found {len(dates)}")
-    alias = _inferred(dates) if freq is None else frequency_alias(freq, first=dates[0])
+        raise UserError(f"{where}: expected 3 rows or more, found {len(dates)}")
+    if freq is None:
+        found = find(dates)
+        if not found.irregular.size:
+            return found.alias
+        raise UserError(_irregular(dates, found, where, flags=flags))
+    alias = frequency_alias(freq, dates=dates)
     irregular = irregular_steps(dates, alias)
     if not irregular.size:
         return alias
-    first = int(irregular[0])
-    found = f"{dates[first]}, {dates[first] - dates[first - 1]} after the row before"
-    if freq is None:
-        raise ValueError(
-            f"{where}: column 'date', {row_text(first)}: expected steps of {alias} as in most rows, found "
-            f"{found} ({irregular.size} such rows); fill the gaps, or accept them with --freq {alias}"
-        )
     if 2 * irregular.size >= len(dates) - 1:
-        raise ValueError(
-            f"{where}: --freq {freq}: expected steps of {alias}, found {found} ({irregular.size} such "
-            f"rows of {len(dates)}); leave --freq out to have it inferred"
-        )
+        raise UserError(_not_the_one_given(dates, Found(alias, irregular), freq, where))
+    better = find(dates)
+    fits = f" (of {better.alias} all but {len(better.irregular)} are)"
     logger.warning(
-        "%s: %d steps are not %s, the first at %s: found %s; rows are taken as if evenly spaced",
-        where, irregular.size, alias, row_text(first), found,
+        "%s: %d steps are not %s%s, the first at %s: found %s; rows are taken as if evenly spaced",
+        where, irregular.size, alias, fits if len(better.irregular) < irregular.size else "",
+        row_text(int(irregular[0])), _step_text(dates, irregular[0]),
     )  # fmt: skip
     return alias
 
 
-def _inferred(dates: pd.DatetimeIndex) -> str:
-    """The alias that fits all dates, or failing that the commonest step's."""
-    with warnings.catch_warnings():  # text in pandas 3, an offset later: both are understood below
-        warnings.simplefilter("ignore", DeprecationWarning)
-        alias = pd.infer_freq(dates)
-    if alias is not None:
-        return str(to_offset(alias).freqstr)
-    steps, counts = np.unique(np.diff(dates.asi8), return_counts=True)
-    commonest = pd.Timedelta(int(steps[counts.argmax()]), unit=dates.unit)
-    if commonest % pd.Timedelta(days=1) == pd.Timedelta(0):
-        return f"{commonest.days}D" if commonest.days > 1 else "D"
-    return str(to_offset(commonest).freqstr)
+def _irregular(dates: pd.DatetimeIndex, found: Found, where: object, *, flags: bool) -> str:
+    """What is wrong with dates of no one frequency, and the way out."""
+    row = int(found.irregular[0])
+    place = f"{where}: column 'date', {row_text(row)}"
+    text = f"{_step_text(dates, row)} ({len(found.irregular)} such rows)"
+    shaking = jitter(dates, found)
+    if shaking is not None:
+        whole, after = shaking
+        advice = f"round them with --round_dates{_gap_flag(after)}" if flags else "round them"
+        if flags and dates.tz is not None and kind_of(after.alias)[0] not in _BELOW_A_DAY:
+            advice = f"name the zone of these days, such as --time_zone Europe/Berlin, or {advice}"
+        return (
+            f"{place}: expected steps of {after.alias}, found {text}: the times jitter, by up to "
+            f"{_seconds(whole.most)}; {advice}"
+        )
+    if 2 * len(found.irregular) >= len(dates) - 1:
+        return (
+            f"{place}: expected rows at one frequency, found steps from {np.diff(dates).min()} to "
+            f"{np.diff(dates).max()}, none of which most rows have; resample the rows to one step"
+        )
+    accept = f", or accept them with --freq {found.alias}" if flags else ""
+    return f"{place}: expected steps of {found.alias} as in most rows, found {text}; fill the gaps{accept}"
+
+
+def _not_the_one_given(dates: pd.DatetimeIndex, given: Found, freq: str, where: object) -> str:
+    """What is wrong with ``--freq``, and a way out that is then accepted."""
+    text = (
+        f"{where}: --freq {freq}: expected steps of {given.alias}, found "
+        f"{_step_text(dates, given.irregular[0])} ({len(given.irregular)} such rows of {len(dates)})"
+    )
+    found = find(dates)
+    if not found.irregular.size:
+        return f"{text}; leave --freq out to have it inferred ({found.alias})"
+    if shaking := jitter(dates, found):
+        return f"{text}: the times jitter; round them with --round_dates --freq {shaking[1].alias}"
+    if 2 * len(found.irregular) < len(dates) - 1:
+        return f"{text}; most rows follow --freq {found.alias}, with {len(found.irregular)} gaps"
+    return f"{text}; resample the rows to one step"
+
+
+def _gap_flag(found: Found) -> str:
+    return f" --freq {found.alias}" if found.irregular.size else ""
+
+
+def _step_text(dates: pd.DatetimeIndex, row: int) -> str:
+    return f"{dates[row]}, {dates[row] - dates[row - 1]} after the row before"
+
+
+def _seconds(time: pd.Timedelta) -> str:
+    """A short time, for a message."""
+    seconds = time.total_seconds()
+    return f"{seconds:g} s" if seconds < 120 else str(time.round("s")).removeprefix("0 days ")
 
 
 def frequency_like(dates: pd.DatetimeIndex, expected: str, *, freq: str | None, where: object) -> str:
@@ -176,41 +403,20 @@ def frequency_like(dates: pd.DatetimeIndex, expected: str, *, freq: str | None, 
     ``freq``, where given, accepts gaps.
 
     Raises:
-        ValueError: for dates of another frequency, or with gaps.
+        UserError: for dates of another frequency, or with gaps.
     """
-    if len(dates) > 1 and freq is None and not irregular_steps(dates, expected).size:
-        return expected
-    found = check_frequency(dates, freq, where)
-    if _length(found) != _length(expected):
-        raise ValueError(
+    if len(dates) > 1 and freq is None:
+        irregular = irregular_steps(dates, expected)
+        if not irregular.size:
+            return expected
+        if len(dates) > 2:
+            found = find(dates)
+            if found.irregular.size and len(irregular) <= len(found.irregular):
+                raise UserError(_irregular(dates, Found(expected, irregular), where, flags=True))
+    alias = check_frequency(dates, freq, where)
+    if not same_length(alias, expected):
+        raise UserError(
             f"{where}: expected rows at the frequency {expected}, which the model was trained on, found "
-            f"{found}; resample the table"
+            f"{alias}; resample the table"
         )
-    return found
-
-
-def dates_after(last: pd.Timestamp, frequency: str, rows: int) -> pd.DatetimeIndex:
-    """The ``rows`` times that follow ``last``, one step of ``frequency`` after the other."""
-    step = _step(frequency)
-    dates = []
-    for _ in range(rows):
-        last = last + step
-        dates.append(last)
-    return pd.DatetimeIndex(dates)
-
-
-def _step(frequency: str) -> Any:
-    """What leads from one row to the next; weekly rows need not fall on the alias's weekday."""
-    step: Any = to_offset(frequency)
-    return pd.Timedelta(weeks=step.n) if isinstance(step, pd.offsets.Week) else step
-
-
-def _length(frequency: str) -> tuple[str, int]:
-    """What two frequencies of the same length have in common: 60min and h, or ME and MS."""
-    step: Any = to_offset(frequency)
-    if isinstance(step, pd.offsets.Tick):
-        return "ns", pd.Timedelta(step).value
-    if isinstance(step, pd.offsets.Day | pd.offsets.Week):
-        days = step.n * (7 if isinstance(step, pd.offsets.Week) else 1)
-        return "ns", pd.Timedelta(days=days).value
-    return type(step).__name__.removesuffix("Begin").removesuffix("End"), int(step.n)
+    return alias

@@ -16,7 +16,6 @@ import logging
 import os
 import queue
 import re
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -27,7 +26,10 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from utils.cli import PathFlag
 from utils.data_sets import DATA_SETS, DataFile, known_as
+from utils.ending import command
+from utils.errors import FileError, UserError
 from utils.training.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ _CHUNK = 1 << 16
 DOWNLOADABLE = tuple(name for name, data_set in DATA_SETS.items() if data_set.files)
 
 
-class DataUnavailableError(OSError):
+class DataUnavailableError(FileError):
     """A data file is neither there nor to be had; the message says what to do."""
 
 
@@ -68,7 +70,7 @@ def ensure_data(
         ValueError: for a name without files in the table.
     """
     if known_as(name) not in DOWNLOADABLE:
-        raise ValueError(f"download: expected one of {', '.join(DOWNLOADABLE)}, found {name!r}")
+        raise UserError(f"download: expected one of {', '.join(DOWNLOADABLE)}, found {name!r}")
     data_set = DATA_SETS[known_as(name)]
     folder = Path(root_path if root_path is not None else data_set.root_path)
     files = [file for file in data_set.files if wanted(file)]
@@ -276,6 +278,7 @@ def _copy(response: http.client.HTTPResponse, part: Path, *, begin: int, total: 
         raise OSError(f"expected {total} bytes, found {received}: the connection was cut")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Command line: fetch the files of the named data sets and print where they are."""
     parser = argparse.ArgumentParser(prog="python -m data_provider.download", description=main.__doc__)
@@ -283,16 +286,14 @@ def main(argv: list[str] | None = None) -> int:
         "names", nargs="+", type=known_as, choices=DOWNLOADABLE, metavar="NAME",
         help=f"data sets to fetch: {', '.join(DOWNLOADABLE)}",
     )  # fmt: skip
-    parser.add_argument("--root_path", help="folder (default: each data set's own in ./dataset)")
+    parser.add_argument(
+        "--root_path", action=PathFlag, help="folder (default: each data set's own in ./dataset)"
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        for name in args.names:
-            for file in ensure_data(name, args.root_path):
-                print(file.path)
-    except DataUnavailableError as error:
-        print(error, file=sys.stderr)
-        return 1
+    for name in args.names:
+        for file in ensure_data(name, args.root_path):
+            print(file.path)
     return 0
 
 

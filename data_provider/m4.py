@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 from data_provider.download import ensure_data
 from utils.config import Config
 from utils.data_sets import M4
+from utils.errors import UserError, using_file
 from utils.m4_scores import mase_scale, naive2
 from utils.m4_table import M4_PATTERNS
 from utils.types import Batch, DataBundle, SeriesIdentity, SeriesReference, Standardisation, WindowRows
@@ -190,9 +191,7 @@ def build_m4(config: Config) -> DataBundle:
     windows = _windows(collection, scale, seq_len=data.seq_len)
     series, cut = training_cuts(lengths - pattern.horizon, pattern.horizon, history=pattern.history)
     if not len(series):
-        raise ValueError(
-            f"M4 {name}: expected series of {2 * pattern.horizon + 1} values or more, found none"
-        )
+        raise UserError(f"M4 {name}: expected series of {2 * pattern.horizon + 1} values or more, found none")
     train = M4Dataset(windows, series, cut)
     every = torch.arange(len(lengths))
     judged = every[:: data.eval_stride]
@@ -215,7 +214,7 @@ def build_m4(config: Config) -> DataBundle:
         columns=(COLUMN,),
         targets=(COLUMN,),
         frequency=pattern.frequency,
-        season=min(data.season or pattern.season, data.seq_len),
+        season=data.season or pattern.season,
         content_hash=content,
         identity=SeriesIdentity(0, 0, 0),  # a collection: no single series was trained on
         tested=f"{M4} {name}",
@@ -287,12 +286,12 @@ def read_collection(train: Path, test: Path, *, horizon: int) -> Collection:
     known, asked = _read_lines(train), _read_lines(test)
     if list(known) != list(asked):
         odd = next(iter(set(known) ^ set(asked)), "another order")
-        raise ValueError(f"{test}: expected the series of {train.name} in their order, found {odd}")
+        raise UserError(f"{test}: expected the series of {train.name} in their order, found {odd}")
     for name in known:
         if len(asked[name]) != horizon:
-            raise ValueError(f"{test}: series {name}: expected {horizon} values, found {len(asked[name])}")
+            raise UserError(f"{test}: series {name}: expected {horizon} values, found {len(asked[name])}")
         if len(known[name]) <= horizon:
-            raise ValueError(
+            raise UserError(
                 f"{train}: series {name}: expected more than {horizon} values, found {len(known[name])}"
             )
     lengths = [len(values) for values in known.values()]
@@ -307,7 +306,7 @@ def read_collection(train: Path, test: Path, *, horizon: int) -> Collection:
 def _read_lines(path: Path) -> dict[str, FloatArray]:
     """Values by id; the header line is passed over, and so are the empty fields behind a series' end."""
     found: dict[str, FloatArray] = {}
-    with path.open(encoding="utf-8-sig") as file:
+    with using_file(path), path.open(encoding="utf-8-sig", errors="replace") as file:
         next(file, None)
         for number, line in enumerate(file, start=2):
             name, _, rest = line.strip().rstrip(",").replace('"', "").partition(",")
@@ -316,17 +315,17 @@ def _read_lines(path: Path) -> dict[str, FloatArray]:
             try:
                 values = np.array(rest.split(","), dtype=np.float64)
             except ValueError as error:
-                raise ValueError(
+                raise UserError(
                     f"{path}, line {number}, series {name}: expected numbers, found {error}"
                 ) from None
             if name in found or not np.isfinite(values).all():
                 problem = "a second one of this name" if name in found else "one that is missing or infinite"
-                raise ValueError(
+                raise UserError(
                     f"{path}, line {number}, series {name}: expected finite values, found {problem}"
                 )
             found[name] = values
     if not found:
-        raise ValueError(f"{path}: expected a header line and series below it, found none")
+        raise UserError(f"{path}: expected a header line and series below it, found none")
     return found
 
 

@@ -15,6 +15,7 @@ from data_provider.dates import dates_after
 from data_provider.series import Series, identity_of
 from data_provider.splits import Split
 from data_provider.time_features import time_marks
+from utils.errors import UserError
 from utils.types import SeriesIdentity, Standardisation
 
 
@@ -50,7 +51,7 @@ def open_windows(
     rows = len(series.values)
     needed = seq_len + count - 1
     if first < 0 or first + needed > rows:
-        raise ValueError(
+        raise UserError(
             f"{series.name}: expected {needed} rows or more, a lookback of {seq_len} for each of {count} "
             f"window(s), found {rows if first < 0 else rows - first}"
         )
@@ -58,7 +59,7 @@ def open_windows(
     too_large = (values.abs() > LARGEST).nonzero()
     if len(too_large):
         row, column = too_large[0].tolist()
-        raise ValueError(
+        raise UserError(
             f"{series.name}: column {series.columns[column]!r}, data row {row + 1}: expected a number like "
             f"those that the model was trained on, found {series.values[row, column]:g}"
         )

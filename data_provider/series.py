@@ -1,4 +1,4 @@
-"""A CSV file becomes a checked series: finite numbers at regular, increasing times.
+"""A table becomes a checked series: finite numbers at regular, increasing times.
 
 Shape legend: T rows, N variables.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_provider.dates import check_frequency, date_column, frequency_like, parse_dates, row_text
+from data_provider.dates import (
+    NOTHING_KEPT,
+    DateRules,
+    DatesKept,
+    date_column,
+    read_times,
+    read_times_like,
+    row_text,
+)
+from data_provider.long_format import long_format_problem
+from data_provider.suspicious import sentinels
+from data_provider.table_files import header_of, is_csv, open_csv, read_arrow, table_file
+from utils.errors import FileMissingError, UserError, using_file
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +50,7 @@ class Series:
     values: FloatArray
     """[T, N] float64, original units, finite."""
     dates: pd.DatetimeIndex
-    """[T], strictly increasing (but where a published file is used as it is), without a time zone."""
+    """[T], strictly increasing (but where a published file is used as it is), in their time zone if any."""
     columns: tuple[str, ...]
     """[N] names of the variables."""
     frequency: str
@@ -45,7 +58,11 @@ class Series:
     series_id: int
     """63 bits of the sha256 of values and columns; positive."""
     content_hash: str
-    """sha256 of values and dates, hexadecimal."""
+    """sha256 of values and dates, as the wall clock shows them, hexadecimal."""
+    dates_kept: DatesKept = NOTHING_KEPT
+    """How its dates were written."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What to know of how its dates were read, by subject."""
 
     @classmethod
     def from_values(
@@ -56,12 +73,14 @@ class Series:
         dates: pd.DatetimeIndex,
         columns: Sequence[str],
         frequency: str,
+        dates_kept: DatesKept = NOTHING_KEPT,
+        notes: Mapping[str, str] | None = None,
     ) -> Series:
         """A series of ``values`` [T, N] at ``dates`` [T], with its hashes."""
         assert values.shape == (len(dates), len(columns)), (values.shape, len(dates), len(columns))
         values = np.ascontiguousarray(values, dtype=np.float64)
         content = hashlib.sha256(values.astype("<f8", copy=False).data)
-        content.update(dates.as_unit("us").asi8.astype("<i8", copy=False).data)
+        content.update(dates.tz_localize(None).as_unit("us").asi8.astype("<i8", copy=False).data)
         return cls(
             name=name,
             values=values,
@@ -70,13 +89,15 @@ class Series:
             frequency=frequency,
             series_id=identity_of(values, columns),
             content_hash=content.hexdigest(),
+            dates_kept=dates_kept,
+            notes=notes or {},
         )
 
     def select(self, columns: Sequence[str]) -> Series:
         """The series of these columns, in this order.
 
         Raises:
-            ValueError: if one is not there.
+            UserError: if one is not there.
         """
         for name in columns:
             _check_target(name, self.columns, self.name)
@@ -87,6 +108,8 @@ class Series:
             dates=self.dates,
             columns=columns,
             frequency=self.frequency,
+            dates_kept=self.dates_kept,
+            notes=self.notes,
         )
 
 
@@ -105,11 +128,13 @@ def read_csv(
     freq: str | None = None,
     fill_missing: FillMissing | None = None,
     as_published: bool = False,
+    rules: DateRules | None = None,
 ) -> Series:
-    """Read a CSV file with a ``date`` column and numeric columns into a `Series`.
+    """Read a file with a ``date`` column and numeric columns into a `Series`.
 
     Args:
-        path: the file; UTF-8, with or without a byte order mark, any line ending.
+        path: the file, of one of the kinds of `table_files`; CSV is UTF-8, with or without a byte order
+            mark, of any line ending.
         features: M keeps every variable, S the target alone, MS every variable, the target last.
         target: name of the target column (looked at for S and MS).
         freq: pandas alias of the step between rows; inferred where None. Given, it also accepts
@@ -119,25 +144,37 @@ def read_csv(
             before. Interpolation looks at rows that come later. A warning counts what was filled.
         as_published: take the rows of a benchmark's file in their order, as every published result
             does; times that repeat or go back are a warning instead of an error.
+        rules: how dates are read, in place of ``freq`` and what is found.
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: for anything wrong in the file; the message names file, column and first row.
+        UserError: for anything wrong in the file; the message names file, column and first row.
     """
     path = Path(path)
     frame = read_table(path)
-    dates = parse_dates(frame["date"], path, only_warn=as_published)
+    target = column_name(target)
+    if not as_published:
+        _refuse_long_format(frame, path, target)
+    times = read_times(
+        date_column(frame, path), path, rules or DateRules(freq=freq), as_published=as_published
+    )
     columns = [str(c) for c in frame.columns if c != "date"]
     if not columns:
-        raise ValueError(f"{path}: expected numeric columns beside 'date', found none")
+        raise UserError(f"{path}: expected numeric columns beside 'date', found none")
     if features != "M":
         _check_target(target, columns, path)
         columns = [c for c in columns if c != target and features == "MS"] + [target]
-    values = np.empty((len(frame), len(columns)))  # [T, N]
-    for position, column in enumerate(columns):
-        values[:, position] = _numbers(frame[column], path, fill_missing)
-    frequency = check_frequency(dates, freq, path)
-    return Series.from_values(path.stem, values=values, dates=dates, columns=columns, frequency=frequency)
+    needed = columns if len(columns) == 1 else [target] if features != "M" else []
+    values = _numbers([frame[c] for c in columns], path, fill_missing, needed=needed)
+    return Series.from_values(
+        table_file(path).stem,
+        values=values,
+        dates=times.dates,
+        columns=columns,
+        frequency=times.frequency,
+        dates_kept=times.kept,
+        notes=times.notes,
+    )
 
 
 def series_of(
@@ -146,7 +183,8 @@ def series_of(
     where: object,
     columns: Sequence[str],
     frequency: str,
-    freq: str | None = None,
+    rules: DateRules | None = None,
+    kept: DatesKept = NOTHING_KEPT,
     fill_missing: FillMissing | None = None,
 ) -> Series:
     """The series of these columns of a table, in this order, at this frequency.
@@ -158,45 +196,76 @@ def series_of(
         columns: the variables.
         frequency: pandas alias that the dates must follow; months, quarters and years may begin where
             those of the alias end.
-        freq: given, it accepts gaps in the dates, as in `read_csv`.
+        rules: how dates are read, where that is said.
+        kept: how the dates that the model was trained on were written: these are read alike.
         fill_missing: as in `read_csv`.
 
     Raises:
-        ValueError: for anything wrong in the table; the message names it, the column and the first row.
+        UserError: for anything wrong in the table; the message names it, the column and the first row.
     """
     text = date_column(frame, where)
-    names = [str(c) for c in frame.columns]
+    names = [column_name(c) for c in frame.columns]
+    asked, columns = columns, [column_name(c) for c in columns]
     missing = [c for c in columns if c not in names]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{where}: expected the columns {_listed(columns)}, which the model was trained on, found no "
             f"{_listed(missing)} among {_listed(names)}"
         )
     repeated = [c for c in columns if names.count(c) > 1]
     if repeated:
-        raise ValueError(f"{where}: expected each column once, found {_listed(repeated)} more than once")
+        raise UserError(f"{where}: expected each column once, found {_listed(repeated)} more than once")
     extra = [c for c in names if c not in (*columns, "date")]
     if extra:
         logger.warning("%s: columns that are not read: %s", where, _listed(extra))
-    dates = parse_dates(text, where)
-    found = frequency_like(dates, frequency, freq=freq, where=where)
+    _refuse_long_format(frame.set_axis(names, axis=1).assign(date=text.to_numpy()), where, columns[-1])
+    times = read_times_like(text, where, rules or DateRules(), expected=frequency, kept=kept)
+    if "dates" in times.notes:
+        logger.info("%s: %s", where, times.notes["dates"])
     own = [frame.iloc[:, names.index(c)].rename(c) for c in columns]
-    values = np.stack([_numbers(column, where, fill_missing) for column in own], axis=1)  # [T, N]
-    name = where.stem if isinstance(where, Path) else str(where)
-    return Series.from_values(name, values=values, dates=dates, columns=columns, frequency=found)
+    values = _numbers(own, where, fill_missing, needed=columns)
+    for sentinel in sentinels(values, columns):
+        logger.warning("%s: %s", where, sentinel.text)
+    name = table_file(where).stem if isinstance(where, Path) else str(where)
+    return Series.from_values(
+        name,
+        values=values,
+        dates=times.dates,
+        columns=asked,
+        frequency=times.frequency,
+        dates_kept=times.kept,
+        notes=times.notes,
+    )
 
 
 def require_file(path: Path) -> None:
-    """Make sure that there is such a file.
+    """Make sure that there is such a file, of a kind that is read.
 
     Raises:
         FileNotFoundError: there is none; the message says what to put there.
+        UserError: its kind is not read, by its ending.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; put a CSV file with a 'date' column and numeric columns there, "
-            "or name another with --root_path and --data_path"
-        )
+    table_file(path)
+    with using_file(path):
+        if path.is_file():
+            path.open("rb").close()
+            return
+    raise FileMissingError(
+        f"{path}: no such file; put a CSV file with a 'date' column and numeric columns there, "
+        "or name another with --root_path and --data_path"
+    )
+
+
+def column_name(name: object) -> str:
+    """What a column is called here: letters composed (NFC), no blanks around them."""
+    return unicodedata.normalize("NFC", str(name)).strip()
+
+
+def _refuse_long_format(frame: pd.DataFrame, where: object, wanted: str) -> None:
+    """Raise UserError for series below each other, told apart by a column."""
+    problem = long_format_problem(frame, where, wanted=wanted)
+    if problem is not None:
+        raise UserError(problem)
 
 
 def _listed(columns: Sequence[object]) -> str:
@@ -206,97 +275,188 @@ def _listed(columns: Sequence[object]) -> str:
 
 
 def _check_target(target: str, columns: Sequence[str], where: object) -> None:
-    """Raise ValueError if ``target`` is none of the columns."""
+    """Raise UserError if ``target`` is none of the columns."""
     if target not in columns:
-        raise ValueError(
+        raise UserError(
             f"{where}: expected the column of --target, {target!r}, found {_listed(columns)}; "
             "name one of these with --target"
         )
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """The CSV file as a table with a ``date`` column of text and at least one row.
+    """The file as a table with a ``date`` column (of text, in CSV) and at least one row.
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: for anything but comma-separated rows under a header that names each column once.
+        UserError: its kind is not read, or it is anything but rows under names that differ.
     """
     require_file(path)
-    try:
-        _check_header(path)
-        frame = pd.read_csv(path, dtype={"date": str}, encoding="utf-8-sig", low_memory=False)
-    except pd.errors.EmptyDataError:
-        raise ValueError(f"{path}: expected a header line and rows, found an empty file") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, found {error}; save the file as UTF-8") from None
-    except (pd.errors.ParserError, csv.Error) as error:
-        raise ValueError(f"{path}: expected comma-separated rows of equal length, found: {error}") from None
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise ValueError(f"{path}: expected as many fields per row as in the header, found more")
+    ending = table_file(path).ending
+    frame = _read_text(path, ending) if is_csv(ending) else read_arrow(path, ending)
+    names = [column_name(c) for c in frame.columns]
+    _check_names(names, path)
+    frame = frame.set_axis(names, axis=1)
     if frame.empty:
-        raise ValueError(f"{path}: expected rows below the header, found none")
+        raise UserError(f"{path}: expected rows below the header, found none")
+    if not is_csv(ending):
+        frame["date"] = date_column(frame, path)
+    if pd.isna(frame["date"].iloc[-1]):
+        _refuse_empty_rows(frame, path)
     return frame
 
 
-def _check_header(path: Path) -> None:
-    """Raise ValueError unless the first line that is not blank names each column once, one of them date."""
-    with path.open(encoding="utf-8-sig", newline=None) as file:
-        line = next((line for line in file if line.strip()), "")
-    names = next(csv.reader([line]), [])
-    if not names:
-        raise pd.errors.EmptyDataError
-    other = next((mark for mark in ";\t|" if "date" in line.strip().split(mark)), None)
-    if "date" not in names and other is not None:
-        raise ValueError(
+def _read_text(path: Path, ending: str) -> pd.DataFrame:
+    """A CSV file as a table, its columns called as in the file."""
+    try:
+        with open_csv(path, ending) as file:
+            names = header_of(file)
+            if not names:
+                raise pd.errors.EmptyDataError
+            _check_separator(names, path)
+            dates = {name: str for name in names if column_name(name) == "date"}
+            _check_names([column_name(name) for name in names], path)
+            file.seek(0)
+            frame = pd.read_csv(file, dtype=dates, encoding="utf-8-sig", low_memory=False)
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path}: expected a header line and rows, found an empty file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected UTF-8 text, found {error}; save the file as UTF-8") from None
+    except (pd.errors.ParserError, csv.Error) as error:
+        raise UserError(f"{path}: expected comma-separated rows of equal length, found: {error}") from None
+    if not isinstance(frame.index, pd.RangeIndex) or len(frame.columns) != len(names):
+        raise UserError(f"{path}: expected as many fields per row as in the header, found more")
+    return frame.set_axis(names, axis=1)  # as the file has them: pandas renames some
+
+
+def _check_separator(names: Sequence[str], path: Path) -> None:
+    """Raise UserError where the header is one of other marks than commas."""
+    line = ",".join(names).strip()
+    other = next((mark for mark in ";\t|" if "date" in line.split(mark)), None)
+    if "date" not in map(column_name, names) and other is not None:
+        raise UserError(
             f"{path}: expected columns separated by commas, found {other!r} between them; save the file "
             "with commas (and points in the numbers)"
         )
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    """Raise UserError unless each column is named, none like another, and one is called date."""
     if "date" not in names:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected a column named 'date', found {_listed(names)}; "
             "rename the column that holds the times"
         )
     for position, name in enumerate(names):
-        if not name.strip():
-            raise ValueError(
+        if not name:
+            raise UserError(
                 f"{path}: expected a name for each column, found none for column {position + 1} "
                 f"(of {_listed(names)}); name it, or remove it where it only numbers the rows"
             )
         if name in names[:position]:
-            raise ValueError(
+            raise UserError(
                 f"{path}: expected each column once, found {name!r} in columns {names.index(name) + 1} "
                 f"and {position + 1}; rename or remove one"
             )
 
 
-def _numbers(column: pd.Series, table: object, fill_missing: FillMissing | None) -> FloatArray:
-    """A column as finite float64 [T], missing numbers filled where that is asked for."""
-    where = f"{table}: column {column.name!r}"
+def _refuse_empty_rows(frame: pd.DataFrame, path: Path) -> None:
+    """Raise UserError for rows of nothing but commas at the end, as spreadsheets leave them."""
+    used = np.flatnonzero(frame.notna().any(axis=1).to_numpy())
+    first = int(used[-1]) + 1 if used.size else 0
+    if first < len(frame):
+        raise UserError(
+            f"{path}: {row_text(first)}: expected a time and numbers, found nothing in the last "
+            f"{len(frame) - first} rows; remove these rows"
+        )
+
+
+def _numbers(
+    columns: Sequence[pd.Series], table: object, fill_missing: FillMissing | None, *, needed: Sequence[str]
+) -> FloatArray:
+    """Columns as finite float64 [T, N], missing numbers filled where that is asked for.
+
+    ``needed`` are those that cannot be left out.
+    """
+    values = np.empty((len(columns[0]), len(columns)))
+    for place, column in enumerate(columns):
+        values[:, place] = _read_numbers(
+            column, f"{table}: column {column.name!r}", needed=column.name in needed
+        )
+    bad: NDArray[np.bool_] = ~np.isfinite(values)
+    bad_rows = np.flatnonzero(bad.any(axis=1))
+    for place in np.flatnonzero(bad.any(axis=0)).tolist():
+        name = str(columns[place].name)
+        problem = _missing_text(values[:, place], f"{table}: column {name!r}")
+        if bad[:, place].all():
+            way = "the model reads it: give its numbers" if name in needed else "remove it"
+            raise UserError(f"{problem}; the column has none: {way}")
+        cut = _cutting(_ends(bad_rows, len(values)), within=len(bad_rows))
+        if fill_missing is None:
+            ways = [
+                cut,
+                "fill it with --fill_missing interpolate",
+                "" if name in needed else "remove the column",
+            ]
+            raise UserError(f"{problem}; {', or '.join(way for way in ways if way)}")
+        if fill_missing == "ffill" and bad[0, place]:
+            instead = f", or {cut}" if cut else ""
+            raise UserError(
+                f"{problem}, and no row before it for --fill_missing ffill; use interpolate{instead}"
+            )
+        logger.warning(
+            "%s; filled with --fill_missing %s%s", problem, fill_missing, _ends_text(bad[:, place])
+        )
+        values[:, place] = _filled(values[:, place], fill_missing)
+    return values
+
+
+def _read_numbers(column: pd.Series, where: str, *, needed: bool) -> FloatArray:
+    """A column as float64 [T]; NaN where there is none."""
     if pd.api.types.is_bool_dtype(column):
-        raise ValueError(f"{where}, {row_text(0)}: expected a number, found {column.iloc[0]}; write 0 and 1")
+        raise UserError(f"{where}, {row_text(0)}: expected a number, found {column.iloc[0]}; write 0 and 1")
     numbers = pd.to_numeric(column, errors="coerce")
     text = np.flatnonzero((numbers.isna() & column.notna()).to_numpy())
     if text.size:
         first = int(text[0])
-        raise ValueError(
+        raise UserError(
             f"{where}, {row_text(first)}: expected a number, found {column.iloc[first]!r} "
-            f"({text.size} such rows); correct it, or remove the column"
+            f"({text.size} such rows); correct it" + ("" if needed else ", or remove the column")
         )
-    values: FloatArray = numbers.to_numpy(dtype=np.float64)
+    values: FloatArray = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+    return values
+
+
+def _missing_text(values: FloatArray, where: str) -> str:
+    """The first number that is not finite, and how many there are."""
     bad = np.flatnonzero(~np.isfinite(values))
-    if not bad.size:
-        return values
     first = int(bad[0])
     found = "nothing (or nan)" if np.isnan(values[first]) else str(values[first])
-    problem = f"{where}, {row_text(first)}: expected a finite number, found {found} ({bad.size} such rows)"
-    if bad.size == len(values):
-        raise ValueError(f"{problem}; the column has none: remove it")
-    if fill_missing is None:
-        raise ValueError(f"{problem}; fill it with --fill_missing interpolate, or remove the column")
-    if fill_missing == "ffill" and first == 0:
-        raise ValueError(f"{problem}, and no row before it for --fill_missing ffill; use interpolate")
-    logger.warning("%s; filled with --fill_missing %s", problem, fill_missing)
-    return _filled(values, fill_missing)
+    return f"{where}, {row_text(first)}: expected a finite number, found {found} ({bad.size} such rows)"
+
+
+def _ends(bad: NDArray[np.int64], rows: int) -> tuple[int, int]:
+    """How many of the ``bad`` rows (ascending numbers) lie together at the beginning and at the end."""
+    first = int((bad == np.arange(len(bad))).sum())
+    last = int((bad == np.arange(rows - len(bad), rows)).sum())
+    return (first, last) if len(bad) < rows else (rows, 0)
+
+
+def _cutting(ends: tuple[int, int], *, within: int) -> str:
+    """Which rows to cut for a table without gaps; nothing where some of ``within`` lie elsewhere."""
+    first, last = ends
+    if first + last != within:
+        return ""
+    sides = {"first": first, "last": last}
+    parts = [f"the {side} {f'{n} rows' if n > 1 else 'row'}" for side, n in sides.items() if n]
+    return f"cut {' and '.join(parts)}"
+
+
+def _ends_text(bad: NDArray[np.bool_]) -> str:
+    """What stands at the ends of a column that was filled."""
+    first, last = _ends(np.flatnonzero(bad), len(bad))
+    parts = [f"the first {first} rows with the first number known"] if first else []
+    parts += [f"the last {last} rows with the last number known"] if last else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _filled(values: FloatArray, how: FillMissing) -> FloatArray:

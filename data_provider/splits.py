@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from utils.data_sets import DATA_SETS
+from utils.errors import UserError
 
 _TRAIN_FRACTION, _TEST_FRACTION = 0.7, 0.2
 
@@ -58,7 +59,7 @@ def split_rows(data: str, rows: int, *, seq_len: int, pred_len: int, percent: in
         if part.begin < 0 or part.num_windows(seq_len, pred_len) < 1:
             found = part.end - max(0, part.begin)
             hint = " or raise --percent" if name == "train" and percent < 100 else ""
-            raise ValueError(
+            raise UserError(
                 f"--seq_len {seq_len} --pred_len {pred_len}: one window needs {seq_len + pred_len} rows, "
                 f"the {name} part of {data} has {found} of {rows} (--percent {percent}); "
                 f"shorten the lookback or the horizon{hint}, or use a longer file"
@@ -71,7 +72,7 @@ def _part_lengths(data: str, rows: int) -> tuple[int, int, int]:
     fixed = DATA_SETS[data].parts
     if fixed is not None:
         if rows < sum(fixed):
-            raise ValueError(
+            raise UserError(
                 f"--data {data}: expected {sum(fixed)} rows or more, found {rows}; "
                 "use the complete file, or --data custom for a file of your own"
             )

@@ -10,7 +10,6 @@ length, width and frequency, with gaps where they are asked for.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -19,7 +18,12 @@ import pandas as pd
 
 from data_provider.dates import frequency_alias
 from data_provider.series import FloatArray, Series
+from data_provider.table_files import table_file, write_table
 from data_provider.time_features import season_rows
+from utils.cli import PathFlag
+from utils.ending import command
+from utils.errors import UserError
+from utils.frequency import step_of
 from utils.training.whole_files import whole_file
 
 DATA_SEED = 2021
@@ -82,7 +86,7 @@ def make_series(
     """
     parts = parts or SyntheticConfig()
     if rows < 3 or variables < 1:
-        raise ValueError(f"expected rows >= 3 and variables >= 1, found {rows} and {variables}")
+        raise UserError(f"expected rows >= 3 and variables >= 1, found {rows} and {variables}")
     dates = _dates(rows, frequency)
     day = max(2, season_rows(frequency))  # yearly rows have no season: two rows stand for one
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(6)]
@@ -190,7 +194,7 @@ def with_gaps(
     """
     for name, share in (("missing", missing), ("dropped", dropped)):
         if not 0 <= share < 1:
-            raise ValueError(f"{name}: expected a share from 0 to below 1, found {share}")
+            raise UserError(f"{name}: expected a share from 0 to below 1, found {share}")
     rows, variables = series.values.shape
     holes, lost = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
     # a hole begins with probability p and goes on with 1 - 1 / length: two states, of the asked share
@@ -211,9 +215,9 @@ def _dates(rows: int, frequency: str) -> pd.DatetimeIndex:
     """The times [T] from the first day on."""
     season_rows(frequency)  # refuses a frequency that is in no table
     try:
-        dates = pd.date_range(_FIRST_DAY, periods=rows, freq=frequency)
+        dates = pd.date_range(_FIRST_DAY, periods=rows, freq=step_of(frequency))
     except (pd.errors.OutOfBoundsDatetime, OverflowError):
-        raise ValueError(
+        raise UserError(
             f"expected fewer rows of frequency {frequency}, found {rows}: they end beyond any calendar"
         ) from None
     return pd.DatetimeIndex(dates, freq=None)
@@ -319,10 +323,11 @@ def _valid_part(values: FloatArray, kernel: FloatArray) -> FloatArray:
     return whole[len(kernel) - 1 : len(values)]
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Command line: write a made-up series to a CSV file."""
     parser = argparse.ArgumentParser(prog="python -m data_provider.synthetic", description=main.__doc__)
-    parser.add_argument("path", type=Path, help="the file to write")
+    parser.add_argument("path", action=PathFlag, kind=Path, help="the file to write, .csv or another ending")
     parser.add_argument("--rows", type=int, default=DEFAULT_ROWS, help="length [%(default)s]")
     parser.add_argument("--variables", type=int, default=DEFAULT_VARIABLES, help="columns [%(default)s]")
     parser.add_argument("--frequency", default="h", help="pandas alias of the step [%(default)s]")
@@ -334,22 +339,17 @@ def main(argv: list[str] | None = None) -> int:
             f"--{part.name}", type=float, default=part.default, help="strength of this part [%(default)s]"
         )
     args = parser.parse_args(argv)
-    try:
-        series = make_series(
-            rows=args.rows,
-            variables=args.variables,
-            seed=args.seed,
-            frequency=frequency_alias(args.frequency),
-            parts=SyntheticConfig(
-                **{part.name: getattr(args, part.name) for part in fields(SyntheticConfig)}
-            ),
-        )
-        frame = with_gaps(series, missing=args.missing, dropped=args.dropped, seed=args.seed)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    kind = table_file(args.path)
+    series = make_series(
+        rows=args.rows,
+        variables=args.variables,
+        seed=args.seed,
+        frequency=frequency_alias(args.frequency),
+        parts=SyntheticConfig(**{part.name: getattr(args, part.name) for part in fields(SyntheticConfig)}),
+    )
+    frame = with_gaps(series, missing=args.missing, dropped=args.dropped, seed=args.seed)
     with whole_file(args.path) as file:
-        frame.to_csv(file, index=False, float_format="%.6g")
+        write_table(frame, file, kind.ending, name=kind.stem, digits=6)
     print(
         f"{args.path}: {len(frame)} rows, {args.variables} variables, {int(frame.isna().sum().sum())} missing"
     )

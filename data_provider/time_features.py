@@ -7,14 +7,12 @@ each is a calendar position scaled to [-0.5, 0.5].
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pandas.tseries.frequencies import to_offset
 
-from utils.frequency import mark_names, unsupported_frequency
+from utils.frequency import kind_of, mark_names
 
 _MARKS: dict[str, Callable[[pd.DatetimeIndex], NDArray[np.float64]]] = {
     "second": lambda t: np.asarray(t.second / 59 - 0.5),
@@ -27,22 +25,26 @@ _MARKS: dict[str, Callable[[pd.DatetimeIndex], NDArray[np.float64]]] = {
     "month": lambda t: np.asarray((t.month - 1) / 11 - 0.5),
 }
 
-_SEASONS: tuple[tuple[tuple[Any, ...], int], ...] = (
-    ((pd.offsets.YearEnd, pd.offsets.YearBegin), 1),
-    ((pd.offsets.QuarterEnd, pd.offsets.QuarterBegin), 4),
-    ((pd.offsets.MonthEnd, pd.offsets.MonthBegin), 12),
-    ((pd.offsets.Week,), 52),
-    ((pd.offsets.BusinessDay,), 5),
-    ((pd.offsets.Day,), 7),
-    ((pd.offsets.Hour,), 24),
-    ((pd.offsets.Minute,), 24 * 60),
-    ((pd.offsets.Second,), 24 * 60 * 60),
-)
+_SEASONS: dict[str, int] = {
+    "year": 1,
+    "quarter": 4,
+    "month": 12,
+    "half month": 24,
+    "week": 52,
+    "business day": 5,
+    "day": 7,
+    "hour": 24,
+    "minute": 24 * 60,
+    "second": 24 * 60 * 60,
+}
 """Steps of one season: a day for hours and finer, a week of days, a year of anything coarser."""
 
 
 def time_marks(dates: pd.DatetimeIndex, frequency: str) -> NDArray[np.float32]:
-    """The time marks of ``dates`` [T] -> [T, F] float32 in [-0.5, 0.5]; F is 4 for hourly rows."""
+    """The time marks of ``dates`` [T] -> [T, F] float32 in [-0.5, 0.5]; F is 4 for hourly rows.
+
+    They are those of the wall clock where the dates have a zone.
+    """
     names = mark_names(frequency)
     if not names:
         return np.zeros((len(dates), 0), dtype=np.float32)
@@ -55,8 +57,5 @@ def season_rows(frequency: str) -> int:
     Raises:
         ValueError: the frequency is none that has a season here.
     """
-    offset: Any = to_offset(frequency)
-    for kinds, steps in _SEASONS:
-        if isinstance(offset, kinds):
-            return max(1, round(steps / int(offset.n)))
-    raise ValueError(unsupported_frequency(frequency))
+    kind, count = kind_of(frequency)
+    return max(1, round(_SEASONS[kind] / count))

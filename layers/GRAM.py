@@ -24,6 +24,7 @@ from layers.retrieval_search import (
 )
 from utils.config import GRAMConfig
 from utils.config_checks import ATTENTION_HEADS
+from utils.errors import UserError
 from utils.types import RetrievalRecord
 from utils.windows import floored_deviation
 
@@ -94,7 +95,7 @@ class PatternValueDualRetriever(RetrievalMemory):
         future = lookback[:, :0]
         if self.config.retrieval_control == "oracle":
             if target is None:
-                raise ValueError("--retrieval_control oracle needs the target; it exists for studies only")
+                raise UserError("--retrieval_control oracle needs the target; it exists for studies only")
             future = target - lookback[:, -1:]
         return self.division.search(Queries(key, query, future), len(self.memory_start), self._search_part)
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.errors import UserError
+
 
 def delay_correlation(queries: Tensor, keys: Tensor) -> Tensor:
     """Circular correlation [G, T] of queries and keys, both [G, T, E], at each delay, mean over E.
@@ -69,7 +71,7 @@ class AutoCorrelation(nn.Module):
         """
         super().__init__()
         if d_model % n_heads:
-            raise ValueError(f"--d_model: expected a multiple of --n_heads ({n_heads}), found {d_model}")
+            raise UserError(f"--d_model: expected a multiple of --n_heads ({n_heads}), found {d_model}")
         self.n_heads = n_heads
         self.factor = factor
         self.query_projection = nn.Linear(d_model, d_model)

@@ -17,9 +17,11 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from layers.llm_files import Source, fingerprint, quiet_transformers, read_model, read_tokenizer
 from layers.llm_sources import download_weights, find_source
+from layers.llm_twin import cut_settings
 from utils.config import LLMConfig
+from utils.errors import UserError
 from utils.paths import BASE_MODELS
-from utils.types import LLMIdentity
+from utils.types import LLMIdentity, LLMOutline
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,24 @@ def load_llm(
     return FrozenLLM(model, tokenizer, identity)
 
 
+def outline_of(config: LLMConfig, *, base_models: Path = BASE_MODELS) -> LLMOutline:
+    """Name and widths of the language model that ``config`` names, without its weights.
+
+    Raises:
+        LLMUnavailableError, ValueError: as `load_llm` does.
+    """
+    source = find_source(config, base_models)
+    with quiet_transformers():
+        return outlined(source.name, _read_config(source, config))
+
+
+def outlined(name: str, settings: Any) -> LLMOutline:
+    """Name and widths by a transformers config."""
+    given = (getattr(settings, key, None) for key in ("intermediate_size", "n_inner", "ffn_dim"))
+    inner = next((int(size) for size in given if isinstance(size, int)), 4 * int(settings.hidden_size))
+    return LLMOutline(name, int(settings.hidden_size), inner)
+
+
 def placement(llm: PreTrainedModel) -> str:
     """How many parts of ``llm`` accelerate's dispatch has put on which device, or that it is on one."""
     parts = Counter(str(device) for device in getattr(llm, "hf_device_map", {}).values())
@@ -101,30 +121,30 @@ def _read_config(source: Source, wanted: LLMConfig) -> Any:
     trust = wanted.trust_remote_code
     try:
         settings = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust, **source.options)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         if trust or "custom code" not in str(error):
-            raise
-        raise ValueError(
+            raise UserError(
+                f"--llm_model {source.name}: expected a model that transformers reads in "
+                f"{source.gguf or source.folder}, found: {error}"
+            ) from error
+        raise UserError(
             f"--llm_model {source.name}: expected an architecture that transformers knows, found a model "
             f"that runs its own code; read that code, then allow it with --trust_remote_code"
         ) from error
     if settings.is_encoder_decoder:
-        raise ValueError(
+        raise UserError(
             f"--llm_model {source.name}: expected a decoder (GPT-2, Llama, Qwen) or an encoder (BERT), "
             f"found the encoder-decoder {settings.model_type}"
         )
     found = getattr(settings, "num_hidden_layers", None)
     if found is None or wanted.llm_layers > found:
-        raise ValueError(
+        raise UserError(
             f"--llm_layers: expected at most {found} (what {source.name} has), found {wanted.llm_layers}"
         )
     width = settings.hidden_size
     if wanted.llm_dim is not None and wanted.llm_dim != width:
-        raise ValueError(f"--llm_dim: expected {width} ({source.name}) or no flag, found {wanted.llm_dim}")
-    for key, value in list(vars(settings).items()):
-        if "layer" in key and isinstance(value, list) and len(value) == found:  # one entry per layer
-            setattr(settings, key, value[: wanted.llm_layers])
-    settings.num_hidden_layers = wanted.llm_layers
+        raise UserError(f"--llm_dim: expected {width} ({source.name}) or no flag, found {wanted.llm_dim}")
+    cut_settings(settings, had=found, layers=wanted.llm_layers)
     settings.use_cache = False
     settings.output_attentions = settings.output_hidden_states = False
     return settings

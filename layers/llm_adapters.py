@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from layers.llm_layers import stack_of
 from utils.config import LLMConfig
+from utils.errors import UserError
 
 NAME = "default"
 """Of the adapters, in PEFT's and transformers' sense."""
@@ -40,7 +41,7 @@ def add_adapters(llm: PreTrainedModel, config: LLMConfig, *, seed: int) -> None:
     if adapted_maps(llm):
         raise ValueError(f"--peft lora: expected {type(llm).__name__} as it was loaded, found adapters on it")
     if any(weight.device.type == "meta" for weight in llm.parameters()):
-        raise ValueError(
+        raise UserError(
             "--peft lora: expected all weights of the LLM on devices, found some that --llm_device_map left "
             "in main memory until they are needed; keep fewer --llm_layers, or use --llm_device_map cpu"
         )
@@ -92,7 +93,7 @@ def _targets(llm: PreTrainedModel, asked: tuple[str, ...]) -> list[str]:
     wanted = asked or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
     known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in maps}))
     if wanted is None:
-        raise ValueError(
+        raise UserError(
             f"--lora_targets: expected names, since PEFT has no default for the architecture {kind}, found "
             f"none; its layers have {known}"
         )
@@ -100,7 +101,7 @@ def _targets(llm: PreTrainedModel, asked: tuple[str, ...]) -> list[str]:
         return [name for name in maps if re.fullmatch(wanted, name)]
     missing = [word for word in wanted if not any(_ends(name, word) for name in maps)]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"--lora_targets: expected linear maps in the layers of {type(llm).__name__} ({known}) or {ALL}, "
             f"found {', '.join(missing)}"
         )

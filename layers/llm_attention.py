@@ -88,19 +88,24 @@ def attend(
     if dropout or asked:
         raise ValueError(f"{NAME} attention: expected no dropout and no {asked}, found dropout {dropout}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return products(query * scale, key, value, attention_mask), None
+
+
+def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention [S, T, h, E] of queries that are scaled already; otherwise as `attend` has them."""
     if torch.is_grad_enabled():
-        return _attend(query, key, value, attention_mask, scale), None
+        return _attend(query, key, value, mask)
     row = query.shape[1] * query.shape[2] * key.shape[2] * query.element_size()
     block = max(1, BLOCK_BYTES // row)
-    masks = [None] * len(query) if attention_mask is None else attention_mask.split(block)
+    masks = [None] * len(query) if mask is None else mask.split(block)
     parts = zip(query.split(block), key.split(block), value.split(block), masks, strict=False)
-    return torch.cat([_attend(*part, scale) for part in parts]), None
+    return torch.cat([_attend(*part) for part in parts])
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """[S, T, h, E]; heads that share their keys are one long query."""
     series, heads, queries, width = query.shape
-    grouped = (query * scale).reshape(series, key.shape[1], -1, width)
+    grouped = query.reshape(series, key.shape[1], -1, width)
     attended: Tensor = _Products.apply(grouped, key, value, mask)
     return attended.view(series, heads, queries, width).transpose(1, 2)
 

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from accelerate import dispatch_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from layers.llm_attention import usual_attention
+from utils.errors import UserError
 
 GGUF_STEM = "SmolLM2-135M-Instruct.Q4_1"
 CONVERSION_RECORD = "conversion.json"
@@ -111,7 +113,7 @@ def four_bit_options(source: Source) -> dict[str, Any]:
         if not there
     ]
     if lacking:
-        raise ValueError(
+        raise UserError(
             f"--load_in_4bit: expected {' and '.join(lacking)}, found none; leave the flag out, or save "
             "memory by --mixed_precision bf16 or fewer --llm_layers"
         )
@@ -147,18 +149,24 @@ def read_model(
     if source.gguf is not None and hasattr(transformers, "GgufConfig"):
         # Plain weights: the packed ones would ask the hub for kernels.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model, report = AutoModel.from_pretrained(
-        source.folder,
-        config=settings,
-        dtype=dtype,
-        attn_implementation=usual_attention(settings),
-        trust_remote_code=trust,
-        output_loading_info=True,
-        **options,
-    )
+    try:
+        model, report = AutoModel.from_pretrained(
+            source.folder,
+            config=settings,
+            dtype=dtype,
+            attn_implementation=usual_attention(settings),
+            trust_remote_code=trust,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"--llm_model {source.name}: expected weights that transformers reads in "
+            f"{source.gguf or source.folder}, found: {error}"
+        ) from error
     missing = sorted(k for k in report["missing_keys"] if "pooler" not in k)  # no pooler's output is read
     if missing:
-        raise ValueError(
+        raise UserError(
             f"--llm_model {source.name}: expected all weights of {type(model).__name__} in "
             f"{source.gguf or source.folder}, found none for {missing[:3]} ({len(missing)} in all)"
         )
@@ -167,7 +175,7 @@ def read_model(
     except NotImplementedError:
         words = None
     if not isinstance(words, nn.Embedding) or words.embedding_dim != settings.hidden_size:
-        raise ValueError(
+        raise UserError(
             f"--llm_model {source.name}: expected a text model with word embeddings as wide as its hidden "
             f"states ({settings.hidden_size}), found {type(model).__name__} with {words}"
         )
@@ -183,7 +191,7 @@ def _stay(model: PreTrainedModel, words: nn.Embedding, *, on_cpu: bool) -> None:
         ValueError: its word embeddings, which are read in every step, found no room on a device.
     """
     if words.weight.device.type == "meta":
-        raise ValueError(
+        raise UserError(
             "--llm_device_map: expected room for the word embeddings on a device, found none; keep fewer "
             "--llm_layers, or use --llm_device_map cpu"
         )
@@ -214,7 +222,7 @@ def read_tokenizer(source: Source, *, trust: bool) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust, **source.options)
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"--llm_model {source.name}: expected a tokenizer beside the weights in {source.folder}, "
             f"found none that loads ({error})"
         ) from error

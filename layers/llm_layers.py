@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from utils.errors import UserError
+
 KeysValues = tuple[Tensor, Tensor]
 """Of one layer, each [S, heads, T, width]."""
 
@@ -83,7 +85,7 @@ def stack_of(llm: nn.Module, count: int) -> nn.ModuleList:
     """
     stacks = [m for m in llm.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not stacks:
-        raise ValueError(f"{type(llm).__name__}: no stack of {count} layers")
+        raise UserError(f"{type(llm).__name__}: no stack of {count} layers")
     return stacks[0]
 
 

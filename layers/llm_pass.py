@@ -20,9 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from layers import llm_attention
+from layers import llm_attention, llm_fused
 from layers.llm_attention import masks_unseen, usual_attention
 from layers.llm_layers import HasKeys, KeysValues, PassCache, compile_parts, recompute, stack_of
+from layers.llm_twin import twin_of
+from utils.errors import UserError
+from utils.training.precision import matmul_precision
 
 log = getLogger(__name__)
 
@@ -49,7 +52,7 @@ class LLMPass:
 
     Which way is taken (``kind``) is decided once: ``causal`` and ``bidirectional`` skip what is not
     read, ``plain`` is the model's own forward pass. A way that does not reproduce the plain one on
-    random tokens is not taken, and that is said.
+    random tokens, through a few of the layers in float32, is not taken, and that is said.
     """
 
     def __init__(self, llm: PreTrainedModel, *, plain: bool = False) -> None:
@@ -62,8 +65,7 @@ class LLMPass:
         self._usual_attention = usual_attention(llm.config)
         self._attention_on_cpu = self._usual_attention
         if not plain:
-            self.kind = self._choose()
-            self._attention_on_cpu = self._choose_attention()
+            self.kind, self._attention_on_cpu = _decided(llm)
 
     @property
     def reuses_prefix(self) -> bool:
@@ -124,16 +126,19 @@ class LLMPass:
             ValueError: torch.compile does not work here, or gives other states.
         """
         wanted = self._check_states()
+        llm_fused.restore(
+            stack_of(self.llm, self.n_layers)
+        )  # its functions would pass the compiled parts over
         compile_parts(stack_of(self.llm, self.n_layers))
         try:
             found = self._check_states()
         except Exception as error:  # whatever a compiler raises, there is one thing to do about it
-            raise ValueError(
+            raise UserError(
                 f"--compile: expected torch.compile to work on this machine (on a CPU it takes a C++ "
                 f"compiler), found {type(error).__name__}: {str(error).strip().splitlines()[0]}; leave it out"
             ) from error
         if not _close(found, wanted):
-            raise ValueError(
+            raise UserError(
                 f"--compile: expected the states of {type(self.llm).__name__} as without it, found others "
                 f"(by up to {(found - wanted).abs().max():.2g}); leave it out"
             )
@@ -216,13 +221,24 @@ class LLMPass:
         if self.kind == "plain":
             return self._usual_attention
         self._attention_on_cpu = llm_attention.NAME
-        try:
-            if self._agrees() and self.llm.config._attn_implementation == llm_attention.NAME:
+        name, layers = type(self.llm).__name__, stack_of(self.llm, self.n_layers)
+        if llm_fused.fuse(layers):
+            if self._takes_attention():
                 return llm_attention.NAME
+            llm_fused.restore(layers)
+            log.info("%s: its layers stay transformers' own", name)
+        if self._takes_attention():
+            return llm_attention.NAME
+        log.info("%s: its attention stays transformers' %s", name, self._usual_attention)
+        return self._usual_attention
+
+    def _takes_attention(self) -> bool:
+        """Whether the LLM's attention is the one by matrix products now, and gives the plain states."""
+        try:
+            return self._agrees() and self.llm.config._attn_implementation == llm_attention.NAME
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             log.debug("%s of %s: %s", llm_attention.NAME, type(self.llm).__name__, error)
-        log.info("%s: its attention stays transformers' %s", type(self.llm).__name__, self._usual_attention)
-        return self._usual_attention
+        return False
 
     def _choose(self) -> str:
         """The first way that gives the plain one's states on random tokens."""
@@ -259,6 +275,17 @@ class LLMPass:
         if self.reuses_prefix:
             found.append(self(front, tail, mask=mask, prefix=self.prefix(before[:1])))
         return torch.cat(found)
+
+
+def _decided(llm: PreTrainedModel) -> tuple[str, str]:
+    """Which way, and which attention on a CPU: by a few of the LLM's layers in float32.
+
+    So it is the same in every precision, on every processor and at every number of layers.
+    """
+    twin = LLMPass(twin_of(llm), plain=True)
+    with matmul_precision("highest", torch.device("cpu")):
+        twin.kind = twin._choose()
+        return twin.kind, twin._choose_attention()
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:

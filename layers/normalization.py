@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from utils.types import InstanceStatistics
 
+EPSILON = 1e-5
+"""Added to a variance before its root is divided by."""
+
 
 class InstanceNorm(nn.Module):
     """Window [B, L, N] to the same with mean 0 and deviation 1 per window and variable.
@@ -17,7 +20,7 @@ class InstanceNorm(nn.Module):
     Source: Kim et al., RevIN, ICLR 2022; Jin et al., Time-LLM, ICLR 2024, section 3.1.
     """
 
-    def __init__(self, epsilon: float = 1e-5) -> None:
+    def __init__(self, epsilon: float = EPSILON) -> None:
         """``epsilon`` is added to the variance: the deviation's floor is its root, 0.0032.
 
         A constant window becomes zeros; one whose own deviation is far below the floor stays close to

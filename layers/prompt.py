@@ -4,17 +4,29 @@ Source: Time-LLM (Jin et al., ICLR 2024, section 3, Prompt-as-Prefix), in our ow
 fixed precision, lags without 0, its flanks and mirrors, and padding under a mask, before what
 differs between prompts.
 
-Shape legend: S series (windows times variables), L lookback, T tokens of the longest prompt.
+A prompt is a property of its window alone: loaders make it beside the window (`WindowPrompts`), a model
+that is given none makes the same. All that differs from window to window is computed in float64, each
+row by itself in NumPy on the CPU, so neither neighbours nor threads nor a device move a digit.
+
+Shape legend: B windows, N variables, M of them forecast, S series (B * M), L lookback, K tokens of the
+longest prompt at hand, T tokens of a prompt as the LLM is given it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from layers.normalization import EPSILON
+from utils.windows import per_series
 
 N_LAGS = 5
 """Time-LLM's number of lags."""
@@ -23,59 +35,109 @@ LAG_DECIMALS = 5
 
 PEAK_BONUS = 4.0
 """Lifts a local maximum above every other lag; correlations lie within -1 and 1."""
+BLOCK = 512
+"""Series whose prompts are made at once: bounds what that takes beside many variables."""
+NO_TOKEN = -1
+"""Behind the end of a prompt that is shorter than others."""
+TRIED_DECIMALS = 1000
+"""At most so many endings of a number are tried for the longest one: all of three digits."""
 
 
 class PromptStatistics(NamedTuple):
     """The facts about each window that go into its prompt."""
 
     minimum: Tensor
-    """[S] float32."""
+    """[S] float64."""
     maximum: Tensor
-    """[S] float32."""
+    """[S] float64."""
     median: Tensor
-    """[S] float32, the lower one where L is even."""
+    """[S] float64, the lower one where L is even."""
     trend: Tensor
-    """[S] float32, sum of first differences: above 0 is upward."""
+    """[S] float64, sum of first differences: above 0 is upward."""
     lags: Tensor
     """[S, min(5, L // 2)] int64 in 1 .. L // 2, the strongest first."""
 
 
-@torch.no_grad()
+def normalised(x: Tensor, observed: Tensor | None = None) -> Tensor:
+    """Lookbacks [S, L] with mean 0 and deviation 1, float64 on the CPU: `InstanceNorm`'s, but exact.
+
+    ``observed`` [S, L] is 1 where a row exists: the others become 0 and count in no statistic.
+    """
+    rows = _rows(x)
+    seen = np.ones_like(rows) if observed is None else _rows(observed)
+    count = seen.sum(axis=-1, keepdims=True)
+    for _ in range(2):  # around itself the mean is right to the last place, as in `InstanceNorm`
+        rows = rows - (rows * seen).sum(axis=-1, keepdims=True) / count
+    variance = (rows * rows * seen).sum(axis=-1, keepdims=True) / count
+    return torch.from_numpy(rows / np.sqrt(variance + EPSILON) * seen)
+
+
 def window_statistics(x: Tensor) -> PromptStatistics:
-    """Statistics of windows [S, L], in float32 whatever the precision around it.
+    """Statistics of windows [S, L], in float64 whatever the precision around it, without gradient.
 
     The lags are those of the largest circular autocorrelation (of the deviations from the mean,
     which ranks lags as the raw values do), out of 1 .. L // 2, local maxima before all others: the
     neighbours 1, 2, 3, ... of lag 0 say only that the series is smooth. The shorter of two equal
     ones wins.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        x = x.detach().float()
-        length = x.shape[-1]
-        # Sorting, not torch.median: that has no deterministic kernel on a GPU.
-        ordered = x.sort(dim=-1).values
-        return PromptStatistics(
-            minimum=ordered[:, 0],
-            maximum=ordered[:, -1],
-            median=ordered[:, (length - 1) // 2],
-            trend=x[:, -1] - x[:, 0],  # = the sum of the first differences
-            lags=_strongest_lags(x),
-        )
+    rows = _rows(x)
+    middle = (rows.shape[-1] - 1) // 2
+    found = (
+        rows.min(axis=-1),
+        rows.max(axis=-1),
+        np.partition(rows, middle, axis=-1)[:, middle],
+        rows[:, -1] - rows[:, 0],  # = the sum of the first differences
+        _strongest_lags(rows),
+    )
+    return PromptStatistics(*(torch.from_numpy(np.ascontiguousarray(values)) for values in found))
 
 
-def _strongest_lags(x: Tensor) -> Tensor:
-    """Lags [S, min(5, L // 2)] of the largest circular autocorrelation of windows [S, L]."""
+def _rows(x: Tensor) -> NDArray[np.float64]:
+    """Windows [S, L] as float64, row behind row."""
+    return np.ascontiguousarray(x.detach().to("cpu", torch.float64).numpy())
+
+
+def _strongest_lags(x: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Lags [S, min(5, L // 2)] of the largest circular autocorrelation of windows [S, L].
+
+    NumPy adds up and transforms one row at a time, and the other steps round each number by itself.
+    """
     length = x.shape[-1]
-    centred = x - x.mean(dim=-1, keepdim=True)
-    spectrum = torch.fft.rfft(centred, dim=-1)
-    correlation = torch.fft.irfft(spectrum.abs().square(), n=length, dim=-1)  # [S, L]
-    energy = correlation[:, :1].clamp(min=torch.finfo(x.dtype).tiny)
-    relative = (correlation / energy).round(decimals=LAG_DECIMALS)
-    candidates = relative[:, 1 : length // 2 + 1]
-    after = relative.roll(-1, dims=-1)[:, 1 : length // 2 + 1]
-    is_peak = (candidates > relative[:, : length // 2]) & (candidates >= after)
-    candidates = candidates + is_peak * PEAK_BONUS
-    return candidates.argsort(dim=-1, descending=True, stable=True)[:, :N_LAGS] + 1
+    half = length // 2
+    spectrum = np.fft.rfft(x - x.mean(axis=-1, keepdims=True), axis=-1)
+    power = spectrum.real * spectrum.real + spectrum.imag * spectrum.imag
+    correlation = np.fft.irfft(power, n=length, axis=-1)  # [S, L]
+    energy = np.maximum(correlation[:, :1], np.finfo(np.float64).tiny)
+    relative = np.round(correlation / energy, LAG_DECIMALS)
+    rank = relative[:, 1 : half + 1]
+    after = np.roll(relative, -1, axis=-1)[:, 1 : half + 1]
+    rank = rank + PEAK_BONUS * ((rank > relative[:, :half]) & (rank >= after))
+    lags = np.empty((len(x), min(N_LAGS, half)), dtype=np.int64)
+    every = np.arange(len(x))
+    for place in range(lags.shape[1]):
+        lags[:, place] = best = rank.argmax(axis=-1)  # the first of equal ones
+        rank[every, best] = -np.inf
+    return lags + 1
+
+
+class WindowPrompts:
+    """What makes the prompts of a batch's windows: for loaders, whose workers it is handed to."""
+
+    def __init__(self, builder: PromptBuilder, *, last_alone: bool, masked: bool) -> None:
+        """Keep the builder, and how windows are read.
+
+        Args:
+            builder: makes text and tokens.
+            last_alone: the last variable alone is forecast (``--features MS``).
+            masked: the time marks are insample masks (series without dates).
+        """
+        self.builder, self.last_alone, self.masked = builder, last_alone, masked
+
+    def __call__(self, x: Tensor, x_mark: Tensor | None = None) -> Tensor:
+        """Token ids [B, M, K] of windows [B, L, N], as in `utils.types.Batch`."""
+        read = x[..., -1:] if self.last_alone else x
+        observed = per_series(x_mark.expand_as(read)) if self.masked and x_mark is not None else None
+        return self.builder.ids(per_series(read), observed).unflatten(0, (len(x), -1))
 
 
 class PromptBuilder:
@@ -124,39 +186,101 @@ class PromptBuilder:
         return f"Range {low} to {high}, median {middle}, {direction}, strongest lags {repeats}."
 
     def texts(self, statistics: PromptStatistics) -> list[str]:
-        """One prompt per window; the statistics leave the device in a single transfer."""
-        floats = torch.stack(statistics[:4], dim=-1)
-        rows = torch.cat([floats, statistics.lags.to(floats.dtype)], dim=-1).tolist()
-        return [
-            self.constant_text
-            + self.statistics_text(row[0], row[1], row[2], row[3], [int(lag) for lag in row[4:]])
-            for row in rows
-        ]
+        """One prompt per window."""
+        numbers = zip(*(values.tolist() for values in statistics), strict=True)
+        return [self.constant_text + self.statistics_text(*row) for row in numbers]
 
-    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids and mask, both [S, T] int64 on x's device, of the prompts of windows [S, L].
+    def ids(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Token ids of the prompts of lookbacks [S, L], each by itself; a function of the window alone.
 
-        The first `n_constant` columns are the same in every row. Padding (mask 0) comes right behind
-        them, so each prompt's last token borders on what follows it.
-        Special tokens are those that the tokenizer adds by itself, but for a closing end-of-text.
+        The first `n_constant` are the same in every prompt. Special tokens are those that the tokenizer
+        adds by itself, but for a closing end-of-text.
+
+        Args:
+            x: in standardised units, on any device.
+            observed: 1 where a row exists, [S, L]; everywhere where None.
+
+        Returns:
+            [S, K] int64 on the CPU, `NO_TOKEN` behind the end of shorter prompts.
 
         Raises:
             ValueError: the windows are not [S, L] with a window at least.
         """
         if x.dim() != 2 or x.shape[1] != self.seq_len or not len(x):
             raise ValueError(f"prompt windows: expected [S, {self.seq_len}], S > 0, found {list(x.shape)}")
-        rows = self._encode(self.texts(window_statistics(x)))
-        width = max(len(ids) for ids in rows)
-        pad = self.tokenizer.pad_token_id or 0
-        start = self._constant_ids
-        ids_and_mask = torch.tensor(
-            [
-                [start + [pad] * (width - len(ids)) + ids for ids in rows],
-                [[1] * len(start) + [0] * (width - len(ids)) + [1] * len(ids) for ids in rows],
-            ],
-            dtype=torch.int64,
-        ).to(x.device)
-        return ids_and_mask[0], ids_and_mask[1]
+        x = x.detach().to("cpu", torch.float64)
+        seen = x.new_ones(x.shape) if observed is None else observed.detach().to(x)
+        rows: list[list[int]] = []
+        for lookbacks, those_seen in zip(x.split(BLOCK), seen.split(BLOCK), strict=True):
+            rows += self._encode(self.texts(window_statistics(normalised(lookbacks, those_seen))))
+        ids = np.full((len(rows), max(map(len, rows))), NO_TOKEN, dtype=np.int64)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = row
+        return torch.from_numpy(ids)
+
+    def padded(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Prompts as the LLM is given them: token ids and mask, both [S, T] int64, on the device of ``ids``.
+
+        T is `width` whatever the windows, so equal prompts are computed alike in any batch; only where a
+        prompt is longer after all, it is as long as that. Padding (mask 0) comes right behind the tokens
+        that all begin with, so each prompt's last token borders on what follows it. No value is read.
+
+        Args:
+            ids: [S, K] as `ids` gives them.
+        """
+        longest = ids.shape[1]
+        width = max(self.width, longest)
+        place = torch.arange(width, device=ids.device)
+        missing = width - (ids != NO_TOKEN).sum(dim=-1, keepdim=True)  # [S, 1]
+        constant = place < self.n_constant
+        source = torch.where(constant, place, place - missing)  # [S, T]
+        mask = constant | (source >= self.n_constant)
+        found = ids.gather(1, source.clamp(min=0, max=longest - 1))
+        return torch.where(mask, found, self.tokenizer.pad_token_id or 0), mask.to(torch.int64)
+
+    def tokens(self, x: Tensor, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`ids` of lookbacks [S, L], `padded`: token ids and mask, both [S, T] int64 on x's device."""
+        return self.padded(self.ids(x, observed).to(x.device))
+
+    @cached_property
+    def width(self) -> int:
+        """Tokens that the longest possible prompt takes: the one length that all are padded to.
+
+        A window's numbers are bounded: with mean 0 and deviation 1, L of them lie within the root of
+        L - 1, and their median within 1. Each place of the text is tried with all that may stand there,
+        and the longest are added up, as if tokens did not reach from one number into the next.
+        """
+        plain = self._number(0)
+        texts = [self.statistics_text(0, 0, 0, slope, [1] * self._n_lags) for slope in (-1.0, 0.0, 1.0)]
+        longest = max(map(len, self._encode([self.constant_text + text for text in texts])))
+        zero = self._lengths([f" {plain},"])[0]
+        base = longest - 3 * zero
+        most = math.ceil(math.sqrt(max(0, self.seq_len - 1)))
+        endings = max(self._lengths(self._endings())) - zero
+        for ceiling in (most, most, 1):
+            wholes = [f" {sign}{whole}{plain[1:]}," for sign in ("", "-") for whole in range(ceiling + 1)]
+            base += max(self._lengths(wholes)) + endings
+        lags = self._lengths([f" {lag}" for lag in range(1, self.seq_len // 2 + 1)])
+        return base + sum(sorted(lags, reverse=True)[: self._n_lags]) - sum(lags[:1]) * self._n_lags
+
+    def _endings(self) -> list[str]:
+        """Numbers with all decimals that there are; of more than three, with some of them."""
+        if not self.digits:
+            return [" 0,"]
+        step = max(1, 10**self.digits // TRIED_DECIMALS)
+        return [f" 0.{i:0{self.digits}d}," for i in range(0, 10**self.digits, step)]
+
+    def _lengths(self, texts: list[str]) -> list[int]:
+        """How many tokens each of these pieces takes."""
+        if not texts:
+            return []
+        found = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return [len(ids) for ids in found]
+
+    @property
+    def _n_lags(self) -> int:
+        """How many lags a prompt names."""
+        return min(N_LAGS, self.seq_len // 2)
 
     def _number(self, value: float) -> str:
         """Fixed precision; what rounds to zero has no sign."""
@@ -164,11 +288,12 @@ class PromptBuilder:
         return text.removeprefix("-") if float(text) == 0 else text
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of prompts behind their common start, in one call."""
+        """Token ids of prompts, in one call; their common start is taken from the first."""
         if not self._constant_ids:
             return self._encode_whole(texts)
         ends = [text.removeprefix(self.constant_text) for text in texts]
-        return self.tokenizer(ends, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        found = self.tokenizer(ends, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return [self._constant_ids + ids for ids in found]
 
     def _encode_whole(self, texts: list[str]) -> list[list[int]]:
         """Token ids with the tokenizer's special tokens, but for a closing end-of-text token.

@@ -18,6 +18,7 @@ from layers.retrieval_keys import WindowKeys, mean_key
 from layers.retrieval_parts import Division
 from layers.retrieval_search import NOWHERE, Rows, extremes
 from utils.config import GRAMConfig
+from utils.errors import UserError
 from utils.types import WindowSource
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class RetrievalMemory(nn.Module):
         """Raise ValueError, in all processes alike, where a row is not of ``source``."""
         held = torch.tensor(int(source.holds(self.memory_series)), device=self.memory_series.device)
         if not self.division.lowest(held):
-            raise ValueError(
+            raise UserError(
                 "the retrieval memory was built from another series; --build_memory builds it from this one"
             )
 

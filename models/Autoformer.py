@@ -26,6 +26,7 @@ from layers.decomposition import SeriesDecomposition
 from models.forecaster import Forecaster
 from utils.config import Config
 from utils.data_sets import SHORT_TERM
+from utils.errors import UserError
 from utils.frequency import mark_names
 
 ENCODER_LAYERS = 2
@@ -38,6 +39,8 @@ class Model(Forecaster):
     """Windows [B, L, N] with marks [B, L, F] and [B, H, F] to [B, H, M]."""
 
     name = "Autoformer"
+    offers_ms = True
+    splits_width = True
     reads_time_marks = True
     own_settings = frozenset("e_layers d_layers moving_avg factor d_model d_ff n_heads dropout".split())
 
@@ -52,7 +55,7 @@ class Model(Forecaster):
         super().__init__(args)
         d, b, own = self.config.data, self.config.backbone, self.config.baseline
         if d.enc_in is None:
-            raise ValueError("--enc_in: Autoformer needs the number of variables, found none")
+            raise UserError("--enc_in: Autoformer needs the number of variables, found none")
         self.n_targets = 1 if d.features == "MS" else d.enc_in
         short_term = self.config.run.task_name == SHORT_TERM  # its one mark is the insample mask
         self.n_marks = 1 if short_term else len(mark_names(d.freq or DEFAULT_FREQUENCY))

@@ -19,6 +19,7 @@ class Model(Forecaster):
     """Windows [B, L, N] to [B, H, N]."""
 
     name = "DLinear"
+    channel_independent = True
     own_settings = frozenset({"moving_avg"})
 
     def __init__(self, args: Config | Any) -> None:

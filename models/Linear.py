@@ -23,6 +23,7 @@ class Model(Forecaster):
     """Windows [B, L, N] to [B, H, N]."""
 
     name = "Linear"
+    channel_independent = True
     own_settings = frozenset({"input_dropout", "linear_path"})
 
     def __init__(self, args: Config | Any) -> None:

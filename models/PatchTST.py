@@ -24,6 +24,8 @@ class Model(Forecaster):
     """Windows [B, L, N] to [B, H, N]."""
 
     name = "PatchTST"
+    channel_independent = True
+    splits_width = True
     own_settings = frozenset("e_layers d_model d_ff n_heads patch_len stride padding_patch dropout".split())
 
     def __init__(self, args: Config | Any) -> None:

@@ -11,6 +11,7 @@ class Model(Forecaster):
     """Windows [B, L, N] to [B, H, N]; there is nothing to fit."""
 
     name = "Persistence"
+    channel_independent = True
     takes_steps = False
 
     def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:

@@ -26,6 +26,7 @@ class Model(Forecaster):
     """Windows [B, L, N] to [B, H, N] float64; all zeros around the window's mean until it is fitted."""
 
     name = "Ridge"
+    channel_independent = True
     takes_steps = False
     coefficients: Tensor
     alpha: Tensor

@@ -9,20 +9,29 @@ from torch import Tensor
 
 from models.forecaster import Forecaster
 from models.TimeLLM import DEFAULT_SEASON
-from utils.config import Config
+from utils.config import Config, ConfigError
+from utils.config_checks import season_problem
 
 
 class Model(Forecaster):
     """Windows [B, L, N] to [B, H, N]; there is nothing to fit."""
 
     name = "SeasonalNaive"
+    channel_independent = True
     takes_steps = False
+    reads_whole_season = True
 
     def __init__(self, args: Config | Any) -> None:
-        """The season is ``--season``, at most the lookback; a run takes it from its data."""
+        """The season is ``--season``; a run takes it from its data.
+
+        Raises:
+            ConfigError: it is longer than the lookback.
+        """
         super().__init__(args)
         d = self.config.data
-        self.season = min(d.season or DEFAULT_SEASON, d.seq_len)
+        self.season = d.season or DEFAULT_SEASON
+        if self.season > d.seq_len:
+            raise ConfigError([season_problem(self.season, d.seq_len, self.name)])
 
     def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
         """[B, L, N] to [B, H, N]."""

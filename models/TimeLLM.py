@@ -31,17 +31,19 @@ from layers.llm_pass import Prefix
 from layers.llm_sharding import held, shard_layers
 from layers.normalization import InstanceNorm
 from layers.patching import PatchEmbedding
-from layers.prompt import PromptBuilder
+from layers.prompt import PromptBuilder, WindowPrompts
 from layers.reprogramming import ReprogrammingLayer
 from layers.step_value import StepValue
 from layers.time_marks import TimeMarks
 from models.baselines import begin_at_ridge
 from models.forecaster import Forecaster
-from utils.config import BackboneConfig, Config
+from utils.config import AUTO, BackboneConfig, Config
+from utils.data_sets import SHORT_TERM
+from utils.errors import UserError
 from utils.frequency import mark_names
 from utils.process_memory import give_back_freed
 from utils.prompt_bank import GENERAL, describe, read_description
-from utils.types import Batch, InstanceStatistics, PassOfStep, WindowSource
+from utils.types import Batch, ForecastState, InstanceStatistics, PassOfStep, WindowSource
 from utils.windows import per_series
 
 log = getLogger(__name__)
@@ -51,6 +53,21 @@ DEFAULT_FREQUENCY = "h"
 """Of rows where neither the data nor the settings say."""
 DEFAULT_SEASON = 24
 """Rows of one season where neither the data nor the settings say: hourly data's day."""
+
+
+def dtype_of(config: Config) -> torch.dtype:
+    """What the frozen LLM's weights are kept in.
+
+    Raises:
+        ValueError: ``--mixed_precision auto``, which a run decides before it builds its model.
+    """
+    precision = config.training.mixed_precision
+    if precision == AUTO:
+        raise ValueError(
+            "--mixed_precision auto: expected no, bf16 or fp16 to build a model, found auto, which a run "
+            "decides by timing; see utils.training.precision_choice.settle"
+        )
+    return DTYPES[precision]
 
 
 class Series(NamedTuple):
@@ -64,6 +81,8 @@ class Series(NamedTuple):
     """[S, 1 or N, L]: what is embedded, normalised; the variable alone, or with all the others."""
     statistics: InstanceStatistics
     """Of the forecast variables, each [B, 1, M]."""
+    observed: Tensor | None
+    """[S, L], 1 where a row exists; None where all do."""
 
 
 class Model(Forecaster):
@@ -75,6 +94,8 @@ class Model(Forecaster):
     """
 
     name = "TimeLLM"
+    channel_independent = True
+    offers_ms = True
     uses_llm = True
     own_settings = frozenset(item.name for item in fields(BackboneConfig))
 
@@ -92,7 +113,7 @@ class Model(Forecaster):
         config = self.config
         if llm is None:
             with torch.random.fork_rng():  # loading must not move what follows
-                llm = load_llm(config.llm, dtype=DTYPES[config.training.mixed_precision])
+                llm = load_llm(config.llm, dtype=dtype_of(config))
         llm = ablated(llm, config.llm, seed=config.training.seed)
         if config.llm.peft == "lora":
             add_adapters(llm.model, config.llm, seed=config.training.seed)
@@ -109,7 +130,7 @@ class Model(Forecaster):
         self._step_source = StepValue()
         self._pass_of_step = PassOfStep(first=True, last=True)
         if config.backbone.d_ff > d_llm:
-            raise ValueError(
+            raise UserError(
                 f"--d_ff: expected at most the LLM's hidden size ({d_llm}), found {config.backbone.d_ff}"
             )
         self._build(config, d_llm)
@@ -193,11 +214,36 @@ class Model(Forecaster):
         """From now on compute every state of the LLM by its own forward pass, for comparison."""
         self._pass = self._pass.plain()
 
-    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
-        """Windows [B, L, N] to [B, H, M]; the time marks are read with ``--use_time_marks`` alone."""
+    @property
+    def prompts(self) -> WindowPrompts:
+        """What makes the prompts of windows, for loaders."""
+        data = self.config.data
+        masked = self.config.run.task_name == SHORT_TERM
+        return WindowPrompts(self.prompt, last_alone=data.features == "MS", masked=masked)
+
+    def forward(
+        self,
+        x_enc: Tensor,
+        x_mark_enc: Tensor | None = None,
+        x_dec: Tensor | None = None,
+        x_mark_dec: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        series_id: Tensor | None = None,
+        variable: Tensor | None = None,
+        target: Tensor | None = None,
+        prompt: Tensor | None = None,
+        return_state: bool = False,
+    ) -> Tensor | ForecastState:
+        """Forecast [B, H, M] of windows ``x_enc`` [B, L, N], both in standardised units.
+
+        ``prompt`` [B, M, K] holds their prompts (`prompts`), which are made here where None: then the
+        windows are read back from an accelerator. Time marks are read with ``--use_time_marks`` alone.
+        """
         series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
-        states = self.decode([], series, self.embed(series, x_mark_enc))
-        return self.denormalise(self.project(states, series, x_mark_dec), series.statistics)
+        states = self.decode([], series, self.embed(series, x_mark_enc), prompt)
+        prediction = self.denormalise(self.project(states, series, x_mark_dec), series.statistics)
+        return ForecastState(prediction, None, None) if return_state else prediction
 
     # The steps of a forecast, shared with the enhanced model.
 
@@ -217,9 +263,11 @@ class Model(Forecaster):
         normalised, statistics = self.normalize_layers(x_enc, observed)
         if not joint:
             series = per_series(normalised)
-            return Series(per_series(x_enc), series, series.unsqueeze(1), statistics)
+            seen = None if observed is None else per_series(observed.expand_as(x_enc))
+            return Series(per_series(x_enc), series, series.unsqueeze(1), statistics, seen)
         own = InstanceStatistics(*(value[..., -1:] for value in statistics))
-        return Series(x_enc[..., -1], normalised[..., -1], normalised.transpose(1, 2), own)
+        seen = None if observed is None else observed[..., -1]
+        return Series(x_enc[..., -1], normalised[..., -1], normalised.transpose(1, 2), own, seen)
 
     def embed(self, series: Series, marks: Tensor | None = None) -> Tensor:
         """Patch embeddings [S, P, D]; ``marks`` [B, L, F] are the lookback's."""
@@ -276,45 +324,55 @@ class Model(Forecaster):
             mapped = self._word_scale * mapped
         return mapped + mapping.bias[:, None]
 
-    def decode(self, leading: list[Tensor], series: Series, patches: Tensor) -> Tensor:
+    def decode(
+        self, leading: list[Tensor], series: Series, patches: Tensor, prompt: Tensor | None = None
+    ) -> Tensor:
         """Run ``[*leading, prompt, patches]`` through the LLM; its states at the patches [S, P, d_ff].
 
         ``leading`` holds tokens [S, n, d_llm], which ``--token_order prompt_first`` puts behind the
-        prompt. Padding inside the prompt is masked and takes no position, so a window's forecast
-        does not depend on its neighbours' prompts.
+        prompt. Padding inside the prompt is masked and takes no position, and is as long in every batch,
+        so a window's forecast does not depend on its neighbours' prompts. ``prompt`` [B, M, K] is of
+        `prompts`; the same is made here where None.
         """
         reprogrammed = self.reprogram(patches)
-        token_ids, mask = self.prompt.tokens(series.normalised)
+        ids = self.prompt.ids(series.lookback, series.observed) if prompt is None else prompt.flatten(0, 1)
+        token_ids, mask = self.prompt.padded(ids.to(patches.device))
         self._refuse_too_long(sum(t.shape[1] for t in (*leading, token_ids, reprogrammed)))
-        words = self.llm_model.get_input_embeddings()(token_ids).to(token_ids.device)  # [S, T_prompt, d_llm]
+        prefix = None
+        prompt_first = self.config.backbone.token_order == "prompt_first" or not leading
+        if prompt_first:
+            prefix = self._prompt_prefix(token_ids)
+        words = self._words(token_ids[:, prefix.length if prefix else 0 :])
         lead = torch.cat([words[:, :0], *(t.to(words.dtype) for t in leading)], dim=1)
         tail = reprogrammed.to(words.dtype)
-        prefix = None
-        if self.config.backbone.token_order == "prompt_first" or not leading:
+        if prompt_first:
             mask = F.pad(mask, (0, lead.shape[1] + tail.shape[1]), value=1)
-            prefix = self._prompt_prefix(words)
-            front, tail = words[:, prefix.length if prefix else 0 :], torch.cat([lead, tail], dim=1)
+            front, tail = words, torch.cat([lead, tail], dim=1)
         else:
             mask = F.pad(F.pad(mask, (lead.shape[1], 0), value=1), (0, tail.shape[1]), value=1)
             front = torch.cat([lead, words], dim=1)
         states = self._pass(front, tail, mask=mask, prefix=prefix)
         return states[:, -patches.shape[1] :, : self.config.backbone.d_ff].to(patches.dtype)
 
-    def _prompt_prefix(self, words: Tensor) -> Prefix | None:
-        """Keys and values of what all prompts begin with; None where that can not be.
+    def _words(self, token_ids: Tensor) -> Tensor:
+        """Word embeddings [S, T, d_llm] of token ids [S, T], on their device."""
+        return self.llm_model.get_input_embeddings()(token_ids).to(token_ids.device)
+
+    def _prompt_prefix(self, token_ids: Tensor) -> Prefix | None:
+        """Keys and values of what all prompts [S, T] begin with; None where that can not be.
 
         They are kept until the LLM's weights change; where its adapters are being trained, every pass has
         its own, with their gradient.
         """
         if not (self.prompt.n_constant and self._pass.reuses_prefix):
             return None
-        constant = words[:1, : self.prompt.n_constant]
+        constant = token_ids[:1, : self.prompt.n_constant]
         if self._pass.trained and torch.is_grad_enabled():
-            return self._pass.prefix(constant)
+            return self._pass.prefix(self._words(constant))
         state = _state_of(self.llm_model)
         if self._kept_prefix is None or self._kept_prefix[0] != state:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept_prefix = state, self._pass.prefix(constant.clone())
+                self._kept_prefix = state, self._pass.prefix(self._words(constant.clone()))
         return self._kept_prefix[1]
 
     def denormalise(self, forecast: Tensor, statistics: InstanceStatistics) -> Tensor:
@@ -327,7 +385,7 @@ class Model(Forecaster):
         """The LLM has a position for each token, or there is a clear error."""
         most = getattr(self.llm_model.config, "max_position_embeddings", None)
         if most is not None and length > most:
-            raise ValueError(
+            raise UserError(
                 f"--stride, --seq_len: expected at most {most} tokens, the positions of "
                 f"{type(self.llm_model).__name__}, found {length}: "
                 "place patches further apart, or look back less"
@@ -348,7 +406,7 @@ def _time_marks(config: Config) -> TimeMarks:
     b = config.backbone
     names = mark_names(config.data.freq or DEFAULT_FREQUENCY)
     if not names:
-        raise ValueError(f"--use_time_marks: expected rows that have marks, found {config.data.freq}")
+        raise UserError(f"--use_time_marks: expected rows that have marks, found {config.data.freq}")
     return TimeMarks(
         names=names,
         width=b.d_model,
@@ -379,7 +437,7 @@ def _channels(config: Config) -> int:
     if config.data.features != "MS":
         return 1
     if config.data.enc_in is None:
-        raise ValueError("--features MS: expected --enc_in, the number of variables, found none")
+        raise UserError("--features MS: expected --enc_in, the number of variables, found none")
     return config.data.enc_in
 
 

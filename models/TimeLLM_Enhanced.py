@@ -45,6 +45,7 @@ class Model(TimeLLM.Model):
     """Windows [B, L, N] to forecasts [B, H, N], with trend routing and retrieval where switched on."""
 
     name = "TimeLLM_Enhanced"
+    is_named_by_flag = False
 
     def _build(self, config: Config, d_llm: int) -> None:
         """The baseline's parts first, then those of the modules that are on."""
@@ -91,6 +92,7 @@ class Model(TimeLLM.Model):
         series_id: Tensor | None = None,
         variable: Tensor | None = None,
         target: Tensor | None = None,
+        prompt: Tensor | None = None,
         return_state: bool = False,
     ) -> Tensor | ForecastState:
         """Forecast [B, H, M] of windows ``x_enc`` [B, L, N], both in standardised units.
@@ -107,6 +109,8 @@ class Model(TimeLLM.Model):
             series_id: content hash of each window's series, [B].
             variable: index of each variable that is forecast, [B, M]; by default 0 to M - 1.
             target: the true future [B, H, M], read by the retrieval oracle alone.
+            prompt: prompts of the windows, [B, M, K], of `prompts`; made here where None, for which the
+                windows are read back from an accelerator.
             return_state: give a `ForecastState` instead of the prediction alone.
         """
         series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
@@ -128,7 +132,8 @@ class Model(TimeLLM.Model):
                 target=None if target is None else per_series(target),
             )
             leading.append(tokens)
-        forecast = self.project(self.decode(leading, series, patches), series, x_mark_dec).float()  # [S, H]
+        forecast = self.project(self.decode(leading, series, patches, prompt), series, x_mark_dec)
+        forecast = forecast.float()  # [S, H]
         if retrieval is not None and self.config.gram.retrieval_fusion != "feature":
             forecast = self.retrieval_fusion(forecast, retrieved, 1 - retrieval.gate.float())
         if trend is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from layers.llm import outline_of
 from models import (
     Autoformer,
     DLinear,
@@ -15,8 +16,9 @@ from models import (
 )
 from models.forecaster import Forecaster
 from utils.config import Config
+from utils.types import LLMOutline
 
-MODELS: dict[str, Callable[..., Forecaster]] = {
+MODELS: dict[str, type[Forecaster]] = {
     "TimeLLM": TimeLLM.Model,
     "TimeLLM_Enhanced": TimeLLM_Enhanced.Model,
     "Autoformer": Autoformer.Model,
@@ -27,6 +29,12 @@ MODELS: dict[str, Callable[..., Forecaster]] = {
     "Ridge": Ridge.Model,
     "SeasonalNaive": SeasonalNaive.Model,
 }
+
+
+def llm_outline(name: str) -> Callable[[Config], LLMOutline | None]:
+    """From a configuration to the widths of the LLM that the model of this name reads; None without one."""
+    uses_llm = MODELS[name].uses_llm
+    return lambda config: outline_of(config.llm) if uses_llm else None
 
 
 def model_name(config: Config) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from layers.linear_path import LinearPath
+from utils.errors import UserError
 from utils.types import Batch, DataBundle, WindowSource
 
 log = getLogger(__name__)
@@ -138,7 +139,7 @@ def evaluate(forecaster: Forecaster, windows: Dataset[Batch]) -> Scores:
         absolute += float(np.sum(np.abs(error)))
         values += error.size
     if not values:
-        raise ValueError("there is no window to evaluate on; use a longer series or shorter windows")
+        raise UserError("there is no window to evaluate on; use a longer series or shorter windows")
     return Scores(squared / values, absolute / values)
 
 
@@ -164,7 +165,8 @@ def begin_at_ridge(path: LinearPath, training: WindowSource, validation: Dataset
 def evaluate_baselines(bundle: DataBundle) -> dict[str, Scores]:
     """Test errors of ``persistence``, ``seasonal_naive`` and ``ridge``, over every test window.
 
-    Ridge is fitted on all training windows; its penalty is chosen on ``bundle.validation``.
+    There is no ``seasonal_naive`` where a season is longer than the lookback; that is said. Ridge is
+    fitted on all training windows; its penalty is chosen on ``bundle.validation``.
     """
     horizon = bundle.test[0].y.shape[0]
     ridge = fit_ridge(bundle.source, bundle.validation)
@@ -173,6 +175,10 @@ def evaluate_baselines(bundle: DataBundle) -> dict[str, Scores]:
         "seasonal_naive": lambda x: seasonal_naive(x, horizon, bundle.season),
         "ridge": ridge.predict,
     }
+    lookback = bundle.test[0].x.shape[0]
+    if bundle.season > lookback:
+        log.warning("no seasonal naive: a season of %d rows, a lookback of %d", bundle.season, lookback)
+        del forecasters["seasonal_naive"]
     return {name: evaluate(forecaster, bundle.test) for name, forecaster in forecasters.items()}
 
 
@@ -184,9 +190,9 @@ def _sum_up(blocks: Iterable[tuple[Array, Array]], part: str) -> _Moments:
             moments = _Moments(x.shape[1], y.shape[1])
         moments.add(x, y)
     if moments is None or not moments.values:
-        raise ValueError(f"ridge: expected {part} windows, found none")
+        raise UserError(f"ridge: expected {part} windows, found none")
     if not np.isfinite(moments.energy) or not np.isfinite(moments.gram).all():
-        raise ValueError(f"ridge: expected finite {part} values, found NaN or infinity")
+        raise UserError(f"ridge: expected finite {part} values, found NaN or infinity")
     return moments
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.forecaster import Forecaster
+from utils.errors import UserError
 from utils.reporting.report import text_table
 from utils.training.passes import forecast_state
 from utils.types import Batch, ForecastState, TrendRecord
@@ -182,30 +183,30 @@ def _watch_llm(model: Any, record: PassRecord, closing: ExitStack) -> None:
 
 
 @torch.no_grad()
-def prompts_of(model: Forecaster, x: Tensor) -> list[Prompt]:
+def prompts_of(model: Forecaster, x: Tensor, x_mark: Tensor | None = None) -> list[Prompt]:
     """The exact prompts of one window [1, L, N], one for each variable that is forecast.
+
+    ``x_mark`` [1, L, 1] is the insample mask of a series without dates.
 
     Raises:
         ValueError: the model has no LLM.
     """
-    if not model.uses_llm:
-        raise ValueError(f"{model.name}: expected a model with a prompt, found one without a language model")
+    if model.prompts is None:
+        raise UserError(f"{model.name}: expected a model with a prompt, found one without a language model")
     builder: Any = model.prompt
-    llm_model: Any = model
-    token_ids, mask = builder.tokens(llm_model.normalise(x).normalised)
     found = []
-    for variable, (ids, counts) in enumerate(zip(token_ids, mask.bool(), strict=True)):
-        own = ids[counts]
+    for variable, ids in enumerate(model.prompts(x, x_mark)[0]):
+        own = ids[ids >= 0]
         text = builder.tokenizer.decode(own, clean_up_tokenization_spaces=False)
         found.append(Prompt(variable, text, len(own), builder.n_constant))
     return found
 
 
-def prompt_lines(model: Forecaster, x: Tensor, names: list[str]) -> list[str]:
+def prompt_lines(model: Forecaster, x: Tensor, names: list[str], x_mark: Tensor | None = None) -> list[str]:
     """`prompts_of` as text; ``names`` are those of the variables that are forecast."""
     return [
         f"prompt of {names[p.variable]}: {p.tokens} tokens, the first {p.constant} the same in all\n{p.text}"
-        for p in prompts_of(model, x)
+        for p in prompts_of(model, x, x_mark)
     ]
 
 
@@ -226,7 +227,8 @@ def inspection_lines(
         lines += record.lines()
     if prompt:
         if model.uses_llm:
-            lines += prompt_lines(model, batch.x[:1], [names[i] for i in batch.variable[0].tolist()])
+            own = [names[i] for i in batch.variable[0].tolist()]
+            lines += prompt_lines(model, batch.x[:1], own, batch.x_mark[:1])
         else:
             lines.append(f"--dump_prompt: {model.name} has no language model, so no prompt")
     model.train(was_training)

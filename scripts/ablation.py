@@ -22,10 +22,13 @@ from scripts.ablating.cells import queue_of
 from scripts.ablating.overview import write_overview, write_scores
 from scripts.ablating.plan import dry_run_lines, estimate, still_to_run
 from scripts.ablating.planned import plan_study
+from scripts.ablating.precision import precision_of
 from scripts.ablating.report import write_report
 from scripts.ablating.runner import Ended, Outcome, run_queue
 from scripts.ablating.store import keep
 from scripts.ablating.study import Study, read_study
+from utils.cli import PathFlag
+from utils.ending import command
 from utils.paths import PROJECT_ROOT
 from utils.training import run_folder as folders
 from utils.training.progress import clock_text
@@ -36,30 +39,29 @@ TECHNICAL_DOCUMENT = PROJECT_ROOT / "claude3.md"
 STUDIES = PROJECT_ROOT / "scripts" / "studies"
 
 
+@command(parser=lambda: _parser(), others='put them into the study file, as flags = "..."')
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line asks for; the exit status."""
     args = _parser().parse_args(argv)
     if args.docs and not args.report_only:
         print("--docs: expected --report_only beside it, found none", file=sys.stderr)
         return 2
-    try:
-        if args.report_only:
-            for path in args.studies:
-                print(write_report(args.results / path.stem))
-            if args.docs:
-                print(write_overview(args.results, args.docs, studies=STUDIES.glob("*.toml")))
-            if args.docs == DOCUMENT:
-                print(write_scores(args.results, TECHNICAL_DOCUMENT))
-            return 0
-        return _run([read_study(path) for path in args.studies], args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.report_only:
+        for path in args.studies:
+            print(write_report(args.results / path.stem))
+        if args.docs:
+            print(write_overview(args.results, args.docs, studies=STUDIES.glob("*.toml")))
+        if args.docs == DOCUMENT:
+            print(write_scores(args.results, TECHNICAL_DOCUMENT))
+        return 0
+    return _run([read_study(path) for path in args.studies], args)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY.toml", help="study files")
+    parser.add_argument(
+        "studies", nargs="+", action=PathFlag, kind=Path, metavar="STUDY.toml", help="study files"
+    )
     parser.add_argument("--jobs", type=_positive, default=1, help="runs at once [1]")
     parser.add_argument(
         "--dry_run", action="store_true", help="print the cells, their steps and the time; run nothing"
@@ -69,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--docs",
-        type=Path,
+        action=PathFlag,
+        kind=Path,
         nargs="?",
         const=DOCUMENT,
         metavar="FILE",
@@ -77,10 +80,18 @@ def _parser() -> argparse.ArgumentParser:
         f"and the scores into {TECHNICAL_DOCUMENT.name}]",
     )
     parser.add_argument(
-        "--runs", type=Path, default=PROJECT_ROOT / "checkpoints" / "ablation", help="folder of the runs"
+        "--runs",
+        action=PathFlag,
+        kind=Path,
+        default=PROJECT_ROOT / "checkpoints" / "ablation",
+        help="folder of the runs",
     )
     parser.add_argument(
-        "--results", type=Path, default=PROJECT_ROOT / "results", help="folder of what is kept of them"
+        "--results",
+        action=PathFlag,
+        kind=Path,
+        default=PROJECT_ROOT / "results",
+        help="folder of what is kept of them",
     )
     return parser
 
@@ -95,14 +106,15 @@ def _positive(word: str) -> int:
 def _run(studies: Sequence[Study], args: argparse.Namespace) -> int:
     """Run what is missing, then report; the exit status."""
     runs, results = args.runs.resolve(), args.results.resolve()
-    queue = queue_of(studies)
+    precisions = {study.name: precision_of(study, results) for study in studies}
+    queue = queue_of(studies, precisions)
     waiting = still_to_run(queue, results=results, runs=runs, write=not args.dry_run)
     guess = [estimate(studies, queue, results)]
     if args.dry_run:
         print("\n".join(dry_run_lines(queue, waiting, guess[0], runs=runs, jobs=args.jobs)))
         return 0
     for study in studies:
-        plan_study(study, results / study.name)
+        plan_study(study, results / study.name, precision=precisions[study.name])
 
     def finished(ended: Ended) -> None:
         for cell in ended.cells:

@@ -21,6 +21,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from data_provider.data_factory import build_data, training_loader
 from utils.config import Config
 from utils.data_sets import CUSTOM, DATA_SETS
+from utils.ending import command
 from utils.paths import PROJECT_ROOT
 from utils.process_memory import mib, peak_bytes, resident_bytes
 
@@ -28,6 +29,7 @@ SIZES = ("ETTm1", "Weather", "ECL", "Traffic")
 BATCHES = 20
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the named sizes and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])

@@ -40,6 +40,7 @@ from layers.retrieval_parts import Division
 from layers.retrieval_search import Rows
 from scripts.benching.worker import reset_peak
 from utils.config import Config
+from utils.ending import command
 from utils.process_memory import give_back_freed, mib, peak_bytes, resident_bytes
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -53,6 +54,7 @@ WINDOWS, ROUNDS = 8, 5
 """Windows searched for at once, with all their variables; searches timed."""
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the sizes and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])

@@ -28,10 +28,11 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from torch.utils.data import DataLoader
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models import MODELS
+from models import MODELS, llm_outline
 from models.inspection import inspection_lines
 from scripts.benching.tiny import write_llm
 from utils.config import Config
+from utils.ending import command
 from utils.paths import PROJECT_ROOT
 from utils.process_memory import STATUS, give_back_freed, mib
 from utils.training.experiment import Builders, run
@@ -52,6 +53,7 @@ LOOK = 0.01
 """Seconds between two looks at the memory."""
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure both kinds in both precisions and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -191,7 +193,9 @@ def measure(folder: Path) -> None:
         return training_loader(bundle, config, num_processes=num_processes)
 
     name = "TimeLLM"
-    builders = Builders(name, MODELS[name], build_data, loader, evaluation_loader, inspection_lines)
+    builders = Builders(
+        name, MODELS[name], build_data, loader, evaluation_loader, inspection_lines, llm_outline(name)
+    )
     result = run(Config.from_flat(settings), builders)
     memory.stop.set()
     found["peak"] = memory.peak - before

@@ -33,6 +33,8 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from scripts.crashing.comparing import unequal
 from scripts.crashing.runs import FAULTS, PHASES, Outcome, apart, start_run
 from scripts.crashing.settings import SETTINGS, common_settings
+from utils.cli import PathFlag
+from utils.ending import command
 from utils.training import checkpoint as checkpoints
 from utils.training.run_folder import METRICS_FILE, RESULTS_FILE, read_json
 
@@ -53,6 +55,7 @@ class Trial:
     differences: list[str]
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the trials and print the table; the exit status."""
     args = _parser().parse_args(argv)
@@ -80,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--llm", default="tiny", help="tiny (made on the spot), or a name for --llm_model")
     parser.add_argument("--settings", nargs="*", choices=SETTINGS, help="only these settings")
     parser.add_argument("--fault", choices=FAULTS, help="resume with this fault, which must show")
-    parser.add_argument("--folder", help="where to run (default: a new temporary folder)")
+    parser.add_argument("--folder", action=PathFlag, help="where to run (default: a new temporary folder)")
     parser.add_argument("--keep", action="store_true", help="keep the folder")
     return parser
 

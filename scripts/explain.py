@@ -18,31 +18,31 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from models.inspection import prompt_lines, watched
-from run_main import USER_ERRORS
 from scripts.looking.explanation import explain
 from scripts.looking.options import LoadedRun, first_row, looking, parser_for
+from utils.cli import PathFlag
+from utils.ending import command
+from utils.errors import UserError
+from utils.file_names import safe_names
 from utils.log import setup_logging
 from utils.reporting.window_plot import plain_word, plot_window
 from utils.training.run_folder import write_json
 
 
+@command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Explain one window; the exit status."""
     words = _parser().parse_args(argv)
     setup_logging(main_process=True)
-    try:
-        with looking(words) as run:
-            start = first_row(run, words.window)
-            if words.dump_prompt or words.debug_shapes:
-                lines = _look_inside(run, start, shapes=words.debug_shapes, prompt=words.dump_prompt)
-            else:
-                out = Path(words.out) if words.out else run.folder / "explain"
-                lines = _explained(run, start, words.variable or run.forecaster.targets[-1], out)
-            for line in lines:
-                print(line, flush=True)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with looking(words) as run:
+        start = first_row(run, words.window)
+        if words.dump_prompt or words.debug_shapes:
+            lines = _look_inside(run, start, shapes=words.debug_shapes, prompt=words.dump_prompt)
+        else:
+            out = Path(words.out) if words.out else run.folder / "explain"
+            lines = _explained(run, start, words.variable or run.forecaster.targets[-1], out)
+        for line in lines:
+            print(line, flush=True)
     return 0
 
 
@@ -62,7 +62,7 @@ def _explained(run: LoadedRun, start: int, variable: str, out: Path) -> Iterator
     """In short, then where the whole lies."""
     targets = run.forecaster.targets
     if variable not in targets:
-        raise ValueError(f"--variable: expected one of {', '.join(targets)}, found {variable}")
+        raise UserError(f"--variable: expected one of {', '.join(targets)}, found {variable}")
     found = explain(run, start)
     window = found["window"]
     known, ahead = window["lookback"][1], window["forecast"]
@@ -73,7 +73,8 @@ def _explained(run: LoadedRun, start: int, variable: str, out: Path) -> Iterator
     path = out / f"{name}.json"
     write_json(path, found)
     yield f"all {len(targets)} variables: {path}"
-    yield f"picture: {plot_window(found, variable, out / f'{name}_{variable}.png')}"
+    picture = out / f"{name}_{safe_names(targets)[variable]}.png"
+    yield f"picture: {plot_window(found, variable, picture)}"
 
 
 def in_short(found: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
@@ -123,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--window", metavar="TIME", help="first step forecast, or number of a test window [the first]")
     add("--variable", help="which one is drawn and told in short [the last]")
-    add("--out", help="folder of the JSON file and the picture [RUN/explain]")
+    add("--out", action=PathFlag, help="folder of the JSON file and the picture [RUN/explain]")
     add("--dump_prompt", action="store_true", help="print the window's exact prompts and their token counts")
     add("--debug_shapes", action="store_true", help="print the shapes of a pass over the window")
     return parser

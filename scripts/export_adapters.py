@@ -28,9 +28,11 @@ import torch
 from layers.llm import FrozenLLM
 from layers.llm_adapters import NAME, adapted_maps, is_adapter
 from layers.llm_files import Source, fingerprint, quiet_transformers
-from run_main import USER_ERRORS
 from scripts.forecasting.loading import LoadedRun, frozen_llm, load_run
+from utils.cli import PathFlag
 from utils.config import LLMConfig
+from utils.ending import command
+from utils.errors import UserError
 from utils.log import setup_logging
 from utils.training import checkpoint as checkpoints
 from utils.training.checkpoint import CheckpointError
@@ -41,18 +43,15 @@ KEPT_FACTS = ("model_name", "epoch", "global_step", "data", "calibration")
 """What the checkpoint beside a merged LLM tells of the run, beside its settings and its LLM."""
 
 
+@command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the folder; the exit status."""
     args = _parser().parse_args(argv)
     setup_logging(main_process=True)
-    try:
-        if args.out.exists():
-            raise ValueError(f"OUT: expected a folder that is not there yet, found {args.out}")
-        run = load_run(args.run, device=torch.device("cpu"), llm_model_path=args.llm_model_path)
-        count = export(run, args.out, merge=args.merge, llm_model_path=args.llm_model_path)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.out.exists():
+        raise UserError(f"OUT: expected a folder that is not there yet, found {args.out}")
+    run = load_run(args.run, device=torch.device("cpu"), llm_model_path=args.llm_model_path)
+    count = export(run, args.out, merge=args.merge, llm_model_path=args.llm_model_path)
     what = "an LLM with the adapters merged, and a checkpoint to forecast with" if args.merge else "adapters"
     print(f"{what} ({count} linear maps): {args.out}")
     return 0
@@ -136,10 +135,14 @@ def _whole_folder(out: Path) -> Iterator[Path]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", help="run folder (its best weights), step folder or checkpoint")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, which is not there yet")
+    parser.add_argument(
+        "run", action=PathFlag, metavar="RUN", help="run folder (its best weights), step folder or checkpoint"
+    )
+    parser.add_argument(
+        "out", metavar="OUT", action=PathFlag, kind=Path, help="folder to write, which is not there yet"
+    )
     parser.add_argument("--merge", action="store_true", help="an LLM with the adapters in its weights")
-    parser.add_argument("--llm_model_path", help="where the run's LLM lies now, if it moved")
+    parser.add_argument("--llm_model_path", action=PathFlag, help="where the run's LLM lies now, if it moved")
     return parser
 
 

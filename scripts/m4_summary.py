@@ -14,6 +14,9 @@ from pathlib import Path
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from utils.cli import PathFlag
+from utils.ending import command
+from utils.errors import UserError
 from utils.m4_scores import owa
 from utils.m4_table import M4_PATTERNS
 from utils.training.run_folder import RESULTS_FILE, read_json
@@ -22,15 +25,14 @@ MEANS = ("smape", "mase", "naive2_smape", "naive2_mase")
 Scores = Mapping[str, float]
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="runs with --data M4")
-    try:
-        groups = groups_of(parser.parse_args(argv).folders)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument(
+        "folders", nargs="+", action=PathFlag, kind=Path, metavar="RUN_FOLDER", help="runs with --data M4"
+    )
+    groups = groups_of(parser.parse_args(argv).folders)
     print(
         "| group | series | SMAPE | MASE | OWA | Naive2 SMAPE | Naive2 MASE |\n|---|---|---|---|---|---|---|"
     )
@@ -58,9 +60,9 @@ def groups_of(folders: Sequence[Path]) -> dict[str, Scores]:
         name = results.get("data", "").removeprefix("M4 ")
         scores = results.get("best", {}).get("test", {})
         if name not in M4_PATTERNS or "owa" not in scores:
-            raise ValueError(f"{folder}: expected {RESULTS_FILE} of a run with --data M4, found none")
+            raise UserError(f"{folder}: expected {RESULTS_FILE} of a run with --data M4, found none")
         if name in found:
-            raise ValueError(f"{folder}: expected one run of each group, found a second one of {name}")
+            raise UserError(f"{folder}: expected one run of each group, found a second one of {name}")
         found[name] = scores
     return found
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from run_main import USER_ERRORS
 from scripts.looking.evidence import gather
 from scripts.looking.options import LoadedRun, looking, parser_for, shown_levels
+from utils.cli import PathFlag
+from utils.ending import command
+from utils.errors import UserError
 from utils.log import MetricsFile, setup_logging
 from utils.reporting.run_plots import plot_calibration, plot_errors, plot_test_windows, plot_training
 from utils.training.run_folder import METRICS_FILE
@@ -28,20 +31,17 @@ LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Of the intervals whose coverage is drawn, beside the run's own."""
 
 
+@command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw and say where; the exit status."""
     words = _parser().parse_args(argv)
     setup_logging(main_process=True)
-    try:
-        if words.windows is not None and words.windows < 1:
-            raise ValueError(f"--windows: expected 1 or more, or all, found {words.windows}")
-        with looking(words) as run:
-            out = Path(words.out) if words.out else run.folder / "plots"
-            for line in pictures(run, out, words.windows):
-                print(line, flush=True)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if words.windows is not None and words.windows < 1:
+        raise UserError(f"--windows: expected 1 or more, or all, found {words.windows}")
+    with looking(words) as run:
+        out = Path(words.out) if words.out else run.folder / "plots"
+        for line in pictures(run, out, words.windows):
+            print(line, flush=True)
     return 0
 
 
@@ -53,16 +53,29 @@ def pictures(run: LoadedRun, out: Path, windows: int | None) -> list[str]:
         str(plot_test_windows(evidence, out / "forecasts.png", levels=own)),
         str(plot_errors(evidence, out / "errors.png")),
     ]
+    records = MetricsFile(run.folder / METRICS_FILE).read(skip_broken=True)
     try:
-        records = MetricsFile(run.folder / METRICS_FILE).read(skip_broken=True)
         lines.append(str(plot_training(records, out / "training.png", name=evidence.name)))
+        if not any(r["event"] == "train" for r in records):
+            lines[-1] += f" (of the validations alone: {_unlogged(run, records)})"
     except ValueError as error:
-        lines.append(f"no training curves: {error}")
+        lines.append(f"no training curves: {error}: {_unlogged(run, records)}")
     try:
         lines.append(str(plot_calibration(evidence, out / "calibration.png")))
     except ValueError as error:
         lines.append(f"no calibration picture: {error}")
     return lines
+
+
+def _unlogged(run: LoadedRun, records: Sequence[Mapping[str, Any]]) -> str:
+    """Why there is no record of a training step."""
+    if not run.forecaster.model.takes_steps:
+        return "the model takes no steps"
+    taken, every = max((int(r["step"]) for r in records), default=0), run.forecaster.config.run.log_steps
+    return (
+        f"every {every}th step is logged (--log_steps {every}), and the run's records end with step {taken}; "
+        "train with --log_steps 1 to see each"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         default=WINDOWS,
         help=f"test windows to forecast, evenly spread, or all [{WINDOWS}]",
     )
-    parser.add_argument("--out", help="folder of the pictures [RUN/plots]")
+    parser.add_argument("--out", action=PathFlag, help="folder of the pictures [RUN/plots]")
     return parser
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from utils.cli import PathFlag
 from utils.config import TrainingConfig, setting_type
 from utils.reporting.plots import plot_curves
 from utils.training.optim import rate_factor
@@ -38,7 +39,7 @@ def curves(lr_warmup_steps: int) -> dict[str, list[float]]:
 def main() -> None:
     """Draw the schedules without and with a warm-up, side by side."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path, help="PNG file to write")
+    parser.add_argument("out", action=PathFlag, kind=Path, help="PNG file to write")
     out = parser.parse_args().out
     panels = {
         "without warm-up": curves(0),

@@ -19,24 +19,31 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 import pandas as pd
 import torch
 
-from run_main import USER_ERRORS
+from data_provider.table_files import TableFile, table_file, write_table
 from scripts.forecasting import Forecaster, Reading
-from scripts.forecasting.tables import ALL
+from scripts.forecasting.tables import scores_text
+from utils.cli import PathFlag
+from utils.ending import command
+from utils.errors import FileMissingError, UserError
 from utils.log import setup_logging
+from utils.threads import fit_threads
 from utils.training.precision import matmul_precision
 from utils.training.whole_files import whole_file
 
 log = getLogger(__name__)
+KINDS = "table (.csv, .csv.gz, .parquet, .feather)"
 OWN_LEVELS: list[float] = []
 """What ``--levels`` without a number leaves: the levels of the run."""
 
 
+@command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Forecast and write; the exit status."""
     args = _parser().parse_args(argv)
     setup_logging(main_process=True)
     try:
-        _check(args)
+        kind = _check(args)
+        fit_threads()
         forecaster = Forecaster.load(
             args.checkpoint,
             device="cpu" if args.cpu else None,
@@ -47,13 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with matmul_precision(forecaster.config.training.matmul_precision, forecaster.device):
             frame = _forecast(forecaster, args)
         with whole_file(args.output) as file:
-            file.write(frame.to_csv(index=False, float_format="%.9g").encode())
+            write_table(frame, file, kind.ending, name=kind.stem)
     except torch.OutOfMemoryError as error:
-        print(f"error: out of memory; lower --batch_size, or use --cpu ({error})", file=sys.stderr)
-        return 2
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise UserError(f"out of memory; lower --batch_size, or use --cpu ({error})") from error
     print(f"{len(frame)} rows, {frame['date'].min()} to {frame['date'].max()}: {args.output}")
     return 0
 
@@ -64,18 +67,24 @@ def _forecast(forecaster: Forecaster, args: argparse.Namespace) -> pd.DataFrame:
     if args.levels == OWN_LEVELS:
         levels = forecaster.config.training.levels
         if not levels:
-            raise ValueError("--levels: expected numbers, as the run itself has none, found none")
+            raise UserError("--levels: expected numbers, as the run itself has none, found none")
     how = {
         "levels": levels,
         "recalibrate": args.recalibrate,
-        "reading": Reading(freq=args.freq, fill_missing=args.fill_missing),
+        "reading": Reading(
+            freq=args.freq,
+            fill_missing=args.fill_missing,
+            date_format=args.date_format,
+            time_zone=args.time_zone,
+            round_dates=args.round_dates,
+        ),
     }
     if args.backtest is None:
         return forecaster.predict(args.input, **how)
     tested = forecaster.backtest(args.input, args.backtest, **how)
     print(f"\nlast {args.backtest} windows of {args.input}: {forecaster.pred_len} rows ahead")
     print("mse, mae and width in each variable's own units (squared for mse), or standardised as in training")
-    print(tested.scores.T.rename(columns={ALL: f"({ALL})"}).to_string(float_format="%.4f", na_rep="") + "\n")
+    print(scores_text(tested) + "\n")
     return tested.frame
 
 
@@ -92,32 +101,57 @@ def _say_what(forecaster: Forecaster) -> None:
     )
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Before anything is loaded: numbers that can be, and an output that destroys nothing.
+def _check(args: argparse.Namespace) -> TableFile:
+    """Before anything is loaded: numbers that can be, files of known kinds, an output that destroys nothing.
+
+    Returns:
+        The output's name, taken apart.
 
     Raises:
         ValueError: otherwise.
     """
+    table_file(args.input, flag="--input")
     for name in ("backtest", "recalibrate", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name}: expected 1 or more, found {value}")
+            raise UserError(f"--{name}: expected 1 or more, found {value}")
     if args.recalibrate is not None and args.levels is None:
-        raise ValueError("--recalibrate: it calibrates intervals; say which with --levels")
+        raise UserError("--recalibrate: it calibrates intervals; say which with --levels")
+    if not args.input.is_file():
+        raise FileMissingError(f"--input: expected a CSV file, found none at {args.input}")
     if args.output.exists() and args.output.samefile(args.input):
-        raise ValueError(f"--output: expected another file than --input, found {args.output}")
+        raise UserError(f"--output: expected another file than --input, found {args.output}")
     if args.output.is_dir():
-        raise ValueError(f"--output: expected a file, found the folder {args.output}")
+        raise UserError(f"--output: expected a file, found the folder {args.output}")
+    kind = table_file(args.output, flag="--output")
     if args.output.exists() and not args.overwrite:
-        raise ValueError(f"--output: {args.output} is there already; name another, or say --overwrite")
+        raise UserError(f"--output: {args.output} is there already; name another, or say --overwrite")
+    return kind
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--checkpoint", required=True, help="run folder (its best weights), step folder or checkpoint file")
-    add("--input", required=True, type=Path, help="CSV with a date column and the columns trained on")
-    add("--output", required=True, type=Path, help="CSV to write; a row per step, a column per variable")
+    add(
+        "--checkpoint",
+        action=PathFlag,
+        required=True,
+        help="run folder (its best weights), step folder or checkpoint file",
+    )
+    add(
+        "--input",
+        required=True,
+        action=PathFlag,
+        kind=Path,
+        help=f"{KINDS} with a date column and the columns trained on",
+    )
+    add(
+        "--output",
+        required=True,
+        action=PathFlag,
+        kind=Path,
+        help=f"{KINDS} to write; a row per step, a column per variable",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--last", action="store_true", help="the future after the end of the file (default)")
     which.add_argument("--backtest", type=int, metavar="N", help="the last N windows, with truth and errors")
@@ -135,7 +169,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--fill_missing", choices=("interpolate", "ffill"), help="as in training (default: what the run had)")
     add("--freq", help="frequency of the rows, where the dates have gaps that shall be accepted")
-    add("--llm_model_path", help="where the run's LLM lies now, if it moved; its content is checked")
+    add("--date_format", help="how dates are written, where not as in training: strptime's, or ISO8601")
+    add("--time_zone", help="zone of the dates, such as Europe/Berlin (default: the file's, the run's)")
+    add("--round_dates", action="store_true", help="round times that jitter around regular ones")
+    add(
+        "--llm_model_path",
+        action=PathFlag,
+        help="where the run's LLM lies now, if it moved; its content is checked",
+    )
     add("--batch_size", type=int, help="windows per pass (default: the run's)")
     add("--cpu", action="store_true", help="do not use a GPU")
     add("--overwrite", action="store_true", help="replace an output that is there")

@@ -19,15 +19,16 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 import torch
 
 from data_provider.data_factory import build_data, training_loader
-from models import MODELS, model_name
+from models import MODELS, llm_outline, model_name
 from models.TimeLLM import DTYPES
-from run_main import USER_ERRORS
 from utils.cli import parse_config
 from utils.config import Config
+from utils.ending import command
 from utils.log import setup_logging
 from utils.process_memory import available_bytes, mib, peak_bytes
 from utils.reporting.memory import sizes_of, training_memory
 from utils.reporting.preflight import llm_text, opening_lines
+from utils.threads import fit_threads
 from utils.training.auto_batch import largest_by_estimate, possible_sizes
 from utils.training.batch_plan import BatchPlan, plan_batches
 from utils.training.experiment import resolve
@@ -36,6 +37,7 @@ from utils.training.optim import build_optimizer
 from utils.training.outlook import now, planned_steps, seconds_per_window, time_text, windows_to_judge
 from utils.training.passes import channel_parts, forecast_state
 from utils.training.precision import matmul_precision
+from utils.training.precision_choice import settle
 from utils.training.tracing import traced_peaks
 from utils.training.trainer import TIMED_STEPS
 from utils.types import DataBundle
@@ -43,17 +45,14 @@ from utils.types import DataBundle
 NO_TIMING, TRACE = "--no_timing", "--trace"
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the lines; exit status 2 where a user can mend what is wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
-    config = parse_config([w for w in words if w not in (NO_TIMING, TRACE)], prog="preflight")
+    config = parse_config([w for w in words if w not in (NO_TIMING, TRACE)], prog="preflight", models=MODELS)
     setup_logging(main_process=True)
-    try:
-        for line in lines(config, timing=NO_TIMING not in words, trace=TRACE in words):
-            print(line, flush=True)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for line in lines(config, timing=NO_TIMING not in words, trace=TRACE in words):
+        print(line, flush=True)
     return 0
 
 
@@ -64,11 +63,16 @@ def lines(config: Config, *, timing: bool, trace: bool = False) -> Iterator[str]
         ValueError, OSError: as the run would.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and not config.training.cpu else "cpu")
-    data = build_data(config)
+    yield from filter(None, [fit_threads()])
+    data = build_data(config, model=MODELS[model_name(config)])
     config = resolve(config, data)
+    name = model_name(config)
+    settled = settle(config, device, llm_outline(name)(config), variables=len(data.targets))
+    config = settled.apply(config)
+    yield from settled.lines
     with matmul_precision(config.training.matmul_precision, device):
         torch.manual_seed(config.training.seed)
-        model: Any = MODELS[model_name(config)](config).to(device)
+        model: Any = MODELS[name](config).to(device)
         model.fit_statistics(data.source)
         if config.training.auto_batch_size and model.takes_steps:
             config = with_fitting_batch(config, data, model, on_gpu=device.type == "cuda")
@@ -131,7 +135,7 @@ def seconds_per_step(config: Config, data: DataBundle, model: Any, device: torch
     model.train()
     optimizer = build_optimizer(model, config.training)
     objective = Objective(config)
-    batches = iter(training_loader(data, config))
+    batches = iter(training_loader(data, config, prompts=model.prompts))
     began = now(device)
     for step in range(TIMED_STEPS + 1):
         if step == 1:
@@ -139,7 +143,7 @@ def seconds_per_step(config: Config, data: DataBundle, model: Any, device: torch
         for _ in range(config.training.gradient_accumulation_steps):
             batch = next(batches, None)
             if batch is None:  # a short epoch
-                batches = iter(training_loader(data, config))
+                batches = iter(training_loader(data, config, prompts=model.prompts))
                 batch = next(batches)
             batch = type(batch)(*(t.to(device) for t in batch))
             for part in channel_parts(batch, config.training.max_channels_per_step):

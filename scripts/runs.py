@@ -15,22 +15,23 @@ from pathlib import Path
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from utils.cli import PathFlag
 from utils.config import RunConfig
+from utils.ending import command
 from utils.reporting.runs import as_json, as_text, read_runs
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the runs; the exit status, 2 where there is no such folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     default = RunConfig().checkpoints
-    parser.add_argument("folder", nargs="?", default=default, help=f"folder of run folders [{default}]")
+    parser.add_argument(
+        "folder", action=PathFlag, nargs="?", default=default, help=f"folder of run folders [{default}]"
+    )
     parser.add_argument("--json", action="store_true", help="everything, with all settings, as JSON")
     words = parser.parse_args(argv)
-    try:
-        runs, broken = read_runs(Path(words.folder))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    runs, broken = read_runs(Path(words.folder))
     print(json.dumps(as_json(runs, broken), indent=2) if words.json else as_text(runs, broken))
     return 0
 

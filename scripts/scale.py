@@ -29,6 +29,8 @@ from scripts.benching.table import place
 from scripts.benching.tiny import write_llm
 from scripts.scaling.cost import Measurement, StepFlops, TimeModel, step_flops
 from scripts.scaling.tables import markdown
+from utils.cli import PathFlag
+from utils.ending import command
 from utils.paths import PROJECT_ROOT
 from utils.reporting.memory import sizes_of
 
@@ -51,16 +53,22 @@ VOCABULARY = 32_000
 WARM, STEPS = 2, 5
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, fit, check and print; or print again what ``--out`` kept."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"timed steps of each case [{STEPS}]")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="keep the measurements as JSON")
-    parser.add_argument("--measured", type=Path, metavar="FILE", help="take them from here; measure nothing")
+    parser.add_argument(
+        "--out", action=PathFlag, kind=Path, metavar="FILE", help="keep the measurements as JSON"
+    )
+    parser.add_argument(
+        "--measured", action=PathFlag, kind=Path, metavar="FILE", help="take them from here; measure nothing"
+    )
     parser.add_argument(
         "--docs",
-        type=Path,
+        action=PathFlag,
+        kind=Path,
         nargs="?",
         const=DOCUMENT,
         metavar="FILE",

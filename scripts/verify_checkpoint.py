@@ -17,14 +17,19 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 
 from torch import Tensor
 
+from utils.cli import PathFlag
+from utils.ending import command
 from utils.training import checkpoint as checkpoints
 from utils.training.checkpoint import CheckpointError
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what is known of each checkpoint; the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="checkpoint file, step folder or run folder")
+    parser.add_argument(
+        "paths", action=PathFlag, nargs="+", metavar="PATH", help="checkpoint file, step folder or run folder"
+    )
     whole = True
     for where in parser.parse_args(argv).paths:
         files = checkpoint_files(Path(where))

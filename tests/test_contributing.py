@@ -20,22 +20,44 @@ import torch
 from layers.llm_sources import HUB_IDS
 from models import MODELS
 from utils.cli import parse_config
+from utils.config import Config, ConfigError
+from utils.errors import UserError
+from utils.training.metrics import ScoreSums
+from utils.training.passes import forecast_state
 from utils.prompt_bank import describe
 from utils.training.objective import forecast_loss
 from utils.types import Batch
 
-config = parse_config("--model Drift --data Wind --llm_model PYTHIA --loss LogCosh --pred_len 3".split())
+models = {"models": MODELS}
+words = "--model Drift --data Wind --llm_model PYTHIA --loss LogCosh --pred_len 3".split()
+config = parse_config(words, **models)
 assert config.data.root_path == "./dataset/wind" and config.data.file_name == "wind.csv"
 assert "wind turbines" in describe("Wind") and HUB_IDS["PYTHIA"]
 
 line = torch.arange(512.0)[None, :, None].expand(2, -1, 4)
-forecast = MODELS["Drift"](config)(line)
+drift = MODELS["Drift"](config)
+forecast = drift(line)
 assert torch.allclose(forecast, torch.tensor([512.0, 513.0, 514.0])[None, :, None].expand(2, -1, 4))
 
 empty = torch.zeros(1)
 batch = Batch(line, forecast + 1, empty, empty, empty, empty, empty)
 loss = float(forecast_loss(forecast, batch, config.training))
 assert math.isclose(loss, math.log(math.cosh(1)), rel_tol=1e-5)
+
+scores = ScoreSums(torch.device("cpu"), trend_label="level")
+scores.add(forecast_state(drift, batch), batch)
+assert scores.reduce(lambda sums: sums)["mse"] == 1
+
+try:
+    forecast_state(drift, batch._replace(y=batch.y[..., -1:]))
+    raise AssertionError("a forecast of other variables than the target's was scored")
+except UserError as error:
+    assert "Drift: expected a forecast of [2, 3, 1]" in str(error) and "found [2, 3, 4]" in str(error)
+try:
+    Config.from_flat({**config.flat(), "features": "MS", "seed": -1}, **models)
+    raise AssertionError("--features MS was taken")
+except ConfigError as error:
+    assert len(error.problems) == 2 and "--features MS: Drift" in str(error)
 """
 
 
@@ -83,7 +105,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_a_data_set_an_llm_and_a_loss_are_shown():
     paths = {path for path, _ in files(diffs())}
     assert {"models/Drift.py", "utils/data_sets.py", "layers/llm_sources.py"} <= paths
-    assert "utils/training/objective.py" in paths and diffs().count("+++ b/utils/config.py") == 2
+    assert "utils/training/objective.py" in paths and diffs().count("+++ b/utils/config.py") == 1
 
 
 def test_the_additions_do_what_they_say(changed):

@@ -6,13 +6,15 @@ import argparse
 import difflib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.config import GROUPS, Config, ConfigError, item_type, iter_settings, setting_type
-from utils.config_checks import spaced
+from utils.config_checks import Models, spaced
+from utils.ending import USER_STATUS, first_of_machine
 from utils.family_flags import REFUSED
+from utils.flag_history import REMOVED, removed_line
 from utils.paths import PRESETS
 
 
@@ -23,10 +25,42 @@ class _Parser(argparse.ArgumentParser):
         return shlex.split(arg_line, comments=True)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n(see {self.prog} --help)\n")
+        self.exit(USER_STATUS, self._said(message) if first_of_machine() else None)
+
+    def _said(self, message: str) -> str:
+        return f"{self.prog}: {message}\n(see {self.prog} --help)\n"
 
 
-def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
+class PathFlag(argparse.Action):
+    """A word that names a file or a folder: blanks alone, as of an unset variable, count as not given.
+
+    ``kind`` makes the value of a word, by default the word itself. Where a path is needed, its lack is said.
+    """
+
+    def __init__(self, *args: Any, kind: Callable[[Any], Any] = str, **options: Any) -> None:
+        """As any action."""
+        super().__init__(*args, **options)
+        self.kind = kind
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Keep the path, or paths, or what stands where the flag is left out."""
+        words = values if isinstance(values, list) else [values]
+        if all(word is None or str(word).strip() for word in words):
+            made = [None if word is None else self.kind(word) for word in words]
+            setattr(namespace, self.dest, made if isinstance(values, list) else made[0])
+        elif self.required:
+            parser.error(f"{option_string or self.metavar or self.dest}: expected a path, found ''")
+        else:
+            setattr(namespace, self.dest, self.default)
+
+
+def build_parser(prog: str | None = None, models: Models | None = None) -> argparse.ArgumentParser:
     """A parser with one flag per setting, grouped as the configuration is."""
     parser = _Parser(
         prog=prog,
@@ -39,12 +73,18 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"flags from scripts/presets/NAME.args, before all others: {', '.join(preset_names())}",
     )
-    for name in REFUSED:
-        parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    switches = {name for name, gone in REMOVED.items() if isinstance(gone.default, bool)}
+    for name in (*REFUSED, *REMOVED):
+        kind: dict[str, Any] = (
+            {"action": argparse.BooleanOptionalAction} if name in switches else {"nargs": "*"}
+        )
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **kind)
     groups = {g: parser.add_argument_group(g, (part.__doc__ or "").strip()) for g, part in GROUPS.items()}
     for group, name, item in iter_settings():
         types, choices = setting_type(group, name)
         text = item.metadata["help"]
+        if name == "model" and models is not None:
+            text += ": " + ", ".join(known for known, model in models.items() if model.is_named_by_flag)
         if types == (bool,):
             groups[group].add_argument(
                 f"--{name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
@@ -72,10 +112,15 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_config(argv: Sequence[str] | None = None, *, prog: str | None = None) -> Config:
-    """The configuration that a command line asks for; all mistakes in one message, and exit status 2."""
+def parse_config(
+    argv: Sequence[str] | None = None, *, prog: str | None = None, models: Models | None = None
+) -> Config:
+    """The configuration that a command line asks for; all mistakes in one message, and exit status 2.
+
+    ``models`` are those that ``--model`` may name: what does not fit the one named is a mistake too.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser(prog)
+    parser = build_parser(prog, models)
     preset = parser.parse_known_args(words)[0].preset
     if preset is not None:
         path = PRESETS / f"{preset}.args"
@@ -88,14 +133,22 @@ def parse_config(argv: Sequence[str] | None = None, *, prog: str | None = None) 
     problems = [
         f"--{name}: not offered; {REFUSED[name]}" for name in REFUSED if values.pop(name, None) is not None
     ]
+    problems += _removed(values)
     problems += _unknown(strays)
     try:
-        config = Config.from_flat(values)
+        config = Config.from_flat(values, models=models)
     except ConfigError as error:
         problems += error.problems
     if problems:
         parser.error("\n".join(problems))
     return config
+
+
+def _removed(values: dict[str, Any]) -> list[str]:
+    """What to say of flags that were taken out, which leave ``values``."""
+    given = [name for name in REMOVED if name in values]
+    lines = [removed_line(name, values.pop(name)) for name in given]
+    return [line for line in lines if line is not None]
 
 
 def _unknown(strays: list[str]) -> list[str]:

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
-from utils.config_checks import joint_problems, range_problems, spaced
+from utils.config_checks import Models, joint_problems, range_problems, spaced
 from utils.data_sets import DATA_SETS, default_flags, known_as, name_problem
+from utils.errors import UserError
+from utils.file_names import safe_name
 
 KEY_SEASONS = 7
 """Seasons in the raw retrieval key (cut to the lookback): 168 rows of hourly data."""
@@ -26,10 +28,16 @@ SCALE_BASE = 4
 """Each scale of TAPR is this many times coarser than the one before: 1x, 4x, 16x, 64x."""
 DEVIATION_FLOOR = 0.1
 """Smallest deviation, in standardised units, that anything is divided by."""
+AUTO = "auto"
+"""Of a setting that the run itself decides."""
+BY_MACHINE = ("mixed_precision", "matmul_precision")
+"""Settings whose ``auto`` is decided by the machine that a run begins on, and recorded as what it came to."""
+PART_OF_NAME = 36
+"""Bytes of each free text in the name of a run's folder, which has 255 in all."""
 _FLAG = re.compile(r"--(\w+)")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """One or more settings are wrong; the message lists every problem."""
 
     def __init__(self, problems: list[str]) -> None:
@@ -38,9 +46,23 @@ class ConfigError(ValueError):
         super().__init__("\n".join(problems))
 
 
-def setting(default: Any, text: str) -> Any:
-    """A dataclass field with the one line that ``--help`` prints for its flag."""
-    return field(default=default, metadata={"help": text})
+_AS_DEFAULT = object()
+
+
+def setting(default: Any, text: str, *, then: Any = _AS_DEFAULT) -> Any:
+    """A dataclass field with the one line that ``--help`` prints for its flag.
+
+    ``then`` is what a run counts as having that says nothing of the setting, saved before it was there: the
+    first default, and where what came before was none of its values, that. It must be given where the default
+    changes, and never changes itself: names of runs and keys of studies leave this value out.
+    """
+    then = default if then is _AS_DEFAULT else then
+    return field(default=default, metadata={"help": text, "then": then})
+
+
+def path_setting(default: str | None, text: str) -> Any:
+    """A `setting` that names a file or a folder; blanks alone, as of an unset variable, are not given."""
+    return field(default=default, metadata={"help": text, "path": True, "then": default})
 
 
 @dataclass(frozen=True)
@@ -48,8 +70,8 @@ class DataConfig:
     """Which series, cut into which windows."""
 
     data: str = setting("ETTh1", f"data set: {', '.join(DATA_SETS)}")
-    root_path: str = setting("./dataset/ETT-small", "folder of the data file (default: the data set's)")
-    data_path: str | None = setting(None, "data file inside root_path (default: the data set's)")
+    root_path: str = path_setting("./dataset/ETT-small", "folder of the data file (default: the data set's)")
+    data_path: str | None = path_setting(None, "data file inside root_path (default: the data set's)")
     features: Literal["M", "S", "MS"] = setting(
         "M", "M: all variables from all; S: the target from itself; MS: the target from all variables"
     )
@@ -57,7 +79,16 @@ class DataConfig:
     enc_in: int | None = setting(None, "expected number of variables read (default: the file's)")
     dec_in: int | None = setting(None, "as --enc_in, for the decoder (checked only)")
     c_out: int | None = setting(None, "expected number of variables forecast (checked only)")
-    freq: str | None = setting(None, "frequency of the rows, a pandas alias (default: inferred)")
+    freq: str | None = setting(
+        None, "frequency of the rows, a pandas alias or MS-15 for each 15th; accepts gaps (default: inferred)"
+    )
+    date_format: str | None = setting(
+        None, "how dates are written: strptime's format (1949%y: from 1949 on), or ISO8601 (default: found)"
+    )
+    time_zone: str | None = setting(
+        None, "zone of the dates, such as Europe/Berlin; offsets are brought into it (default: the file's)"
+    )
+    round_dates: bool = setting(False, "round times that jitter around regular ones")
     seasonal_patterns: Literal["Yearly", "Quarterly", "Monthly", "Weekly", "Daily", "Hourly"] = setting(
         "Monthly", "group of M4's series"
     )
@@ -72,8 +103,8 @@ class DataConfig:
     eval_data: str | None = setting(
         None, "data set to test on, in place of --data: zero-shot transfer (default: --data itself)"
     )
-    eval_root_path: str | None = setting(None, "folder of --eval_data's file (default: the data set's)")
-    eval_data_path: str | None = setting(None, "file of --eval_data (default: the data set's)")
+    eval_root_path: str | None = path_setting(None, "folder of --eval_data's file (default: the data set's)")
+    eval_data_path: str | None = path_setting(None, "file of --eval_data (default: the data set's)")
     channel_sampling: Literal["joint", "single"] = setting(
         "joint", "training sample: all variables of a window, or one variable"
     )
@@ -93,7 +124,7 @@ class LLMConfig:
     """Which frozen language model."""
 
     llm_model: str = setting("auto", "GPT2, SMOLLM2, LLAMA, QWEN, BERT, auto, or a hub id")
-    llm_model_path: str | None = setting(None, "local folder, GGUF file or hub id of the LLM")
+    llm_model_path: str | None = path_setting(None, "local folder, GGUF file or hub id of the LLM")
     llm_layers: int = setting(12, "transformer layers kept, from the input side")
     llm_dim: int | None = setting(None, "expected hidden size (default: read from the LLM)")
     llm_ablation: Literal["pretrained", "random", "attention", "none"] = setting(
@@ -143,7 +174,7 @@ class BackboneConfig:
         False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"
     )
     prompt_domain: int = setting(1, "1: the prompt describes this data set; 0: it speaks of any series")
-    prompt_file: str | None = setting(
+    prompt_file: str | None = path_setting(
         None, "text file that describes the data to the LLM (default: the prompt bank's)"
     )
     prompt_digits: int = setting(3, "decimals of the statistics in the prompt")
@@ -229,7 +260,9 @@ class TrainingConfig:
     max_channels_per_step: int | None = setting(
         None, "variables per forward pass, for many of them: the same result in less memory (default: all)"
     )
-    eval_batch_size: int | None = setting(None, "windows per evaluation pass (default: batch_size)")
+    eval_batch_size: int | None = setting(
+        None, "windows per evaluation pass (default: about 4,096 tokens through the LLM, 65,536 on a GPU)"
+    )
     gradient_accumulation_steps: int = setting(1, "forward passes per optimizer step")
     learning_rate: float = setting(0.0005, "peak learning rate")
     lradj: Literal["COS", "constant", "type1", "type2", "type3", "PEMS", "TST"] = setting(
@@ -241,11 +274,11 @@ class TrainingConfig:
     patience: int = setting(15, "validations without improvement until training stops")
     eval_steps: int | None = setting(None, "validate every N optimizer steps (default: each epoch)")
     eval_test_each_epoch: bool = setting(False, "also test at each validation (never selects)")
-    mixed_precision: Literal["no", "bf16", "fp16"] = setting(
-        "no", "frozen LLM and matrix products in this precision"
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = setting(
+        "no", "frozen LLM and matrix products in this precision; auto: bf16 where it is 1.3 times as fast"
     )
     matmul_precision: Literal["auto", "highest", "medium"] = setting(
-        "auto", "float32 products: torch's highest or medium; auto: medium where it is as exact"
+        "auto", "float32 products: torch's highest or medium; auto: medium where as exact, and faster"
     )
     compile: bool = setting(False, "compile the LLM's norms and feed-forward parts (torch.compile)")
     gradient_checkpointing: bool = setting(
@@ -269,33 +302,18 @@ class RunConfig:
     task_name: Literal["long_term_forecast", "short_term_forecast"] = setting(
         "long_term_forecast", "long_term_forecast, or short_term_forecast for M4 (its default)"
     )
-    model: (
-        Literal[
-            "TimeLLM",
-            "Autoformer",
-            "DLinear",
-            "Linear",
-            "PatchTST",
-            "Persistence",
-            "Ridge",
-            "SeasonalNaive",
-        ]
-        | None
-    ) = setting(
-        None,
-        "model: TimeLLM, Autoformer, DLinear, Linear, PatchTST, Persistence, Ridge, SeasonalNaive",
-    )
+    model: str | None = setting(None, "model of run_main.py, by name (default: TimeLLM)")
     itr: int = setting(1, "runs, with the seeds --seed, --seed + 1, ...; mean and spread at the end")
     is_training: int = setting(1, "1: train and test; 0: test a checkpoint")
     model_id: str = setting("", "free text in the run's name (default: data and lengths)")
     model_comment: str = setting("run", "last part of the run's folder name")
     des: str = setting("", "free description, part of the run's name")
-    checkpoints: str = setting("./checkpoints", "folder of the run folders")
+    checkpoints: str = path_setting("./checkpoints", "folder of the run folders")
     save_steps: int | None = setting(None, "step checkpoint every N optimizer steps (0: off)")
     save_total_limit: int = setting(3, "step checkpoints kept (0: all)")
-    resume_from_checkpoint: str | None = setting(None, "file, folder or auto: go on from there")
+    resume_from_checkpoint: str | None = path_setting(None, "file, folder or auto: go on from there")
     resume_counter: int | None = setting(None, "early-stopping counter to resume with")
-    init_from: str | None = setting(None, "checkpoint whose weights to start from (not a resume)")
+    init_from: str | None = path_setting(None, "checkpoint whose weights to start from (not a resume)")
     log_steps: int = setting(50, "optimizer steps between lines of the training log")
     report_to: Literal["none", "tensorboard", "wandb"] = setting(
         "none", "tracker that gets the metrics too; wandb obeys WANDB_MODE, e.g. offline"
@@ -337,9 +355,17 @@ MAY_CHANGE_ON_RESUME = (
         "init_from",
         "max_channels_per_step",  # the same sums, other dropout
         "prompt_file",  # known by its content, which the checkpoint holds
+        "date_format",  # what they make of the dates is part of the data's content
+        "time_zone",
+        "round_dates",
     }
 )
 """Settings in which a run and the checkpoint it goes on from may differ."""
+
+
+def left_to_machine(values: Mapping[str, Any]) -> frozenset[str]:
+    """Settings of `BY_MACHINE` that are still ``auto``: they stand for whatever it comes to."""
+    return frozenset(name for name in BY_MACHINE if values.get(name) == AUTO)
 
 
 @dataclass(frozen=True)
@@ -356,14 +382,17 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     @classmethod
-    def from_flat(cls, values: Mapping[str, Any]) -> Config:
+    def from_flat(cls, values: Mapping[str, Any], *, models: Models | None = None) -> Config:
         """A configuration from ``{flag name: value}``; what is missing takes its default.
 
         Where the data set's own default (`utils.data_sets`) differs from the general one, it is taken.
+        What does not fit a model is among the problems where its ``models`` are given; else the model
+        refuses it as it is built.
 
         Raises:
             ConfigError: for an unknown name or a value that fails a check, all at once.
         """
+        values = {name: value for name, value in values.items() if not _is_empty_path(name, value)}
         values = {**default_flags(values, default_data=DataConfig.data), **values}
         values |= {name: known_as(values[name]) for name in ("data", "eval_data") if name in values}
         known = {name for _, name, _ in iter_settings()}
@@ -379,7 +408,7 @@ class Config:
             for group, part in GROUPS.items()
         }
         config = cls(**parts)
-        problems += config.problems()
+        problems += config.problems(models)
         if problems:
             raise ConfigError(problems)
         return config
@@ -406,33 +435,43 @@ class Config:
         """Number of patches P."""
         return self.backbone.patch_count(self.data.seq_len)
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that change what is trained, but for those that a run counts as having unsaid.
+
+        So a setting that is added later, or a default that changes, leaves what was trained before the same.
+        """
+        then = settings_then()
+        return {k: v for k, v in self.flat().items() if k not in NOT_IDENTITY and v != then[k]}
+
     def training_hash(self) -> str:
         """8 hex digits that name everything that changes what is trained."""
-        kept = {k: v for k, v in self.flat().items() if k not in NOT_IDENTITY}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
 
     def run_name(self, *, model: str, llm_name: str) -> str:
-        """``<setting>-<comment>``, the name of the run's folder.
+        """``<setting>-<comment>``, the name of the run's folder: one part of a path, whatever is in it.
 
         The setting ends in seed, LLM, the modules that are on, and `training_hash`.
         """
-        d, b = self.data, self.backbone
         lora = self.llm.peft == "lora"
         parts_on = (("tapr", self.tapr.use_tapr), ("gram", self.gram.use_gram), ("lora", lora))
         modules = "+".join(name for name, on in parts_on if on)
+        llm = safe_name(re.split(r"[/\\]", llm_name.rstrip("/\\"))[-1], longest=PART_OF_NAME)
+        comment = safe_name(self.run.model_comment, longest=PART_OF_NAME)
+        return f"{self.run_name_begins(model)}{llm}_{modules or 'plain'}_{self.training_hash()}-{comment}"
+
+    def run_name_begins(self, model: str) -> str:
+        """What `run_name` says before the LLM: the part that no later version will word differently."""
+        d, b = self.data, self.backbone
         parts = [
             self.run.task_name,
-            self.run.model_id or f"{d.data}_{d.seq_len}_{d.pred_len}",
+            safe_name(self.run.model_id or f"{d.data}_{d.seq_len}_{d.pred_len}", longest=PART_OF_NAME),
             f"{model}_ft{d.features}_dm{b.d_model}_nh{b.n_heads}_df{b.d_ff}_ll{self.llm.llm_layers}",
-            self.run.des,
+            safe_name(self.run.des, longest=PART_OF_NAME) if self.run.des else "",
             f"s{self.training.seed}",
-            llm_name.rstrip("/").split("/")[-1],
-            modules or "plain",
-            self.training_hash(),
         ]
-        return "_".join(p for p in parts if p) + f"-{self.run.model_comment}"
+        return "".join(f"{part}_" for part in parts if part)
 
-    def problems(self) -> list[str]:
+    def problems(self, models: Models | None = None) -> list[str]:
         """What is wrong with this configuration, one line each; empty when all is well."""
         wrong = {**_type_problems(self), **_list_problems(self), **range_problems(self.flat())}
         for flag in ("data", "eval_data"):
@@ -450,7 +489,7 @@ class Config:
             },
         )
         # a setting that is wrong by itself says nothing of how it fits the others
-        joint = [p for p in joint_problems(right.flat()) if wrong.keys().isdisjoint(_FLAG.findall(p))]
+        joint = [p for p in joint_problems(right.flat(), models) if wrong.keys().isdisjoint(_FLAG.findall(p))]
         return [*wrong.values(), *joint]
 
 
@@ -459,6 +498,11 @@ def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
     for group, part in GROUPS.items():
         for item in dataclasses.fields(part):
             yield group, item.name, item
+
+
+def settings_then() -> dict[str, Any]:
+    """``{flag name: value}`` that a run counts as having where it says nothing of a setting."""
+    return {name: item.metadata["then"] for _, name, item in iter_settings()}
 
 
 @cache
@@ -489,6 +533,16 @@ def _as_declared(group: str, name: str, value: Any) -> Any:
         return tuple(value)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole and float in setting_type(group, name)[0] else value
+
+
+@cache
+def _path_settings() -> frozenset[str]:
+    return frozenset(name for _, name, item in iter_settings() if item.metadata.get("path"))
+
+
+def _is_empty_path(name: str, value: Any) -> bool:
+    """Whether a setting that names a path says nothing, as ``--data_path "$UNSET"`` does."""
+    return isinstance(value, str) and not value.strip() and name in _path_settings()
 
 
 def _list_problems(config: Config) -> dict[str, str]:

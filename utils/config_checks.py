@@ -15,10 +15,8 @@ from utils.data_sets import m4_problems, transfer_problems
 
 ATTENTION_HEADS = 4
 """Heads of every attention inside TAPR and GRA-M; their widths are multiples of it."""
-SPLIT_INTO_HEADS = ("Autoformer", "PatchTST")
-"""Models whose width is divided among their heads."""
-CHANNEL_INDEPENDENT = ("DLinear", "Linear", "PatchTST", "Persistence", "Ridge", "SeasonalNaive")
-"""Models whose forecast of a variable reads that variable alone."""
+Models = Mapping[str, Any]
+"""Classes of `models.forecaster.Forecaster` by name, that of no ``--model`` first; entry points know them."""
 AT_LEAST: Mapping[str, float] = {
     **dict.fromkeys(
         "seq_len pred_len percent eval_stride llm_layers d_model d_ff n_heads patch_len stride "
@@ -61,23 +59,54 @@ def range_problems(values: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def joint_problems(values: Mapping[str, Any]) -> list[str]:
-    """Settings that are right alone and do not fit together."""
+def joint_problems(values: Mapping[str, Any], models: Models | None = None) -> list[str]:
+    """Settings that are right alone and do not fit together, or not the one of ``models`` that they name."""
     s = SimpleNamespace(**values)
     checks = (_lengths, _variables, _modules, _training, _llm, _sharding)
     return [
         *transfer_problems(s),
         *m4_problems(values),
         *(problem for check in checks for problem in check(s)),
+        *(() if models is None else _named_model(s, models)),
     ]
+
+
+def _named_model(s: SimpleNamespace, models: Models) -> list[str]:
+    """What is wrong with ``--model``, or with the other settings for that model."""
+    offered = [name for name, model in models.items() if model.is_named_by_flag]
+    if s.model is not None and s.model not in offered:
+        return [f"--model: expected {' or '.join(offered)}, found {s.model!r}"]
+    return model_problems(vars(s), models[s.model or offered[0]])
+
+
+def model_problems(values: Mapping[str, Any], model: Any) -> list[str]:
+    """Settings that this model, a `models.forecaster.Forecaster` or its class, can not do with."""
+    s, found = SimpleNamespace(**values), []
+    if s.features == "MS" and not model.offers_ms and model.channel_independent:
+        found.append(
+            f"--features MS: {model.name} forecasts each variable from itself alone; use "
+            "--features S, which is the same, or TimeLLM"
+        )
+    elif s.features == "MS" and not model.offers_ms:
+        found.append(f"--features MS: {model.name} forecasts all variables that it reads; use M or S")
+    if s.max_channels_per_step is not None and not model.channel_independent:
+        found.append(f"--max_channels_per_step: {model.name} reads all variables at once; leave it out")
+    if s.channel_sampling == "single" and not model.channel_independent:
+        found.append(f"--channel_sampling: {model.name} reads all variables of a window; use joint")
+    if model.reads_time_marks and s.label_len > s.seq_len:
+        found.append(
+            f"--label_len: expected at most --seq_len ({s.seq_len}), of which {model.name} reads the end, "
+            f"found {s.label_len}; name a smaller one, such as --label_len {s.seq_len // 2}"
+        )
+    if model.splits_width and s.d_model % s.n_heads:
+        found.append(f"--d_model: {model.name} needs a multiple of --n_heads, found {s.d_model}")
+    return found
 
 
 def _lengths(s: SimpleNamespace) -> Iterator[str]:
     """Windows, patches and what is said of them."""
     if s.patch_len > s.seq_len:
         yield f"--patch_len: expected at most --seq_len ({s.seq_len}), found {s.patch_len}"
-    if s.label_len > s.seq_len:
-        yield f"--label_len: expected at most --seq_len ({s.seq_len}), found {s.label_len}"
     if s.prompt_file is not None and not s.prompt_domain:
         yield "--prompt_file: --prompt_domain 0 leaves every description out; drop one of them"
 
@@ -86,16 +115,8 @@ def _variables(s: SimpleNamespace) -> Iterator[str]:
     """Which variables a model reads together."""
     if s.features == "MS" and s.channel_sampling == "single":
         yield "--channel_sampling single: --features MS reads all variables at once; use joint"
-    if s.features == "MS" and s.model in CHANNEL_INDEPENDENT:
-        yield (
-            f"--features MS: {s.model} forecasts each variable from itself alone; use "
-            "--features S, which is the same, or TimeLLM"
-        )
-    if s.max_channels_per_step is not None and (s.features == "MS" or s.model == "Autoformer"):
-        reads_all = "--features MS" if s.features == "MS" else "Autoformer"
-        yield f"--max_channels_per_step: {reads_all} reads all variables at once; leave it out"
-    if s.model == "Autoformer" and s.channel_sampling == "single":
-        yield "--channel_sampling: Autoformer reads all variables of a window; use joint"
+    if s.features == "MS" and s.max_channels_per_step is not None:
+        yield "--max_channels_per_step: --features MS reads all variables at once; leave it out"
 
 
 def _modules(s: SimpleNamespace) -> Iterator[str]:
@@ -111,8 +132,6 @@ def _modules(s: SimpleNamespace) -> Iterator[str]:
         yield f"--d_repr: expected a multiple of {ATTENTION_HEADS} (attention heads), found {s.d_repr}"
     if (s.use_tapr or s.use_gram) and s.d_model % ATTENTION_HEADS:
         yield f"--d_model: TAPR and GRA-M need a multiple of {ATTENTION_HEADS}, found {s.d_model}"
-    if s.model in SPLIT_INTO_HEADS and s.d_model % s.n_heads:
-        yield f"--d_model: {s.model} needs a multiple of --n_heads, found {s.d_model}"
 
 
 def _training(s: SimpleNamespace) -> Iterator[str]:
@@ -172,6 +191,14 @@ def _sharding(s: SimpleNamespace) -> Iterator[str]:
     for reason, found in reasons.items():
         if found:
             yield f"{reason}; drop it, or --shard_llm"
+
+
+def season_problem(season: int, seq_len: int, model: str) -> str:
+    """The message for a forecast that repeats a season longer than what it looks back on."""
+    return (
+        f"--model {model}: expected a lookback of a whole season, {season} rows or more, found --seq_len "
+        f"{seq_len}; use --seq_len {season}, or name a shorter season, such as --season {seq_len}"
+    )
 
 
 def spaced(value: Any) -> str:

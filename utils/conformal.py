@@ -27,6 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from utils.errors import UserError
+
 FloatArray = NDArray[np.floating[Any]]
 Score = Literal["absolute", "scaled"]
 SCORES: tuple[Score, ...] = get_args(Score)
@@ -41,7 +43,7 @@ CHOICE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Over these the weighted interval score is close to the continuous ranked probability score."""
 
 
-class LevelError(ValueError):
+class LevelError(UserError):
     """A level that cannot be had; the message says why."""
 
 

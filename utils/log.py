@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from utils.errors import using_file
+
 OUR_PACKAGES = ("utils", "layers", "models", "data_provider", "scripts", "__main__")
 
 
@@ -38,7 +40,9 @@ class RunLogFile:
 
     def __init__(self, path: Path) -> None:
         """Open ``path`` for appending and listen."""
-        self._handler = logging.FileHandler(path, encoding="utf-8")
+        self.path = path
+        with using_file(path, "a log that can be written"):
+            self._handler = logging.FileHandler(path, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._handler)
 
@@ -57,7 +61,10 @@ class MetricsFile:
 
     def append(self, *, event: str, step: int, **values: Any) -> None:
         """Write one record."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with (
+            using_file(self.path, "a place that can be written"),
+            self.path.open("a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
 
     def flush_to_disk(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from utils.data_sets import CUSTOM, DATA_SETS
+from utils.errors import FileMissingError, UserError, using_file
 from utils.paths import PROMPT_BANK
 
 GENERAL = CUSTOM
@@ -28,13 +29,14 @@ def read_description(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"--prompt_file: expected a text file, found none at {path}")
+        raise FileMissingError(f"--prompt_file: expected a text file, found none at {path}")
     try:
-        text = " ".join(path.read_text(encoding="utf-8").split())
+        with using_file(path, "a text file that can be read (--prompt_file)"):
+            text = " ".join(path.read_text(encoding="utf-8").split())
     except UnicodeDecodeError as error:
-        raise ValueError(f"--prompt_file: expected UTF-8 text in {path}, found {error}") from None
+        raise UserError(f"--prompt_file: expected UTF-8 text in {path}, found {error}") from None
     if not 1 <= len(text) <= MOST_CHARACTERS:
-        raise ValueError(
+        raise UserError(
             f"--prompt_file: expected 1 to {MOST_CHARACTERS} characters in {path}, found {len(text)}"
         )
     return text

@@ -14,7 +14,6 @@ blocks. Models are built, and statistics counted, before: see `Watch.move`.
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -36,6 +35,8 @@ from utils.paths import PROJECT_ROOT
 NAME = "simulated"
 """Of the device."""
 aten = torch.ops.aten
+NO_TASK = -1
+"""What torch calls the backward pass under way where there is none."""
 COPIES = (aten._to_copy.default, aten.copy_.default)
 VIEWS = (
     aten.select.int, aten.unbind.int, aten.detach.default, aten.alias.default, aten.lift_fresh.default
@@ -93,7 +94,6 @@ class Watch(TorchDispatchMode):
         """The most so far."""
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._reading = False
-        self._thread = threading.get_ident()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -110,9 +110,9 @@ class Watch(TorchDispatchMode):
         try:
             found = func(*args, **(kwargs or {}))
         except RuntimeError:
-            if threading.get_ident() == self._thread:
+            if torch._C._current_graph_task_id() == NO_TASK:
                 raise
-            # an error in a thread of the backward pass would end the process: it is noted as what it is
+            # an error inside a backward pass would end the process: it is noted as what it is
             self.note("stray")
             args, kwargs = tree_map_only(Tensor, self._on_device, (args, kwargs or {}))
             found = func(*args, **kwargs)
@@ -231,15 +231,17 @@ def simulated(answer: int = 0) -> Iterator[Watch]:
     ``answer`` as for `Watch`.
     """
     _register()
-    patches = [
+    patches: list[Any] = [
         mock.patch.object(F, "scaled_dot_product_attention", _attention(F.scaled_dot_product_attention)),
         # transformers leaves out the reads that it makes of real masks where it sees a fake one
         mock.patch("transformers.utils.import_utils.is_fake_tensor", lambda x: False),
     ]
     torch._C._set_only_lift_cpu_tensors(True)
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    # the engine of the backward pass starts threads once, for the devices that there are at its first use
+    one_thread = torch.autograd.set_multithreading_enabled(False)
     try:
-        with fakes as mode, warnings.catch_warnings():
+        with fakes as mode, one_thread, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
             for patch in patches:
                 patch.start()
@@ -299,7 +301,8 @@ def _register() -> None:
 
 def _cast(op: Any, precision: torch.dtype | None) -> Callable[..., Any]:
     """``op`` on its tensors in this precision, or in autocast's own."""
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+    key: Any = torch._C._parse_dispatch_key("AutocastPrivateUse1")
+    keys = torch._C.DispatchKeySet(key)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(keys):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -32,6 +33,17 @@ class Batch(NamedTuple):
     """Content hash of the series, [B] int64."""
     variable: Tensor
     """Index of each forecast variable among those that are forecast, [B, M] int64."""
+    prompt: Tensor = torch.empty(0, dtype=torch.int64)
+    """Token ids of each variable's prompt, [B, M, K] int64, -1 behind the end of shorter ones; empty where
+    none were made (models without an LLM; a model that has one makes them itself then)."""
+
+
+class PromptMaker(Protocol):
+    """What makes the prompts of a batch's windows, one from each window alone."""
+
+    def __call__(self, x: Tensor, x_mark: Tensor | None = None) -> Tensor:
+        """Lookbacks [B, L, N] and their marks, as in `Batch`, to token ids [B, M, K]."""
+        ...
 
 
 class WindowRows(NamedTuple):
@@ -178,6 +190,17 @@ class LLMIdentity:
     """What a reader of a result must know, e.g. that 4-bit weights were de-quantised."""
 
 
+class LLMOutline(NamedTuple):
+    """What is known of an LLM before its weights are read."""
+
+    name: str
+    """As in `LLMIdentity`."""
+    hidden: int
+    """Hidden size."""
+    inner: int
+    """Width of the feed-forward part."""
+
+
 class Standardisation(NamedTuple):
     """Per-column mean and deviation, fitted on the training part only."""
 
@@ -219,7 +242,7 @@ class DataBundle:
     frequency: str
     """pandas offset alias, e.g. h."""
     season: int
-    """Rows of one season (24 for hourly data), cut to the lookback."""
+    """Rows of one season (24 for hourly data); it may be longer than the lookback."""
     content_hash: str
     """sha256 of the values and dates used."""
     identity: SeriesIdentity
@@ -231,3 +254,9 @@ class DataBundle:
     """Training samples, validation and test windows of the series itself: how it is divided."""
     notes: Mapping[str, str]
     """Facts to record with the run, e.g. that the validation is strided."""
+    date_format: str | None = None
+    """How the dates were written: strptime's format or ISO8601; None where they did not come as text."""
+    time_zone: str | None = None
+    """Of the dates; None where they have none."""
+    constant: Sequence[str] = ()
+    """The variables of ``test``'s series that do not change in its training part."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from models import MODELS, model_name
 from scripts.ablating.study import Study
-from scripts.preflight import model_name
 from utils.cli import parse_config
-from utils.config import NOT_IDENTITY, Config
+from utils.config import AUTO, Config
 
 KEY_DIGITS = 12
+RECIPE = 1
+"""Raised where the same settings train something else than before: the cells kept until then are no longer
+taken for those of now."""
 ENTRIES = {"TimeLLM_Enhanced": "run_main_enhanced.py"}
 """Entry point of a model; every other is ``run_main.py``'s."""
 
@@ -46,13 +49,14 @@ class Cell:
 
 
 def identity(config: Config, model: str) -> dict[str, Any]:
-    """The settings that change what is trained and differ from their default, and the model.
+    """What names a cell: the settings that change what is trained, by their values, and the model.
 
-    Only those: a setting that is added later leaves the cells that do not use it what they were.
+    A value that runs have had from the first is left out (`Config.identity`), whatever is the default now: a
+    setting that is added later leaves the cells that do not use it what they were, and a default that
+    changes makes other cells.
     """
-    defaults = Config().flat()
-    own = {k: v for k, v in config.flat().items() if k not in NOT_IDENTITY and v != defaults[k]}
-    return {**own, "model": model}
+    recipe = {} if RECIPE == 1 else {"recipe": RECIPE}
+    return {**config.identity(), "model": model, **recipe}
 
 
 def key_of(config: Config, model: str) -> str:
@@ -61,8 +65,11 @@ def key_of(config: Config, model: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
 
-def cells_of(study: Study) -> list[tuple[tuple[int, int], Cell]]:
+def cells_of(study: Study, precision: str | None = None) -> list[tuple[tuple[int, int], Cell]]:
     """Every cell of a study with its place in the queue (priority, turn of its seed), in the file's order.
+
+    ``precision`` is that of cells whose flags leave it to the machine (`scripts.ablating.precision`): a
+    cell is known by what is computed in it.
 
     Seeds turn slowest, so that a study that is cut off has whole pairs.
     """
@@ -75,28 +82,36 @@ def cells_of(study: Study) -> list[tuple[tuple[int, int], Cell]]:
                         place = (block.priority, turn)
                         known = found.get((name, data, horizon, seed))
                         if known is None or place < known[0]:
-                            cell = _cell(study, name, data=data, horizon=horizon, seed=seed)
+                            cell = _cell(
+                                study, name, data=data, horizon=horizon, seed=seed, precision=precision
+                            )
                             found[name, data, horizon, seed] = (place, cell)
     return list(found.values())
 
 
-def _cell(study: Study, name: str, *, data: str, horizon: int, seed: int) -> Cell:
-    words = (
+def _cell(study: Study, name: str, *, data: str, horizon: int, seed: int, precision: str | None) -> Cell:
+    words: tuple[str, ...] = (
         *study.flags,
         *("--data", data, "--pred_len", str(horizon), "--seed", str(seed)),
         *study.configurations[name].flags,
     )
-    config = parse_config(words, prog=f"{study.name}: {name}")
+    config = parse_config(words, prog=f"{study.name}: {name}", models=MODELS)
+    if precision is not None and config.training.mixed_precision == AUTO:
+        words = (*words, "--mixed_precision", precision)
+        config = config.replace(mixed_precision=precision)
     model = model_name(config)
     return Cell(study.name, name, data, horizon, seed, words, config, model, key_of(config, model))
 
 
-def queue_of(studies: Iterable[Study]) -> list[list[Cell]]:
-    """The cells of several studies in the order in which they are to run.
+def queue_of(
+    studies: Iterable[Study], precisions: Mapping[str, str | None] | None = None
+) -> list[list[Cell]]:
+    """The cells of several studies in the order in which they are to run; ``precisions`` are by study.
 
     An item lists the cells, of one study or several, that are the same run.
     """
-    placed = [item for study in studies for item in cells_of(study)]
+    of_study = precisions or {}
+    placed = [item for study in studies for item in cells_of(study, of_study.get(study.name))]
     same: dict[str, list[Cell]] = {}
     for _, cell in sorted(placed, key=lambda item: item[0]):  # stable: the files' order within a place
         same.setdefault(cell.key, []).append(cell)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from scripts.ablating.planned import read_plan
 from scripts.ablating.store import CELLS
+from utils.errors import UserError
 from utils.reporting.statistics import BLOCK, Interval, block_interval, holm, seed_interval, sign_flip_p
 from utils.training import run_folder as folders
 from utils.training.details import TestDetails, read_details
@@ -131,7 +132,7 @@ class Findings:
             found = [r for name in self.configurations for r in self.at(name, place).values()]
             kinds = {(r.record["data_hash"], r.detail("last").start.tobytes()) for r in found}
             if len(kinds) > 1:
-                raise ValueError(
+                raise UserError(
                     f"{folder}: expected the same data and test windows in every cell at {place}, found "
                     f"{len(kinds)} kinds; move the cells of other data away"
                 )

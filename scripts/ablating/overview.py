@@ -11,6 +11,7 @@ from scripts.ablating.document import Page, Points, Table
 from scripts.ablating.findings import Findings, Place
 from scripts.ablating.plan import estimate
 from scripts.ablating.planned import PLAN
+from scripts.ablating.precision import kept_precision
 from scripts.ablating.report import MARKDOWN
 from scripts.ablating.sections import score_row, sentence
 from scripts.ablating.store import kept_elsewhere
@@ -77,7 +78,7 @@ def _left_to_run(studies: Iterable[Path], results: Path) -> Iterator[tuple[str, 
     """Study, cells without a result in any study, their time, and the command, where there are some."""
     for path in studies:
         study = read_study(path)
-        queue = queue_of([study])
+        queue = queue_of([study], {study.name: kept_precision(study, results)})
         left = [item for item in queue if kept_elsewhere(results, item[0]) is None]
         if left:
             seconds = estimate([study], left, results).total(left)

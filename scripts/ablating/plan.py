@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
-from data_provider.data_factory import build_data, training_loader
+from data_provider.data_factory import build_data, files_are_there, training_loader
 from models import MODELS
 from scripts.ablating.cells import Cell
 from scripts.ablating.store import finished_run, is_kept, keep, kept_elsewhere, kept_records, take_over
@@ -76,7 +75,6 @@ def still_to_run(
         for cell in lacking if write else []:
             if elsewhere is not None:
                 take_over(results, cell, elsewhere)
-                is_kept(results, cell)
             elif ended is not None:
                 keep(results, cell, folder=runs / cell.key)
     return waiting
@@ -87,15 +85,16 @@ def _steps_per_epoch(config: Config) -> int:
     return len(training_loader(build_data(config), config)) // config.training.gradient_accumulation_steps
 
 
-def steps_of(cell: Cell) -> int:
-    """Optimizer steps of a cell.
+def steps_of(cell: Cell) -> int | None:
+    """Optimizer steps of a cell; None where its data are not there: nothing is downloaded.
 
     Raises:
-        ValueError, OSError: as its run would, for data that are not there or do not fit.
+        UserError: as its run would, for data that do not fit.
     """
-    model: Any = MODELS[cell.model]
-    if not model.takes_steps:
+    if not MODELS[cell.model].takes_steps:
         return 0
+    if not files_are_there(cell.config.data):
+        return None
     return planned_steps(cell.config, _steps_per_epoch(cell.config.replace(seed=0)))
 
 
@@ -111,10 +110,14 @@ def dry_run_lines(
             state = "begun" if any((runs / item[0].key).glob(f"*/{folders.CONFIG_FILE}")) else "to run"
         names = " = ".join(cell.title for cell in item)
         steps, seconds = steps_of(item[0]), guess.seconds(item[0])
-        lines.append(f"{state:8}  {item[0].key}  {steps:6d} steps  {clock_text(seconds):>8}  {names}")
-    steps = sum(steps_of(item[0]) for item in waiting)
+        shown = "     ?" if steps is None else f"{steps:6d}"
+        lines.append(f"{state:8}  {item[0].key}  {shown} steps  {clock_text(seconds):>8}  {names}")
+    counts = [steps_of(item[0]) for item in waiting]
+    known = f"{sum(count or 0 for count in counts)} optimizer steps"
+    if None in counts:
+        known += f" and those of {counts.count(None)} whose data are not there yet"
     lines.append(
-        f"{len(queue)} cells, {len(queue) - len(waiting)} finished, {len(waiting)} to run: {steps} optimizer "
-        f"steps, about {clock_text(guess.total(waiting) / jobs)} with --jobs {jobs}"
+        f"{len(queue)} cells, {len(queue) - len(waiting)} finished, {len(waiting)} to run: {known}, "
+        f"about {clock_text(guess.total(waiting) / jobs)} with --jobs {jobs}"
     )
     return lines

@@ -9,13 +9,14 @@ from typing import Any
 from scripts.ablating.cells import cells_of
 from scripts.ablating.store import CELLS
 from scripts.ablating.study import Study, StudyError
+from utils.errors import FileMissingError
 from utils.training import run_folder as folders
 
 PLAN = "plan.json"
 
 
-def plan_study(study: Study, folder: Path) -> None:
-    """Write the plan of a study into its results.
+def plan_study(study: Study, folder: Path, *, precision: str | None = None) -> None:
+    """Write the plan of a study into its results; ``precision`` as for `cells_of`.
 
     Raises:
         StudyError: there are results already, and the primary comparisons are others now.
@@ -30,7 +31,7 @@ def plan_study(study: Study, folder: Path) -> None:
                 "horizon": cell.horizon,
                 "seed": cell.seed,
             }
-            for _, cell in cells_of(study)
+            for _, cell in cells_of(study, precision)
         ],
     }
     path = folder / PLAN
@@ -52,7 +53,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     """
     path = folder / PLAN
     if not path.is_file():
-        raise FileNotFoundError(
+        raise FileMissingError(
             f"{path}: not there; run the study once, if only with --report_only afterwards"
         )
     return folders.read_json(path)

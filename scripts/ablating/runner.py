@@ -20,6 +20,7 @@ from tqdm import tqdm
 from scripts.ablating.cells import Cell
 from scripts.ablating.store import finished_run, note_attempt
 from utils.paths import PROJECT_ROOT
+from utils.threads import own_cores
 from utils.training.progress import clock_text
 
 GRACE = 120.0
@@ -188,7 +189,7 @@ def _start(cells: list[Cell], folder: Path, jobs: int) -> _Running | None:
         return None
     environment = {**os.environ, "TQDM_DISABLE": "1"}
     if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, own_cores() // jobs)))
     log = (folder / LOG).open("ab")
     process = subprocess.Popen(
         command(cells[0], folder),

@@ -17,8 +17,6 @@ from utils.training.whole_files import whole_file
 
 CELLS = "cells"
 ATTEMPTS = "attempts.jsonl"
-AUTO = "auto"
-"""A choice that the run makes: what it chose is no other default."""
 MOST_RECORDS = 200
 """Training records kept of a cell; of more, evenly spread ones."""
 ENVIRONMENT = ("python", "packages", "git_commit", "threads", "gpus")
@@ -31,16 +29,8 @@ def cell_files(results: Path, study: str, key: str) -> tuple[Path, Path]:
 
 
 def is_kept(results: Path, cell: Cell) -> bool:
-    """Whether the results of a cell are there, in its study's folder.
-
-    Raises:
-        ValueError: what lies there was trained with other settings: a default has changed since.
-    """
-    own = cell_files(results, cell.study, cell.key)
-    if not all(path.is_file() for path in own):
-        return False
-    _refuse_other(own[0], cell)
-    return True
+    """Whether the results of a cell are there, in its study's folder."""
+    return all(path.is_file() for path in cell_files(results, cell.study, cell.key))
 
 
 def kept_elsewhere(results: Path, cell: Cell) -> tuple[Path, Path] | None:
@@ -56,19 +46,6 @@ def take_over(results: Path, cell: Cell, found: tuple[Path, Path]) -> None:
     record, errors = cell_files(results, cell.study, cell.key)
     _copy(found[1], errors)
     _copy(found[0], record)
-
-
-def _refuse_other(path: Path, cell: Cell) -> None:
-    found = folders.read_json(path)["settings"]
-    wanted = {name: folders.as_read(value) for name, value in cell.config.flat().items()}
-    common = [k for k in found.keys() & wanted.keys() if wanted[k] != AUTO]
-    wrong = {k: (found[k], wanted[k]) for k in common if found[k] != wanted[k]}
-    if wrong:
-        lines = [f"--{k}: {had!r} there, {has!r} now" for k, (had, has) in sorted(wrong.items())]
-        raise ValueError(
-            f"{path}: a default has changed since this cell was run; move the study's results away, or "
-            "name the old value in the study file:\n" + "\n".join(lines)
-        )
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.errors import UserError, using_file
+
 PRIMARY_SEEDS = 6
 """Fewest paired seeds at which a two-sided sign-flip test can reach p < 0.05: 2 / 2**6 = 0.031."""
 
 
-class StudyError(ValueError):
+class StudyError(UserError):
     """A study file is wrong; the message lists every problem."""
 
 
@@ -93,12 +95,13 @@ def read_study(path: Path) -> Study:
     """The study in a TOML file, named after the file.
 
     Raises:
-        OSError: it cannot be read.
+        FileError: it cannot be read.
         StudyError: it is no TOML, or not a study; all problems at once.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        with using_file(path, "a study file"):
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StudyError(f"{path}: {error}") from error
     problems = [
         f"{name}: no such field; there are {sorted(_FIELDS)}" for name in sorted(raw.keys() - _FIELDS)

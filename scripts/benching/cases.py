@@ -9,6 +9,7 @@ from utils.config import iter_settings
 from utils.prompt_bank import describe
 
 PLAIN, DEFAULT, ALL = "plain", "default", "all choices"
+AUTO_CASE, PRESET = "auto", "preset"
 MISS = 0.8
 """A floor is missed by more than 20% below this share of it."""
 LONG_DESCRIPTION = (
@@ -78,7 +79,8 @@ class Floor:
 BF16 = {"mixed_precision": "bf16"}
 PROTOTYPES = {"source_tokens": "prototypes"}
 DIGITS = {"prompt_digits": 1}
-CHOICES = {**BF16, **PROTOTYPES, **DIGITS}
+BY_MACHINE = {"mixed_precision": "auto"}
+CHOICES = {**BY_MACHINE, **PROTOTYPES, **DIGITS}
 
 
 def cases(*, quick: bool, all_choices: dict[str, Any]) -> tuple[Case, ...]:
@@ -92,6 +94,7 @@ def cases(*, quick: bool, all_choices: dict[str, Any]) -> tuple[Case, ...]:
         Case("matmul highest", {"matmul_precision": "highest"}, exact=True),
         Case("matmul medium", {"matmul_precision": "medium"}),
         Case("bf16", BF16),
+        Case(AUTO_CASE, BY_MACHINE),
         Case("prototypes", PROTOTYPES),
         Case("1 digit", DIGITS),
         Case("compile", {"compile": True}),

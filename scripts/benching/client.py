@@ -31,19 +31,25 @@ class Worker:
 
         Args:
             label: the case's name, for messages.
-            request: what to build, see `scripts.benching.subject` and `scripts.benching.peer`.
+            request: what to build, see `scripts.benching.subject` and `scripts.benching.peer`; also
+                ``python``, the interpreter, and ``environment``, variables beside those of this process.
             root: the folder whose modules it imports.
         """
         self.label = label
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER)],
+            [request.get("python", sys.executable), "-P", str(WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
             cwd=root,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            env={
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                **request.get("environment", {}),
+            },
         )
         self._send({**request, "root": str(root)})
 

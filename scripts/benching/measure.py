@@ -8,7 +8,8 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -16,9 +17,13 @@ from statistics import median, pstdev
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
+from data_provider.data_factory import build_data
+from layers.llm import load_llm
+from layers.llm_files import quiet_transformers
 from layers.llm_sources import find_source
-from scripts.benching.cases import PLAIN, Case, Scenario
+from scripts.benching.cases import DEFAULT, PLAIN, Case, Scenario
 from scripts.benching.client import Worker, WorkerError, workers
 from scripts.benching.rounds import compared, groups, interleave, spread, timed
 from utils.config import Config
@@ -31,6 +36,8 @@ WORKER_BYTES = 2.5e9
 """Memory that one case may take, for how many of them are held at once."""
 PRODUCTS = 5
 """Matrix products of which the fastest is the peak, a round."""
+NEURALFORECAST = "neuralforecast"
+"""The peer that is a package, in place of a folder."""
 FAMILY_NAMES = {"llama": "LLAMA", "gpt2": "GPT2", "bert": "BERT"}
 """transformers' architecture to the family's name for it."""
 
@@ -49,6 +56,10 @@ class Effort:
     """Build all cases of a scenario at the same time."""
     peers: dict[str, Path] = field(default_factory=dict)
     """Other projects' folders, by the name to show."""
+    neuralforecast: Path | None = None
+    """The interpreter of an environment that has it, to measure it as well."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables for the cases' processes."""
 
 
 def machine() -> dict[str, Any]:
@@ -99,10 +110,41 @@ def peer_request(scenario: Scenario) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def packaged_requests(scenario: Scenario, python: Path) -> Iterator[dict[str, dict[str, Any]]]:
+    """Neuralforecast's model at the scenario's sizes, twice, by the name to show.
+
+    It never uses the number of layers it is asked for: once its LLM's folder is cut to them, which lasts
+    as long as the context, and once it is as a user has it.
+    """
+    config = Config.from_flat(scenario.settings)
+    data = build_data(config)
+    source, layers = find_source(config.llm, BASE_MODELS), config.llm.llm_layers
+    whole = int(AutoConfig.from_pretrained(source.folder, local_files_only=True).num_hidden_layers)
+    b, d = config.backbone, config.data
+    with tempfile.TemporaryDirectory() as place, quiet_transformers():
+        llm = load_llm(config.llm)
+        llm.model.save_pretrained(place)
+        llm.tokenizer.save_pretrained(place)
+        settings = {
+            "seq_len": d.seq_len, "pred_len": d.pred_len, "patch_len": b.patch_len, "stride": b.stride,
+            "d_ff": b.d_ff, "d_model": b.d_model, "n_heads": b.n_heads, "dropout": b.dropout,
+            "d_llm": llm.identity.hidden_size, "description": scenario.description,
+            "series": config.training.batch_size * len(data.targets),
+        }  # fmt: skip
+        common = {"role": "packaged_peer", "python": str(python), "settings": settings}
+        folders = {
+            f"{NEURALFORECAST}, folder cut to {layers} layers": (place, layers),
+            f"{NEURALFORECAST}, asked for {layers} of {whole} layers": (str(source.folder), whole),
+        }
+        yield {
+            name: {**common, "llm_folder": folder, "layers": {"asked": layers, "has": ran}}
+            for name, (folder, ran) in folders.items()
+        }
+
+
 def transformers_config(folder: Path) -> dict[str, Any]:
     """What an LLM's folder says of it."""
-    from transformers import AutoConfig
-
     found = AutoConfig.from_pretrained(folder, local_files_only=True)
     return {"model_type": found.model_type, "hidden_size": found.hidden_size}
 
@@ -119,10 +161,18 @@ def measure_scenario(scenario: Scenario, effort: Effort) -> dict[str, Any]:
     requests |= {name: peer_request(scenario) for name in roots}
     most = max(2, int((available_bytes() or 0) / WORKER_BYTES))
     found: dict[str, Any] = {}
-    for names in groups(list(requests), anchor=PLAIN, most=most):
-        with workers({name: requests[name] for name in names}, roots, at_once=effort.at_once) as started:
-            measured = _measure_group(started, scenario, effort)
-        found = {**measured, **found}
+    with ExitStack() as lasting:
+        if effort.neuralforecast is not None and scenario.model == "TimeLLM":
+            packaged = packaged_requests(scenario, effort.neuralforecast)
+            requests |= lasting.enter_context(packaged)
+        for request in requests.values():
+            request["environment"] = effort.environment
+        peers = set(requests) - {case.name for case in scenario.cases}
+        for names in groups(list(requests), anchor=PLAIN, most=most):
+            chosen = {name: requests[name] for name in names}
+            with workers(chosen, roots, at_once=effort.at_once) as started:
+                measured = _measure_group(started, scenario, effort, peers=peers)
+            found = {**measured, **found}
     forecasts = {name: case.pop("forecast") for name, case in found.items() if "forecast" in case}
     for case in (case for case in scenario.cases if case.exact):
         found[case.name]["difference"] = _difference(forecasts[case.name], forecasts[PLAIN])
@@ -130,28 +180,34 @@ def measure_scenario(scenario: Scenario, effort: Effort) -> dict[str, Any]:
 
 
 def _measure_group(
-    started: Mapping[str, Worker], scenario: Scenario, effort: Effort
+    started: Mapping[str, Worker], scenario: Scenario, effort: Effort, *, peers: set[str]
 ) -> dict[str, dict[str, Any]]:
-    """Everything of the cases that are up together."""
+    """Everything of the cases that are up together; ``peers`` are other projects'."""
     found: dict[str, dict[str, Any]] = {
         name: {"facts": worker.ask("facts")} for name, worker in started.items()
     }
     for name, worker in started.items():
         if scenario.evaluates:  # before training, whose gradients and optimizer would be counted
             found[name]["peak_evaluate"] = worker.ask("peak", method="evaluate")
-        if name not in effort.peers:
+        if name not in peers:
             found[name]["forecast"] = worker.ask("forecast")["values"]
     methods = {"train": "train_step", **({"evaluate": "evaluate"} if scenario.evaluates else {})}
     for measure, method in methods.items():
         for threads in effort.threads:
             times = interleave(started, method, threads=threads, rounds=effort.rounds, budget=effort.budget)
             numbers = compared(times, PLAIN)
+            if DEFAULT in started:
+                for name in peers & set(started):
+                    numbers[name]["of_default"] = compared(times, name)[DEFAULT]["ratio"]
             for name in started:
                 found[name].setdefault(measure, {})[str(threads)] = numbers[name]
             said = ", ".join(f"{name} {own['seconds']['median']:.3g} s" for name, own in numbers.items())
             log.info("  %s, %d thread(s): %s", measure, threads, said)
     if effort.costs:
-        _measure_costs(started, found, peers=set(effort.peers))
+        _measure_costs(started, found, peers=peers)
+    else:  # a peer's memory beside its time, in any case
+        for name in (peers | {DEFAULT} if peers else set()) & set(started):
+            found[name]["peak_train"] = started[name].ask("peak", method="train_step")
     return found
 
 

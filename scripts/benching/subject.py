@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_provider.data_factory import build_data, training_loader
 from layers.prompt import PromptBuilder
-from models import MODELS
+from models import MODELS, llm_outline
 from models.TimeLLM import DTYPES
 from scripts.benching.flops import published_step, sizes_of
 from scripts.benching.plain import make_plain, plain_optimizer
@@ -26,6 +26,7 @@ from utils.training.experiment import resolve
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, trained_parameters
 from utils.training.precision import matmul_precision
+from utils.training.precision_choice import settle
 from utils.types import Batch, ForecastState
 
 BATCHES = 4
@@ -60,9 +61,14 @@ class Subject:
         """
         config = Config.from_flat(settings)
         data = build_data(config)
-        self.config = resolve(config, data)
+        config = resolve(config, data)
         self.device = torch.device(device)
-        wanted = "highest" if plain else config.training.matmul_precision
+        if plain:
+            config = config.replace(mixed_precision="no", matmul_precision="highest")
+        settled = settle(config, self.device, llm_outline(model)(config), variables=len(data.targets))
+        self.config = config = settled.apply(config)
+        self.precision = settled.facts
+        wanted = config.training.matmul_precision
         self._open = ExitStack()  # for as long as the process lives
         self.matmul = self._open.enter_context(matmul_precision(wanted, self.device))
         self.plain = plain
@@ -95,7 +101,7 @@ class Subject:
 
     def _batches(self, data: Any) -> list[Batch]:
         loader = iter(training_loader(data, self.config))
-        return [Batch(*(t.to(self.device) for t in next(loader))) for _ in range(BATCHES)]
+        return [next(loader) for _ in range(BATCHES)]
 
     # What is timed.
 
@@ -120,13 +126,18 @@ class Subject:
         with torch.autocast(self.device.type, DTYPES[precision], enabled=precision != "no"):
             state = self.model(
                 batch.x, start=batch.start, series_id=batch.series_id, variable=batch.variable,
-                target=batch.y, return_state=True,
+                target=batch.y, prompt=batch.prompt, return_state=True,
             )  # fmt: skip
         return state._replace(prediction=state.prediction.float())
 
     def _next(self) -> Batch:
         self.turn += 1
-        return self.batches[self.turn % BATCHES]
+        return self._handed_over(self.batches[self.turn % BATCHES])
+
+    def _handed_over(self, batch: Batch) -> Batch:
+        """A batch as a run's loader hands it over, its prompts made: a part of every step's time."""
+        prompts = self.model.prompts(batch.x, batch.x_mark)
+        return Batch(*(column.to(self.device) for column in batch._replace(prompt=prompts)))
 
     # The LLM alone, for its share of the machine's peak.
 
@@ -139,7 +150,7 @@ class Subject:
         self.model._pass(words, tail, mask=mask).sum().backward()
 
     def _prompt(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self.model.prompt.tokens(self.model.normalise(batch.x).normalised)
+        return self.model.prompt.padded(self._handed_over(batch).prompt.flatten(0, 1))
 
     # What is asked once.
 
@@ -154,6 +165,7 @@ class Subject:
             "constant_tokens": self.model.prompt.n_constant,
             "patches": self.config.patch_count,
             "matmul": self.matmul,
+            "precision_choice": self.precision,
             "trained_parameters": sum(p.numel() for p in trained),
             "trained_bytes": sum(p.numel() * p.element_size() for p in trained),
             "llm": self.model.llm_identity.name,
@@ -176,7 +188,7 @@ class Subject:
         """The first batch's forecast in evaluation, as a flat list."""
         self.model.eval()
         with torch.no_grad():
-            found = self._forward(self.batches[0]).prediction
+            found = self._forward(self._handed_over(self.batches[0])).prediction
         return {"values": found.flatten().tolist()}
 
     def flops(self) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.benching.cases import ALL, DEFAULT, PLAIN, Floor
+from scripts.benching.kinds import kinds_table, of_earlier
+from utils.errors import UserError
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 GIB, MIB = 2**30, 2**20
@@ -85,6 +87,9 @@ def markdown(results: Results) -> str:
     ):
         if name in results:
             parts.append(write(results[name]))
+    columns = {**of_earlier(results), **results.get("kinds", {})}
+    if results.get("kinds"):
+        parts.insert(2, kinds_table(columns))
     return "\n\n".join(parts) + "\n"
 
 
@@ -150,12 +155,25 @@ def _sizes_text(cases: Mapping[str, Any]) -> str:
     ready = ", ".join(f"{n} {f['ready_seconds']:.1f} s" for n, f in starts.items())
     peers = {n: f["precision"] for n, f in starts.items() if "precision" in f}
     said = "".join(f" {name} computed in {precision}." for name, precision in peers.items())
+    said += "".join(_peer_text(name, case) for name, case in cases.items() if "layers" in case["facts"])
     return (
         f"{facts['series']} series, {facts['prompt_tokens']} prompt tokens ({facts['constant_tokens']} the "
         f"same in all), {facts['patches']} patches; the interpreter with its libraries takes "
         f"{facts['interpreter_bytes'] / MIB:.0f} MiB of each peak; matmul: "
         f"{cases[DEFAULT]['facts']['matmul']} by default. From the start of the process to a built model: "
         f"{ready}.{said}"
+    )
+
+
+def _peer_text(name: str, case: Mapping[str, Any]) -> str:
+    """What the default gains against a packaged peer, and that its layers were counted."""
+    facts = case["facts"]
+    faster = {t: own["of_default"] for t, own in case["train"].items() if "of_default" in own}
+    gains = [f"{x['median']:.2f} [{x['q1']:.2f}, {x['q3']:.2f}] at {t} thread(s)" for t, x in faster.items()]
+    memory = f", {case['peak_train']['bytes'] / MIB:.0f} MiB at the peak" if "peak_train" in case else ""
+    return (
+        f" {name} ({facts['version']}): {facts['layers']} layers ran, as counted, with {facts['series']} "
+        f"series; the default's training step is faster by {'; '.join(gains)}{memory}."
     )
 
 
@@ -242,6 +260,6 @@ def place(text: str, path: Path, *, markers: tuple[str, str] = (BEGIN, END)) -> 
     document = path.read_text("utf-8")
     begin, end = markers
     if begin not in document or end not in document:
-        raise ValueError(f"{path}: expected the lines {begin} and {end}, found no such place for the tables")
+        raise UserError(f"{path}: expected the lines {begin} and {end}, found no such place for the tables")
     before, rest = document.split(begin, 1)
     path.write_text(f"{before}{begin}\n{text}{end}{rest.split(end, 1)[1]}", "utf-8")

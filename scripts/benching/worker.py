@@ -17,6 +17,8 @@ from typing import Any
 
 BEGAN = time.perf_counter()
 HERE = Path(__file__).resolve().parent
+BY_FILE = ("peer", "packaged_peer")
+"""Roles of other projects, whose modules may have the names of ours."""
 STATUS = Path("/proc/self/status")
 RESET_PEAK = Path("/proc/self/clear_refs")
 
@@ -110,9 +112,9 @@ class Worker:
 def _load(role: str, root: str) -> Any:
     """The module that builds the subject: a peer's by its file, ours as part of the project in ``root``."""
     sys.path.insert(0, root)
-    if role != "peer":
+    if role not in BY_FILE:
         return importlib.import_module(f"scripts.benching.{role}")
-    spec = importlib.util.spec_from_file_location("benching_peer", HERE / "peer.py")
+    spec = importlib.util.spec_from_file_location("benching_peer", HERE / f"{role}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

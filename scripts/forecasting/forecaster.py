@@ -22,6 +22,8 @@ from scripts.forecasting.loading import load_run
 from scripts.forecasting.tables import Array, Backtest
 from scripts.forecasting.trained import Forecasts, Reading, Table, TrainedModel
 from utils.conformal import check_level, check_windows, rolling_half_width
+from utils.errors import UserError
+from utils.forecast_columns import DATE, ORIGIN
 from utils.training.checkpoint import CheckpointError
 
 log = getLogger(__name__)
@@ -53,7 +55,7 @@ class Forecaster(TrainedModel):
             ValueError: ``batch_size`` is below 1.
         """
         if batch_size is not None and batch_size < 1:
-            raise ValueError(f"--batch_size: expected 1 or more, found {batch_size}")
+            raise UserError(f"--batch_size: expected 1 or more, found {batch_size}")
         on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         run = load_run(where, device=on, llm_model_path=llm_model_path)
         return cls(run, device=on, batch_size=batch_size)
@@ -91,7 +93,7 @@ class Forecaster(TrainedModel):
         before = recalibrate + self.pred_len - 1
         if first < before:
             needed = before + self.seq_len + count - 1
-            raise ValueError(
+            raise UserError(
                 f"{series.name}: expected {needed} rows or more, for --recalibrate {recalibrate} windows "
                 f"before the first forecast, found {first + self.seq_len + count - 1}"
             )
@@ -151,11 +153,12 @@ class Forecaster(TrainedModel):
         Raises:
             ValueError, OSError: as `series` and `judged` do.
         """
+        tables.check_names((DATE,), self.targets, levels=levels)
         series = self.series(table, reading=reading)
         first = len(series.values) - self.seq_len
         found, half = self.judged(series, first=first, count=1, levels=levels, recalibrate=recalibrate)
         return tables.table(
-            {"date": self.times(series, found.start)[0]},
+            {DATE: self.dates(series, found.start)},
             self.targets,
             found.prediction[0],
             half_widths={level: width[0] for level, width in half.items()},
@@ -178,22 +181,23 @@ class Forecaster(TrainedModel):
             ValueError, OSError: as `predict` does.
             ValueError: more windows than the table has, or fewer than 1.
         """
+        tables.check_names((ORIGIN, DATE), self.targets, levels=levels, truth=True)
         series = self.series(table, reading=reading)
         first = len(series.values) - self.seq_len - self.pred_len - windows + 1
         if windows < 1 or first < 0:
             most = first + windows
-            raise ValueError(
+            raise UserError(
                 f"--backtest: expected 1 to {max(most, 0)} windows, of {self.seq_len} rows and the "
                 f"{self.pred_len} after them ({series.name} has {len(series.values)} rows), found {windows}"
             )
         self._say_trained(series, first=first, count=windows)
         found, half = self.judged(series, first=first, count=windows, levels=levels, recalibrate=recalibrate)
         rows = (windows * self.pred_len, len(self.targets))
-        origin = series.dates.to_numpy()[found.start + self.seq_len - 1]
+        origin = series.dates[found.start + self.seq_len - 1]
         frame = tables.table(
             {
-                "origin": np.repeat(origin, self.pred_len),
-                "date": self.times(series, found.start).reshape(-1),
+                ORIGIN: origin.repeat(self.pred_len),
+                DATE: self.dates(series, found.start),
             },
             self.targets,
             found.prediction.reshape(rows),
@@ -201,10 +205,10 @@ class Forecaster(TrainedModel):
             truth=found.truth.reshape(rows),
         )
         deviation = self.standardisation.std[-len(self.targets) :].numpy()
-        scored = tables.scores(
+        scored, mean = tables.scores(
             found.prediction, found.truth, deviation=deviation, targets=self.targets, half_widths=half
         )
-        return Backtest(frame, scored)
+        return Backtest(frame, scored, mean)
 
     def _say_trained(self, series: Series, *, first: int, count: int) -> None:
         """Say how many windows forecast rows that the model was trained on."""

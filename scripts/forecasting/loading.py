@@ -10,16 +10,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from layers.llm import FrozenLLM, load_llm
+from layers.llm import FrozenLLM, load_llm, outlined
 from layers.llm_ablation import ablated
 from layers.llm_sources import LLMUnavailableError
 from models import MODELS, model_name
 from models.forecaster import Forecaster
-from models.TimeLLM import DTYPES
-from utils.config import Config, ConfigError
+from models.TimeLLM import dtype_of
+from utils.config import AUTO, Config, ConfigError
 from utils.data_sets import SHORT_TERM
 from utils.training import checkpoint as checkpoints
+from utils.training import payload as payloads
 from utils.training.checkpoint import CheckpointError
+from utils.training.precision_choice import settle
 from utils.types import LLMIdentity
 
 log = getLogger(__name__)
@@ -85,6 +87,7 @@ def load_run(where: str | Path, *, device: torch.device, llm_model_path: str | N
     name = payload.get("model_name") or model_name(config)
     with torch.random.fork_rng():
         llm = frozen_llm(config, payload["llm"], path, llm_model_path) if payload["llm"] else None
+        config = _in_its_precision(config, payload, llm, device)
         model = MODELS[name](config, **({"llm": llm} if llm else {}))
     if model.llm_identity is not None:
         _refuse_another(model.llm_identity, payload["llm"], path, by=SAME_LLM)
@@ -107,9 +110,31 @@ def _config(payload: Mapping[str, Any], path: Path, device: torch.device) -> Con
         log.warning("%s: trained in fp16, which a CPU does not offer; forecasting in float32", path)
         values["mixed_precision"] = "no"
     try:
-        return Config.from_flat(values)
+        return Config.from_flat(values, models=MODELS)
     except ConfigError as error:
         raise CheckpointError(f"{path}: expected settings of this version, found:\n{error}") from error
+
+
+def _in_its_precision(
+    config: Config, payload: Mapping[str, Any], llm: FrozenLLM | None, device: torch.device
+) -> Config:
+    """The run's settings with its precision, which is kept; said where this machine is slow at it.
+
+    Float32 products that were as exact as any where the run was trained, and are not here, are made
+    exactly.
+    """
+    outline = None if llm is None else outlined(llm.identity.name, llm.model.config)
+    recorded = payloads.recorded_precision(payload) or {}
+    training = config.training
+    if training.matmul_precision == "medium" or AUTO in recorded.values():
+        config = config.replace(matmul_precision=AUTO)
+    settled = settle(
+        config.replace(is_training=0), device, outline, variables=len(payload["data"]["columns"]),
+        recorded=recorded,
+    )  # fmt: skip
+    for line in settled.lines:
+        log.warning("%s", line)
+    return settled.apply(config)
 
 
 def frozen_llm(config: Config, recorded: Mapping[str, Any], path: Path, elsewhere: str | None) -> FrozenLLM:
@@ -125,7 +150,7 @@ def frozen_llm(config: Config, recorded: Mapping[str, Any], path: Path, elsewher
     elif config.llm.llm_model_path is None and config.llm.llm_model == "auto":
         wanted["llm_model"] = recorded["name"]
     try:
-        llm = load_llm(type(config.llm)(**wanted), dtype=DTYPES[config.training.mixed_precision])
+        llm = load_llm(type(config.llm)(**wanted), dtype=dtype_of(config))
     except LLMUnavailableError as error:
         raise LLMUnavailableError(
             f"{path}: expected its LLM, {recorded['name']} (content {recorded['content_hash'][:12]}), found "

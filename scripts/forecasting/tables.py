@@ -5,6 +5,7 @@ Shape legend: W windows, H horizon, M variables forecast.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,10 +13,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from utils.errors import UserError
+from utils.forecast_columns import bound_column, percent, truth_column
+
 Array = NDArray[np.float64]
-Times = NDArray[np.datetime64]
-ALL = "all"
-"""The row of a backtest's scores over all variables."""
+MEAN = "(mean of all)"
+"""The heading of the means over all variables where scores are printed; a key of none of them."""
 
 
 class Backtest(NamedTuple):
@@ -26,17 +29,13 @@ class Backtest(NamedTuple):
     its forecast, ``<name>_true``, and where asked for ``<name>_lo_80``, ``<name>_hi_80``; original units."""
     scores: pd.DataFrame
     """A row for each variable: ``mse`` and ``mae`` in its own units, ``mse_standardised`` and
-    ``mae_standardised``, and by level ``covered_80`` and ``width_80`` (in its own units). The row ``all``
-    has means over the variables, but none of what is in their own units."""
-
-
-def percent(level: float) -> str:
-    """How columns name a level: 80, 97.5."""
-    return f"{100 * level:g}"
+    ``mae_standardised``, and by level ``covered_80`` and ``width_80`` (in its own units)."""
+    mean: pd.Series
+    """Means of the scores over the variables; NaN for what is in the variables' own units."""
 
 
 def table(
-    leading: Mapping[str, Times],
+    leading: Mapping[str, pd.DatetimeIndex],
     targets: Sequence[str],
     prediction: Array,
     *,
@@ -53,25 +52,44 @@ def table(
         truth: [R, M].
 
     Raises:
-        ValueError: two columns would have the same name, because variables are called like others' bounds.
+        ValueError: two columns would have the same name (`check_names` tells before any forecast).
     """
-    columns: list[tuple[str, Times | Array]] = list(leading.items())
+    columns: list[tuple[str, pd.DatetimeIndex | Array]] = list(leading.items())
     for place, name in enumerate(targets):
         own = prediction[:, place]
         columns.append((name, own))
         if truth is not None:
-            columns.append((f"{name}_true", truth[:, place]))
+            columns.append((truth_column(name), truth[:, place]))
         for level, half in half_widths.items():
-            columns.append((f"{name}_lo_{percent(level)}", own - half[:, place]))
-            columns.append((f"{name}_hi_{percent(level)}", own + half[:, place]))
-    names = [name for name, _ in columns]
-    twice = sorted({name for name in names if names.count(name) > 1})
+            columns.append((bound_column(name, "lo", level), own - half[:, place]))
+            columns.append((bound_column(name, "hi", level), own + half[:, place]))
+    _check_once([name for name, _ in columns])
+    return pd.DataFrame(dict(columns))
+
+
+def check_names(
+    leading: Sequence[str], targets: Sequence[str], *, levels: Sequence[float], truth: bool = False
+) -> None:
+    """Before any forecast: its table will have every column once.
+
+    Raises:
+        ValueError: variables are called like columns of the table, as runs of old may have them.
+    """
+    names = [*leading]
+    for name in targets:
+        names += [name, *([truth_column(name)] if truth else [])]
+        names += [bound_column(name, side, level) for level in levels for side in ("lo", "hi")]
+    _check_once(names)
+
+
+def _check_once(names: Sequence[str]) -> None:
+    counts = Counter(names)
+    twice = sorted(name for name in counts if counts[name] > 1)
     if twice:
-        raise ValueError(
+        raise UserError(
             f"expected names of variables that leave {', '.join(twice)} to the forecast's own columns, found "
             "a variable called so; rename it in the data, and train with that name"
         )
-    return pd.DataFrame(dict(columns))
 
 
 def scores(
@@ -81,8 +99,11 @@ def scores(
     deviation: Array,
     targets: Sequence[str],
     half_widths: Mapping[float, Array],
-) -> pd.DataFrame:
-    """The scores of `Backtest`, by forecasts and truths [W, H, M] and the variables' ``deviation`` [M]."""
+) -> tuple[pd.DataFrame, pd.Series]:
+    """The scores of `Backtest` and their means.
+
+    By forecasts and truths [W, H, M] and the variables' ``deviation`` [M].
+    """
     error = prediction - truth
     squared, absolute = (np.mean(e, axis=(0, 1)) for e in (error**2, np.abs(error)))  # [M]
     columns = {
@@ -96,9 +117,13 @@ def scores(
         columns[f"width_{percent(level)}"] = 2 * np.mean(half, axis=(0, 1))
         columns[f"width_{percent(level)}_standardised"] = 2 * np.mean(half, axis=(0, 1)) / deviation
     frame = pd.DataFrame(columns, index=list(targets))
-    frame.loc[ALL] = frame.mean()
     own_units = [
         c for c in columns if c in ("mse", "mae") or c.removeprefix("width_").replace(".", "").isdigit()
     ]
-    frame.loc[ALL, own_units] = np.nan
-    return frame
+    return frame, frame.drop(columns=own_units).mean().reindex(frame.columns)
+
+
+def scores_text(tested: Backtest) -> str:
+    """The scores for a terminal: a column for each variable, and their means as the last one."""
+    shown = pd.concat([tested.scores.T, tested.mean.rename(MEAN)], axis=1)
+    return shown.to_string(float_format="%.4f", na_rep="")

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from data_provider import scaling
 from data_provider.data_factory import build_data, data_file, load_series
 from data_provider.dataset import WindowDataset
-from data_provider.dates import dates_after
+from data_provider.dates import DateRules, DatesKept, dates_after
 from data_provider.open_windows import open_windows, same_series
 from data_provider.series import FillMissing, Series, read_table, series_of
 from models import forecaster as models
@@ -30,6 +30,8 @@ from models.TimeLLM import DTYPES
 from scripts.forecasting.loading import LoadedRun
 from utils.config import Config
 from utils.conformal import Calibration
+from utils.errors import UserError
+from utils.evaluation_batch import windows_per_pass
 from utils.training.calibration import deviation_of
 from utils.training.checkpoint import CheckpointError
 from utils.training.passes import channel_parts, forecast_state, joined, stacked
@@ -64,6 +66,12 @@ class Reading:
 
     freq: str | None = None
     """Given, it accepts gaps in the dates."""
+    date_format: str | None = None
+    """How the table's dates are written, where not as those that the model was trained on."""
+    time_zone: str | None = None
+    """Into which the dates are brought, or which those without have."""
+    round_dates: bool = False
+    """Whether times that jitter are rounded (where the run did so, they are anyway)."""
     fill_missing: FillMissing | None = None
 
 
@@ -82,16 +90,19 @@ class TrainedModel:
         self.facts: Mapping[str, Any] = run.facts
         """The checkpoint's content without weights: step, LLM, data, ..."""
         self.device = device
-        training = self.config.training
-        self.batch_size = batch_size or training.eval_batch_size or training.batch_size
-        """Windows per pass."""
         data = run.facts["data"]
         self.columns: tuple[str, ...] = tuple(data["columns"])
         """The variables read, in order."""
         n_targets = 1 if self.config.data.features == "MS" else len(self.columns)
         self.targets: tuple[str, ...] = self.columns[-n_targets:]
         """The variables forecast, the last M of `columns`."""
+        self.batch_size = batch_size or windows_per_pass(
+            self.config, forecast=n_targets, on_gpu=device.type != "cpu"
+        )
+        """Windows per pass."""
         self.frequency: str = data["frequency"]
+        self.dates_kept = DatesKept(data.get("date_format"), data.get("time_zone"))
+        """How the dates were written that it was trained on; nothing in checkpoints of old."""
         self.standardisation = Standardisation(data["mean"], data["std"])
         """Of each of `columns`."""
         names = SeriesIdentity._fields
@@ -133,7 +144,13 @@ class TrainedModel:
             where="the table" if isinstance(table, pd.DataFrame) else Path(table),
             columns=self.columns,
             frequency=self.frequency,
-            freq=how.freq,
+            rules=DateRules(
+                freq=how.freq,
+                date_format=how.date_format,
+                time_zone=how.time_zone,
+                round_dates=how.round_dates or self.config.data.round_dates,
+            ),
+            kept=self.dates_kept,
             fill_missing=how.fill_missing or self.config.data.fill_missing,
         )
 
@@ -154,7 +171,7 @@ class TrainedModel:
 
     def own_data(self, *, root_path: str | None = None) -> DataBundle:
         """The three parts of that series as data sets of windows; raises as `own_series` does."""
-        data = build_data(self._own_config(root_path))
+        data = build_data(self._own_config(root_path), model=self.model)
         self._check_own(data.content_hash)
         return data
 
@@ -201,9 +218,9 @@ class TrainedModel:
         count = len(windows)  # type: ignore[arg-type]  # torch's Dataset does not declare __len__
         for begin in range(0, count, self.batch_size):
             items = [windows[i] for i in range(begin, min(begin + self.batch_size, count))]
-            batch = stacked(items, self.device)
+            batch = stacked(items, self.device, self.model.prompts)
             if self.config.gram.retrieval_control == "oracle" and bool(batch.y.isnan().any()):
-                raise ValueError("--retrieval_control oracle reads the true future, which is still to come")
+                raise UserError("--retrieval_control oracle reads the true future, which is still to come")
             yield batch, self._pass(batch)
 
     @torch.no_grad()
@@ -230,13 +247,17 @@ class TrainedModel:
                 scaling.inverse(values.cpu(), scale).numpy() for values in (state.prediction, batch.y)
             )
             if not np.isfinite(prediction).all():
-                raise ValueError(f"{self.path}: expected finite forecasts, found NaN or infinity")
+                raise UserError(f"{self.path}: expected finite forecasts, found NaN or infinity")
             own = (batch.start, deviation_of(batch).double())
             parts.append(Forecasts(prediction, truth, *(part.cpu().numpy() for part in own)))
         return Forecasts(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def times(self, series: Series, start: NDArray[np.int64]) -> NDArray[np.datetime64]:
-        """Times [W, H] of the forecasts of windows that begin at the rows ``start`` [W]."""
+        """Times [W, H] of the forecasts of windows from the rows ``start`` [W] on, by the wall clock."""
+        return self.dates(series, start).tz_localize(None).to_numpy().reshape(len(start), self.pred_len)
+
+    def dates(self, series: Series, start: NDArray[np.int64]) -> pd.DatetimeIndex:
+        """The same times [W * H], in the series' zone."""
         dates = series.dates.append(dates_after(series.dates[-1], series.frequency, self.pred_len))
         rows = start[:, None] + self.seq_len + np.arange(self.pred_len)  # [W, H]
-        return dates.to_numpy()[rows]
+        return dates[rows.reshape(-1)]

@@ -29,8 +29,8 @@ def gather(run: LoadedRun, *, windows: int | None, levels: Sequence[float]) -> E
     count = len(test)  # type: ignore[arg-type]  # torch's Dataset does not declare __len__
     chosen = spread(count, windows)
     found = f.forecasts(Subset(test, list(chosen)))
-    season = run.data.season
-    shown = min(f.seq_len, max(2 * f.pred_len, season))
+    season = run.data.season if run.data.season <= f.seq_len else None
+    shown = min(f.seq_len, max(2 * f.pred_len, run.data.season))
     columns = slice(len(series.columns) - len(f.targets), None)
     rows = (found.start + f.seq_len)[:, None] + np.arange(-shown, 0)  # [W, T]
     return Evidence(
@@ -40,7 +40,7 @@ def gather(run: LoadedRun, *, windows: int | None, levels: Sequence[float]) -> E
         season=season,
         test_windows=count,
         start=found.start,
-        lookback_times=series.dates.to_numpy()[rows],
+        lookback_times=series.dates.tz_localize(None).to_numpy()[rows],
         lookback=series.values[:, columns][rows],  # [W, T, M]
         times=f.times(series, found.start),
         truth=found.truth,

@@ -65,7 +65,7 @@ def explain(run: LoadedRun, start: int, *, words: bool = True) -> dict[str, Any]
 
 def _window(run: LoadedRun, start: int) -> dict[str, Any]:
     f = run.forecaster
-    dates, middle = run.series.dates, start + f.seq_len
+    dates, middle = run.series.dates.tz_localize(None), start + f.seq_len
     ahead = f.times(run.series, np.array([start]))[0]
     return {
         "row": start,
@@ -167,7 +167,7 @@ def _neighbour(
     start = int(memory.memory_start[row])
     own = int(memory.memory_variable[row])
     middle, end = start + f.seq_len, start + f.seq_len + f.pred_len
-    values, dates = _column(run, own), run.series.dates
+    values, dates = _column(run, own), run.series.dates.tz_localize(None)
     last = batch.x[0, -1, batch.x.shape[-1] - len(f.targets) + variable]
     return {
         "row": start,

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import pandas as pd
-
+from data_provider.dates import time_like
 from data_provider.series import Series
 from scripts.forecasting import Forecaster
+from utils.cli import PathFlag
 from utils.config import TrainingConfig
+from utils.errors import UserError
+from utils.threads import fit_threads
 from utils.training.precision import matmul_precision
 from utils.training.run_folder import run_folder_of
 from utils.types import DataBundle
@@ -54,9 +56,11 @@ class LoadedRun:
 def parser_for(text: str | None) -> argparse.ArgumentParser:
     """A parser with what every such script takes; ``text`` is the script's own docstring."""
     parser = argparse.ArgumentParser(description=(text or "").split("\n")[0])
-    parser.add_argument("run", metavar="RUN", help="run folder (its best weights), or a checkpoint")
-    parser.add_argument("--root_path", help="folder of the data file, if it moved")
-    parser.add_argument("--llm_model_path", help="where the LLM lies, if it moved")
+    parser.add_argument(
+        "run", action=PathFlag, metavar="RUN", help="run folder (its best weights), or a checkpoint"
+    )
+    parser.add_argument("--root_path", action=PathFlag, help="folder of the data file, if it moved")
+    parser.add_argument("--llm_model_path", action=PathFlag, help="where the LLM lies, if it moved")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     return parser
 
@@ -68,6 +72,7 @@ def looking(words: argparse.Namespace) -> Iterator[LoadedRun]:
     Raises:
         ValueError, OSError: as `load` does.
     """
+    fit_threads()
     run = load(words)
     f = run.forecaster
     with matmul_precision(f.config.training.matmul_precision, f.device):
@@ -100,7 +105,7 @@ def first_row(run: LoadedRun, window: str | None) -> int:
     except ValueError:
         return _row_of_time(run.series, str(window), lookback)
     if not -count <= number < count:
-        raise ValueError(f"--window: expected a test window from 0 to {count - 1}, found {window}")
+        raise UserError(f"--window: expected a test window from 0 to {count - 1}, found {window}")
     return int(test[number % count].start)
 
 
@@ -108,14 +113,14 @@ def _row_of_time(series: Series, window: str, lookback: int) -> int:
     dates = series.dates
     example = f"a time from {dates[lookback]} to {dates[-1]}, in steps of {series.frequency}"
     try:
-        time = pd.Timestamp(window)
+        time = time_like(window, series.dates_kept, dates.tz)
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"--window: expected {example}, or the number of a test window, found {window!r}"
         ) from None
-    found = dates.get_indexer([time])[0] if time.tzinfo is None else -1
+    found = dates.get_indexer([time])[0]
     if found < lookback:
-        raise ValueError(f"--window: expected {example} (the first step that is forecast), found {window}")
+        raise UserError(f"--window: expected {example} (the first step that is forecast), found {window}")
     return int(found) - lookback
 
 

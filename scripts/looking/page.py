@@ -123,7 +123,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
     """What is drawn against the optimizer step, panel by panel; those without a record are left out."""
     trained = [r for r in records if r["event"] == "train"]
     validated = [{"step": r["step"], **r["validation"]} for r in records if r["event"] == "validation"]
-    if not trained:
+    if not (trained or any(r["step"] for r in validated)):
         return
     first = ("validation", "error, standardised units", {"mse": "MSE", "mae": "MAE"})
     panels: list[tuple[tuple[str, str, dict[str, str]], Sequence[Mapping[str, Any]]]] = [
@@ -170,9 +170,11 @@ def _scores(run: LoadedRun) -> str:
             )
         extra = _table(("", "best weights"), list(_module_scores(results["best"])))
     baselines = evaluate_baselines(run.data)
-    rows += [(text, *baselines[name]) for name, text in BASELINES.items()]
+    rows += [(text, *baselines[name]) for name, text in BASELINES.items() if name in baselines]
+    if "seasonal_naive" not in baselines:
+        extra += f'<p class="note">{escape(run.data.notes["season"])}</p>'
     body = "".join(
-        f"<tr{' class=own' if place < len(rows) - len(BASELINES) else ''}><td>{escape(name)}</td>"
+        f"<tr{' class=own' if place < len(rows) - len(baselines) else ''}><td>{escape(name)}</td>"
         f'<td class="number">{mse:.4f}</td><td class="number">{mae:.4f}</td></tr>'
         for place, (name, mse, mae) in enumerate(rows)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_provider.data_factory import build_data
-from data_provider.series import Series, read_csv
+from data_provider.series import Series, column_name, read_csv
 from utils.config import Config
 
 ROWS = 8
@@ -91,7 +92,74 @@ def test_filling_touches_nothing_else(tmp_path):
         read(text, fill_missing="interpolate")
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 3), (2, 0), (2, 3), (1, 1)])
+def test_rows_missing_at_the_ends_are_to_be_cut_or_filled(tmp_path, first, last, caplog):
+    """The advice was to remove the column; cutting the rows that it names, in all columns, is enough."""
+    rows = table()
+    for row in range(first):
+        rows[row][1] = ""
+    for row in range(ROWS - last, ROWS):
+        rows[row][2] = "nan"
+    path = write(tmp_path / "x.csv", rows)
+    with pytest.raises(ValueError, match=r"cut the (first|last)") as refused:
+        read(path)
+    said = str(refused.value)
+    for side, count in (("first", first), ("last", last)):
+        assert (f"the {side} {count} rows" if count > 1 else f"the {side} row") in said or not count
+    cut = read(write(tmp_path / "y.csv", rows[first : ROWS - last]))
+    assert len(cut.values) == ROWS - first - last
+    filled = read(path, fill_missing="interpolate")
+    assert np.array_equal(filled.values[first : ROWS - last], cut.values)
+    assert (filled.values[:first, 0] == cut.values[0, 0]).all()
+    assert (filled.values[ROWS - last :, 1] == cut.values[-1, 1]).all()
+    assert not last or "with the last number known" in caplog.text
+
+
+def test_gaps_in_the_middle_are_not_to_be_cut(tmp_path):
+    rows = table()
+    rows[3][1] = rows[7][1] = ""
+    with pytest.raises(
+        ValueError, match="data row 4: .*; fill it with --fill_missing interpolate, or remove the"
+    ):
+        read(write(tmp_path / "x.csv", rows))
+    with pytest.raises(ValueError) as refused:
+        read(write(tmp_path / "x.csv", rows), features="MS", target="a")
+    assert "remove" not in str(refused.value)
+
+
+def test_rows_of_commas_at_the_end_are_named(tmp_path):
+    """Spreadsheets leave them; "write all of them as in the example" did not help."""
+    with pytest.raises(ValueError, match="data row 9: .*nothing in the last 3 rows; remove these rows"):
+        read(write(tmp_path / "x.csv", [*table(), *[["", "", ""]] * 3]))
+
+
 # Headers and separators
+
+
+def test_blanks_around_names_are_none_of_theirs(tmp_path):
+    """ "date, a, OT" made a column ' OT', which --target OT did not find."""
+    path = write(tmp_path / "x.csv", table(), header=["date", " a", " OT "])
+    assert read(path, features="S", target="OT").columns == ("OT",)
+    for header in (["date", "a", " a"], ["date", "é", "e\u0301"]):
+        with pytest.raises(ValueError, match="each column once, found .* in columns 2 and 3"):
+            read(write(tmp_path / "x.csv", table(), header=header))
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=9)
+
+
+@given(st.lists(NAMES, min_size=1, max_size=5, unique_by=column_name))
+@settings(max_examples=60, deadline=None)
+def test_any_names_are_read_as_they_are_written(tmp_path_factory, names):
+    """A row per variable, whatever it is called: pandas renames some, and reads others as dates."""
+    names = [name for name in names if column_name(name) not in ("", "date")] or ["a"]
+    frame = pd.DataFrame(np.arange(6.0 * len(names)).reshape(6, -1), columns=names)
+    frame.insert(0, "date", pd.date_range("2020-01-01", periods=6, freq="h"))
+    path = tmp_path_factory.mktemp("names") / "x.csv"
+    frame.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
+    series = read(path)
+    assert series.columns == tuple(map(column_name, names))
+    assert np.array_equal(series.values, frame[names].to_numpy())
 
 
 @pytest.mark.parametrize(

@@ -167,12 +167,14 @@ def test_the_target_alone_is_its_column_of_all(write_csv):
     assert torch.equal(single.test[0].x[:, 0], every.test[0].x[:, 1])
 
 
-@pytest.mark.parametrize(("freq", "season"), [("h", 24), ("15min", 24), ("D", 7), ("6h", 4)])
-def test_the_season_follows_the_frequency_and_is_cut_to_the_lookback(write_csv, freq, season):
+@pytest.mark.parametrize(("freq", "season"), [("h", 24), ("15min", 96), ("D", 7), ("6h", 4)])
+def test_the_season_follows_the_frequency_and_a_longer_one_is_said(write_csv, freq, season):
     path = write_csv(400, freq=freq)
-    assert build_data(configuration(path)).season == season
+    bundle = build_data(configuration(path))
+    assert bundle.season == season
+    assert ("season" in bundle.notes) == (season > 24)
     assert build_data(configuration(path, season=12)).season == 12
-    assert build_data(configuration(path, season=1000)).season == 24
+    assert "longer than the lookback of 24" in build_data(configuration(path, season=1000)).notes["season"]
 
 
 def test_a_bundle_says_what_it_was_made_of(write_csv):

@@ -276,7 +276,7 @@ def test_offline_every_missing_file_and_its_place_are_named(name, tmp_path, caps
     there, missing = files[: name == "M4"], files[name == "M4" :]  # of M4 the first one is there
     for file in there:
         (tmp_path / file.name).write_bytes(BODY)
-    assert main([name, "--root_path", str(tmp_path)]) == 1
+    assert main([name, "--root_path", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     for file in missing:
         assert f"{tmp_path / file.name}  from {file.url}" in said

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import run_main
+from models import MODELS
 from models.Autoformer import Model
 from utils.config import Config, ConfigError
 
@@ -149,9 +150,12 @@ def test_what_does_not_fit_is_named(change: Any, said: str) -> None:
 
 
 def test_settings_that_do_not_fit_are_refused_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
-        Config.from_flat({**SIZES, "channel_sampling": "single", "d_model": 18})
-    assert {p.split(":")[0] for p in caught.value.problems} == {"--channel_sampling", "--d_model"}
+    """As the flags are read where the models are known, otherwise as the model is built."""
+    wrong = {**SIZES, "channel_sampling": "single", "d_model": 18}
+    for build in (lambda: Config.from_flat(wrong, models=MODELS), lambda: Model(Config.from_flat(wrong))):
+        with pytest.raises(ConfigError) as caught:
+            build()
+        assert {p.split(":")[0] for p in caught.value.problems} == {"--channel_sampling", "--d_model"}
     with pytest.raises(ValueError, match="--enc_in"):
         Model(Config.from_flat({**SIZES, "enc_in": None}))
 

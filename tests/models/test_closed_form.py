@@ -14,7 +14,7 @@ import run_main
 from data_provider.data_factory import build_data
 from models import MODELS
 from models.baselines import evaluate_baselines, persistence, seasonal_naive
-from utils.config import Config
+from utils.config import Config, ConfigError
 from utils.training.checkpoint import BEST, load
 from utils.training.run_folder import RESULTS_FILE
 
@@ -85,10 +85,24 @@ def test_naive_forecasts_are_those_of_the_numpy_formulas(season: int) -> None:
         np.testing.assert_array_equal(found.numpy(), expected)
 
 
-def test_a_season_longer_than_the_lookback_is_cut_to_it() -> None:
-    x = torch.randn(2, 12, 1)
-    config = Config.from_flat({"seq_len": 12, "label_len": 0, "pred_len": 5, "patch_len": 4, "season": 24})
-    torch.testing.assert_close(MODELS["SeasonalNaive"](config)(x), x[:, :5])
+def test_a_season_longer_than_the_lookback_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    """Cut to the lookback in silence, it scored .181 where persistence has .014."""
+    settings = {**SYNTHETIC, "season": 100}
+    with pytest.raises(
+        ConfigError, match="SeasonalNaive: expected.*100 rows.*--seq_len 48; use --seq_len 100"
+    ):
+        MODELS["SeasonalNaive"](Config.from_flat(settings))
+    with pytest.raises(ConfigError, match="such as --season 48"):
+        run_of("SeasonalNaive", tmp_path, season=100)
+    run_of("SeasonalNaive", tmp_path, season=48)
+    run_of("SeasonalNaive", tmp_path, season=100, seq_len=100)
+
+
+def test_without_a_whole_season_the_table_has_no_seasonal_naive(caplog: pytest.LogCaptureFixture) -> None:
+    bundle = build_data(Config.from_flat({**SYNTHETIC, "season": 100}))
+    assert bundle.season == 100 and "longer than the lookback of 48" in bundle.notes["season"]
+    assert set(evaluate_baselines(bundle)) == {"persistence", "ridge"}
+    assert "no seasonal naive: a season of 100 rows" in caplog.text
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_every_stage_of_the_documents_table_is_there(build, order):
     model, batch = build(**BOTH, token_order=order)
     found = shapes(model, batch)
     length = found["LLM Input"][1]
-    prompt = model.prompt.tokens(model.normalise(batch.x).normalised)[0].shape[1]
+    prompt = model.prompt.tokens(model.normalise(batch.x).lookback)[0].shape[1]
     assert list(found.items()) == [
         ("Input", (3, 32, 2)),
         ("Instance Norm", (3, 32, 2)),

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
-from layers.prompt import PromptBuilder
 from layers.retrieval_memory import COLUMNS
 from layers.retrieval_search import SEARCH_BLOCK
 from models import MODELS
@@ -74,31 +73,22 @@ class Source:
         return torch.randn(len(start), L)
 
 
-@pytest.fixture(autouse=True)
-def fixed_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts of 30 tokens behind their common start, the first of them padding."""
-
-    def tokens(self: PromptBuilder, x: Tensor) -> tuple[Tensor, Tensor]:
-        ids = torch.full((len(x), self.n_constant + 30), 5, device=x.device)
-        mask = torch.ones_like(ids)
-        mask[:, self.n_constant] = 0
-        return ids, mask
-
-    monkeypatch.setattr(PromptBuilder, "tokens", tokens)
-
-
-def windows() -> Batch:
-    """A batch on the device."""
-    start = torch.arange(WINDOWS, device=NAME)
-    return Batch(
-        x=torch.randn(WINDOWS, L, VARIABLES, device=NAME),
-        y=torch.randn(WINDOWS, H, VARIABLES, device=NAME),
-        x_mark=torch.randn(WINDOWS, L, 4, device=NAME),
-        y_mark=torch.randn(WINDOWS, H, 4, device=NAME),
+def windows(model: Any) -> Batch:
+    """A batch as loaders hand it over, with its prompts where the model reads any."""
+    start = torch.arange(WINDOWS)
+    x = torch.randn(WINDOWS, L, VARIABLES)
+    batch = Batch(
+        x=x,
+        y=torch.randn(WINDOWS, H, VARIABLES),
+        x_mark=torch.randn(WINDOWS, L, 4),
+        y_mark=torch.randn(WINDOWS, H, 4),
         start=start,
         series_id=torch.full_like(start, 9),
-        variable=torch.arange(VARIABLES, device=NAME).expand(WINDOWS, -1),
+        variable=torch.arange(VARIABLES).expand(WINDOWS, -1),
     )
+    if model.uses_llm:
+        batch = batch._replace(prompt=model.prompts(x))
+    return batch
 
 
 def built(**flags: Any) -> Any:
@@ -168,16 +158,20 @@ def predicted(model: Any, batch: Batch) -> Tensor:
 def check(model: Any, tmp_path: Path, *, steps: int = 2) -> None:
     """Training steps, an evaluation and a forecast look at the device where they must, and nowhere else."""
     passes = model.config.training.gradient_accumulation_steps
+    if model.uses_llm:
+        assert model.prompt.width  # found once a run, by the tokenizer
+    made = windows(model)
     with simulated() as watch:
         watch.move(model)
+        batch = Batch(*map(watch.put, made))
         trainer = trainer_of(model, tmp_path / "metrics.jsonl")
-        batch = windows()
         assert looks(watch) == []
         if model.takes_steps:
             for _ in range(steps * passes):
                 trainer.train_step(batch)
             assert looks(watch) == [STEP] * steps
-        trainer.evaluate(Windows([batch]), name="test")
+        loader: Any = Windows([batch])
+        trainer.evaluate(loader, name="test")
         assert looks(watch) == [EVALUATION]
         forecast = predicted(model, batch)
         assert forecast.shape == (WINDOWS, H, VARIABLES) and forecast.device.type == NAME
@@ -266,19 +260,21 @@ def test_a_planted_fault_is_named(fault, kind, tmp_path):
     """A check that never fails proves nothing."""
     model = built(model="PatchTST")
     model.head = Faulty(model.head, fault)
+    made = windows(model)
     with simulated() as watch:
         watch.move(model)
-        trainer_of(model, tmp_path / "metrics.jsonl").train_step(windows())
+        trainer_of(model, tmp_path / "metrics.jsonl").train_step(Batch(*map(watch.put, made)))
         assert f"{kind} tests/models/test_simulated_device.py {fault.__name__}" in looks(watch)
 
 
 def test_a_tensor_that_a_hook_left_on_the_cpu_is_refused(tmp_path):
     model = built(model="PatchTST")
     model.head.register_forward_hook(lambda module, args, found: found + torch.ones(H))
+    made = windows(model)
     with simulated() as watch:
         watch.move(model)
         with pytest.raises(RuntimeError, match="on the same device"):
-            trainer_of(model, tmp_path / "metrics.jsonl").train_step(windows())
+            trainer_of(model, tmp_path / "metrics.jsonl").train_step(Batch(*map(watch.put, made)))
 
 
 def left_on_cpu(gradient: Tensor) -> Tensor:
@@ -288,10 +284,11 @@ def left_on_cpu(gradient: Tensor) -> Tensor:
 def test_a_gradient_that_meets_the_cpu_is_named(tmp_path):
     """Backward passes are followed too; an error in their thread would end the process."""
     model = built(model="PatchTST")
+    made = windows(model)
     with simulated() as watch:
         watch.move(model)
         model.head.linear.weight.register_hook(left_on_cpu)
-        trainer_of(model, tmp_path / "metrics.jsonl").train_step(windows())
+        trainer_of(model, tmp_path / "metrics.jsonl").train_step(Batch(*map(watch.put, made)))
         assert "stray tests/models/test_simulated_device.py left_on_cpu" in looks(watch)
 
 

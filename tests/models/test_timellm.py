@@ -118,7 +118,7 @@ def test_forecast_is_the_published_equations(folder: Path, padding: str) -> None
     """Every step against its plain formula, and padding, masks and positions against having none."""
     model = model_of(folder, padding_patch=padding).eval()
     x = windows()
-    mask = model.prompt.tokens(model.normalise(x).normalised)[1]
+    mask = model.prompt.tokens(model.normalise(x).lookback)[1]
     assert mask.min() == 0  # some prompts are padded, so padding is part of what is tested
     reference = restated(model, folder, x)
     torch.testing.assert_close(forecast(model, x).double(), reference, rtol=1e-4, atol=1e-4)
@@ -142,7 +142,7 @@ def test_shapes_of_the_documents_table(tiny_gpt2: Path, padding: str, count: int
     )
     x = windows(2, length=512, variables=7)
     out = forecast(model, x)
-    prompt = model.prompt.tokens(model.normalise(x).normalised)[0].shape[1]
+    prompt = model.prompt.tokens(model.normalise(x).lookback)[0].shape[1]
     assert seen == {
         "patch_embedding": (14, count, 64),
         "reprogramming_layer": (14, count, 32),
@@ -366,7 +366,7 @@ def test_more_tokens_than_positions_are_refused(tiny_gpt2: Path) -> None:
     with pytest.raises(ValueError, match="expected at most 1024 tokens") as raised:
         forecast(model, x)
     series = model.normalise(x)
-    length = model.prompt.tokens(series.normalised)[0].shape[1] + model.config.patch_count
+    length = model.prompt.tokens(series.lookback)[0].shape[1] + model.config.patch_count
     assert f"found {length}" in str(raised.value)
     assert "--stride" in str(raised.value)
     assert "--seq_len" in str(raised.value)
@@ -379,7 +379,7 @@ def test_every_position_may_be_used(tiny_gpt2: Path) -> None:
     model, x = model_of(tiny_gpt2), windows(2)
     series = model.normalise(x)
     patches = model.embed(series)
-    used = model.prompt.tokens(series.normalised)[0].shape[1] + patches.shape[1]
+    used = model.prompt.tokens(series.lookback)[0].shape[1] + patches.shape[1]
     lead = torch.zeros(len(patches), 1024 - used, 1).expand(-1, -1, model.llm_model.config.hidden_size)
     with torch.no_grad():
         assert model.decode([lead], series, patches).isfinite().all()

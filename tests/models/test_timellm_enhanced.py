@@ -165,7 +165,7 @@ def test_shapes_of_the_documents_table(tiny_gpt2: Path, padding: str, count: int
     )
     with torch.no_grad():
         state = model(values[:512].repeat(2, 1, 1), return_state=True)
-    prompt = model.prompt.tokens(model.normalise(values[:512][None]).normalised)[0].shape[1]
+    prompt = model.prompt.tokens(model.normalise(values[:512][None]).lookback)[0].shape[1]
     assert seen == {
         "patch embedding": (14, count, 64),
         "TAPR-DM": (14, count, 64),
@@ -374,7 +374,7 @@ def test_batch_neighbours_do_not_change_a_forecast(folder: Path) -> None:
     model = model_of(folder, retrieval_fusion="both", **BOTH).eval()
     shake(model, 0.05)
     model.refresh(SOURCE)
-    mask = model.prompt.tokens(model.normalise(BATCH.x).normalised)[1]
+    mask = model.prompt.tokens(model.normalise(BATCH.x).lookback)[1]
     assert mask.min() == 0
     together = forecast(model)
     for i in range(len(BATCH.x)):

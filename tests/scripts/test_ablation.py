@@ -21,8 +21,10 @@ from accelerate.state import AcceleratorState, GradientState
 
 import run_main
 import run_main_enhanced
+from data_provider.download import DataUnavailableError
 from scripts import ablation
-from scripts.ablating.cells import Cell, cells_of, key_of, queue_of
+from scripts.ablating import precision, store
+from scripts.ablating.cells import Cell, cells_of, identity, key_of, queue_of
 from scripts.ablating.document import Page, Paragraph, Picture, Table
 from scripts.ablating.findings import Findings, Place
 from scripts.ablating.overview import SCORES_BEGIN, SCORES_END, write_scores
@@ -186,6 +188,27 @@ def test_a_key_names_what_is_trained_and_nothing_else():
     assert len({key, *(key_of(o, "TimeLLM_Enhanced") for o in others), key_of(config, "DLinear")}) == 4
 
 
+def test_a_changed_default_or_recipe_takes_no_kept_cell_for_its_own(monkeypatch):
+    """A cell of before stood for one of now, silently: its key left out whatever was the default."""
+    said, unsaid = parse_config(["--use_gram", "--top_k", "9"]), parse_config(["--use_gram"])
+    before = {config: key_of(config, "TimeLLM_Enhanced") for config in (said, unsaid)}
+    # the default of --top_k becomes 9: who says nothing now has it, who said 9 had it before
+    assert key_of(unsaid.replace(top_k=9), "TimeLLM_Enhanced") == before[said] != before[unsaid]
+    assert identity(said, "TimeLLM_Enhanced") == {"use_gram": True, "top_k": 9, "model": "TimeLLM_Enhanced"}
+    monkeypatch.setattr("scripts.ablating.cells.RECIPE", 2)
+    assert key_of(said, "TimeLLM_Enhanced") not in before.values()
+
+
+def test_the_kept_cells_of_every_study_are_those_its_file_names():
+    """A new way to make keys must not turn the results of this project into strangers."""
+    for path in STUDIES:
+        kept = {file.stem for file in (PROJECT_ROOT / "results" / path.stem / "cells").glob("*.json")}
+        study = read_study(path)
+        chosen = precision.kept_precision(study, PROJECT_ROOT / "results")
+        named = {cell.key for _, cell in cells_of(study, chosen)}
+        assert kept <= named, path.stem
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -207,6 +230,36 @@ def test_a_wrong_study_is_refused_with_what_is_wrong(write, capsys, tmp_path, ol
     assert said in capsys.readouterr().err
 
 
+def test_a_study_computes_in_one_precision_which_its_cells_are_known_by(write, tmp_path, monkeypatch):
+    """Pairs of bf16 against float32 would compare precisions; so would a study that changed machines."""
+    study = read_study(
+        write(flags="--mixed_precision auto", configurations="half = { flags = '--mixed_precision bf16' }")
+    )
+    timed: list[str] = []
+
+    def time(cell: Cell) -> str:
+        timed.append(cell.title)
+        return "no"
+
+    monkeypatch.setattr(precision, "_timed", time)
+    assert precision.precision_of(study, tmp_path) == "no" and len(timed) == 1
+    asked, found = (cells_of(study, chosen) for chosen in (None, "bf16"))
+    assert {cell.config.training.mixed_precision for _, cell in found} == {"bf16"}
+    assert all(key_of(cell.config, cell.model) == cell.key for _, cell in found)
+    assert {cell.key for _, cell in asked}.isdisjoint(cell.key for _, cell in found)
+    record = store.cell_files(tmp_path, study.name, found[0][1].key)[0]
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    assert precision.precision_of(study, tmp_path) == "bf16" and len(timed) == 1
+    assert precision.precision_of(read_study(write()), tmp_path) is None
+
+
+def test_the_studies_go_on_in_the_precision_of_their_results():
+    """The preset's auto must not begin a study of 100 cells anew on a machine that takes float32."""
+    study = read_study(PROJECT_ROOT / "scripts" / "studies" / "modules.toml")
+    assert precision.kept_precision(study, PROJECT_ROOT / "results") == "bf16"
+
+
 def test_five_seeds_are_too_few_for_a_primary_comparison(write):
     with pytest.raises(StudyError, match="0.05"):
         read_study(write(seeds=SEEDS[:5]))
@@ -219,6 +272,28 @@ def test_a_flag_that_does_not_exist_stops_before_anything_runs(write, tmp_path):
             write(flags="--no_such_flag 1"), "--runs", tmp_path / "runs", "--results", tmp_path / "results"
         )
     assert caught.value.code == 2 and not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_needs_no_data_and_downloads_none(write, tmp_path, capsys, monkeypatch):
+    """It runs nothing, and stopped where the data of a cell were not there yet."""
+    monkeypatch.setattr("data_provider.data_factory.ensure_data", None)
+    path = write(flags=f"--root_path {tmp_path / 'nowhere'}")
+    assert status(path, "--dry_run", "--runs", tmp_path / "runs", "--results", tmp_path / "results") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(" ? steps" in line for line in lines) == 12  # the naive forecast takes none
+    assert "0 optimizer steps and those of 12 whose data are not there yet" in lines[-1]
+
+
+def test_advice_on_a_runs_flags_says_where_a_study_has_them(write, tmp_path, capsys, monkeypatch):
+    """It said "name the folder with --root_path", a flag that the command does not take."""
+
+    def unavailable(*_: object) -> None:
+        raise DataUnavailableError("no ETTh2.csv; name the folder that holds it with --root_path")
+
+    monkeypatch.setattr("scripts.ablation.queue_of", unavailable)
+    assert status(write(), "--jobs", "1", "--runs", tmp_path, "--results", tmp_path) == 2
+    told = "(--root_path: flags of run_main.py and run_main_enhanced.py; put them into the study file, as "
+    assert capsys.readouterr().err.splitlines()[-1] == told + 'flags = "...")'
 
 
 def test_a_dry_run_tells_cells_steps_and_time_and_writes_nothing(write, tmp_path, capsys):
@@ -452,21 +527,6 @@ def test_runs_without_results_are_kept_without_running_again(finished, tmp_path)
     for file in (tmp_path / "tiny" / "cells").iterdir():
         assert file.stem in ended
         assert file.read_bytes() == (results / "tiny" / "cells" / file.name).read_bytes()
-
-
-def test_a_default_that_has_changed_since_is_told(finished, tmp_path):
-    path, _, results = finished
-    shutil.copytree(results, tmp_path / "results")
-    _, cell = cells_of(read_study(path))[0]
-    record, _ = cell_files(tmp_path / "results", "tiny", cell.key)
-    content = json.loads(record.read_text())
-    content["settings"]["retrieval_key"] = "hybrid"  # what --retrieval_key auto stands for
-    record.write_text(json.dumps(content))
-    assert is_kept(tmp_path / "results", cell)
-    content["settings"]["top_k"] = 4
-    record.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="--top_k: 4 there, 5 now"):
-        is_kept(tmp_path / "results", cell)
 
 
 def test_a_report_without_a_plan_is_an_error(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from scripts import bench
-from scripts.benching import measure, table, tiny
+from scripts.benching import kinds, measure, table, tiny
 from scripts.benching.cases import ALL, DEFAULT, PLAIN, Floor, cases, floors, scenarios
 from scripts.benching.client import Worker, WorkerError
 from scripts.benching.machine import Retrieval
@@ -21,6 +22,7 @@ from scripts.benching.rounds import compared, groups, interleave, spread
 from scripts.benching.subject import Subject
 from scripts.benching.table import BEGIN, END, floor_rows, place
 from tests.models.test_fast_paths import gradients, model_of, state_of
+from utils.paths import PROJECT_ROOT
 from utils.process_memory import resident_bytes
 
 SMALL = {"data": "synthetic", "batch_size": 1, "llm_layers": 2, **tiny.SETTINGS}
@@ -308,3 +310,123 @@ def test_a_quick_smoke_run_completes(tmp_path, capsys):
     assert "expected some of baseline-2, enhanced-document, found nothing" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         bench.main(["--again", "retrieval", "--out", str(tmp_path / "none.json")])
+
+
+# Kinds of processor.
+
+
+def test_a_machine_stands_for_the_kinds_that_can_do_less():
+    """The tables of one processor held for it alone: a laptop without bf16 was twelve times slower."""
+    amx = frozenset({"avx2", "avx512f", "avx512_bf16", "amx_bf16"})
+    found = kinds.stood_for("Intel(R) Xeon(R) Processor", amx)
+    assert list(found) == ["Intel Xeon, AMX", "Intel Xeon, avx512_bf16", "AVX-512 without bf16", "AVX2"]
+    assert found["Intel Xeon, AMX"] == {} and found["AVX2"]["ATEN_CPU_CAPABILITY"] == "avx2"
+    found = kinds.stood_for("AMD EPYC", amx - {"amx_bf16"})
+    assert list(found) == ["AMD EPYC, avx512_bf16", "AVX-512 without bf16", "AVX2"]
+    assert kinds.stood_for("Intel(R) Core(TM)", frozenset({"avx2"})) == {"AVX2": {}}
+    assert kinds.stood_for("aarch64", frozenset()) == {}
+
+
+def column(ratio: float, took: str = "no") -> dict[str, Any]:
+    spread_of = {"median": ratio, "q1": ratio, "q3": ratio + 0.01}
+    step = {"ratio": spread_of, "seconds": {"median": 2.5}}
+    choice = {
+        "took": {"mixed_precision": took, "matmul_precision": "highest"},
+        "gflops": {"bf16": {"training": 5.0, "evaluation": 15.0}},
+    }
+    ways = dict.fromkeys([PLAIN, DEFAULT, "auto", "matmul highest"], step)
+    scenario = {"title": "a step", "train": ways, "auto": choice, "hopeless": ["bf16"]}
+    return {
+        "processor": "Intel", "environment": {"A": "1"}, "when": "2026", "git_commit": "abcdefgh",
+        "scenarios": {"s": scenario},
+    }  # fmt: skip
+
+
+def test_a_kind_that_was_not_at_hand_says_so_and_auto_s_choice_is_marked():
+    text = kinds.kinds_table({"AVX2": column(1.4)})
+    rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+    assert rows["| a step: plain"].endswith("| not run | not run | not run | not run | 2.5 s |")
+    assert "1.40 [1.40, 1.41] * |" in rows["| a step: matmul highest"]
+    assert "*" not in rows["| a step: default"]
+    assert "hopeless: 5 / 15 GFLOP/s" in rows["| a step: bf16"]
+    assert "AVX2: 2026 on Intel, by A=1, commit abcdefg." in text
+
+
+def test_a_default_or_a_preset_below_the_plain_path_is_told():
+    assert not kinds.slower_than_plain({"AVX2": column(1.0)})
+    told = kinds.slower_than_plain({"AVX2": column(0.9)})
+    assert [line.split(", ")[1].split(":")[0] for line in told] == [DEFAULT, "auto"]
+
+
+def test_the_kept_benchmark_is_its_machine_s_column():
+    """The numbers of the AMD machine stay where another one measures."""
+    kept = json.loads((PROJECT_ROOT / "results" / "bench" / "performance.json").read_text())
+    found = kinds.of_earlier(kept)
+    assert list(found) == ["AMD EPYC, avx512_bf16"]
+    assert found["AMD EPYC, avx512_bf16"]["scenarios"]["baseline-6"]["train"][DEFAULT]["ratio"]["median"] > 2
+    assert kinds.of_earlier({**kept, "kinds": found}) == {}
+    assert "AMD EPYC" in kinds.kinds_table(found)
+
+
+def test_the_presets_of_a_cpu_are_measured_beside_their_plain_path():
+    found = kinds.preset_scenarios()
+    assert [s.name for s in found] == [f"preset-{name}" for name in kinds.CPU_PRESETS]
+    assert all(s.settings["mixed_precision"] == "auto" and s.cases[0].plain for s in found)
+
+
+# neuralforecast.
+
+PACKAGE = """
+import torch
+from torch import nn
+
+class TimeLLM(nn.Module):
+    def __init__(self, h, input_size, llm, llm_num_hidden_layers, d_llm, **others):
+        super().__init__()
+        from transformers import AutoModel
+        self.llm = AutoModel.from_pretrained(llm).requires_grad_(False)
+        self.map = nn.Linear(input_size, h)
+        self.into = nn.Linear(1, d_llm)
+
+    def forward(self, windows_batch):
+        x = windows_batch["insample_y"]
+        states = self.llm(inputs_embeds=self.into(x)).last_hidden_state
+        return self.map(x[..., 0]) + states.mean()
+"""
+
+
+@pytest.mark.slow
+def test_a_packaged_peer_runs_the_layers_that_are_told_or_fails(settings, tmp_path):
+    """It never uses the number of layers that it is asked for: 5.5 times was measured where 1.7 was true."""
+    package = tmp_path / "neuralforecast"
+    package.mkdir()
+    (package / "__init__.py").write_text("__version__ = '0'")
+    (package / "models.py").write_text(textwrap.dedent(PACKAGE))
+    (scenario, *_) = scenarios(base=settings, layers=(2, 3), quick=True)
+    with measure.packaged_requests(scenario, Path(sys.executable)) as requests:
+        cut, asked = requests
+        assert "cut to 2" in cut and "asked for 2 of 3" in asked
+        ran = {name: request["layers"]["has"] for name, request in requests.items()}
+        assert list(ran.values()) == [2, 3]
+        for name, request in requests.items():
+            worker = Worker(name, request, root=tmp_path)
+            try:
+                facts = worker.wait_until_ready().ask("facts")
+                assert facts["layers"] == ran[name] and facts["series"] == 7
+                assert worker.seconds("train_step", 1) > 0
+            finally:
+                worker.close()
+        wrong = requests[asked] | {"layers": {"asked": 2, "has": 2}}
+        worker = Worker("wrong", wrong, root=tmp_path)
+        with pytest.raises(WorkerError, match="expected 2 layers to run, found 3"):
+            worker.wait_until_ready()
+        worker.close()
+
+
+def test_a_packaged_peer_needs_an_interpreter(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--peer", "neuralforecast"])
+    assert (
+        "--peer_python with the interpreter of an environment that has it, found None"
+        in capsys.readouterr().err
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
+import run_main
 from scripts import plot
 from scripts.looking.evidence import gather
 from scripts.looking.options import LoadedRun, load, parser_for
@@ -65,6 +67,16 @@ def test_the_naive_forecast_repeats_the_last_season(evidence, run):
     repeated = values[32 - season : 32][:8]
     wanted = (repeated - values[32:]) / evidence.deviation
     assert np.allclose(evidence.naive_error[0], wanted, atol=1e-4)
+
+
+def test_without_a_whole_season_no_last_one_is_drawn_and_that_is_said(evidence, tmp_path, monkeypatch):
+    """A season that the lookback cuts short was drawn as "last season repeated"."""
+    said: list[str] = []
+    monkeypatch.setattr(style.Figure, "suptitle", lambda self, text, **_: said.append(text))
+    short = replace(evidence, season=None)
+    assert short.naive_error is None
+    assert imread(run_plots.plot_errors(short, tmp_path / "errors.png")).std() > 0.05
+    assert said[0].endswith(style.NO_SEASON)
 
 
 def test_times_on_the_axis_are_those_of_the_file(evidence, run):
@@ -135,3 +147,15 @@ def test_a_mistake_is_one_error(looked_at, tmp_path, capsys, change, message):
     assert (copied / METRICS_FILE).is_file()
     assert plot.main([str(copied), "--windows", "0" if "windows" in message else "1"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_whose_steps_were_not_logged_is_not_said_to_take_none(make_run, capsys, monkeypatch):
+    """Six steps with --log_steps 10: "the model takes no steps"."""
+    run = make_run(run_main.main, model="DLinear", max_steps=6, eval_steps=3, log_steps=10, levels=0.8)
+    for other in ("plot_test_windows", "plot_errors", "plot_calibration"):
+        monkeypatch.setattr(plot, other, lambda *_, **__: "another picture")
+    assert plot.main([str(run), "--windows", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "training.png (of the validations alone: every 10th step is logged (--log_steps 10)" in said
+    assert "takes no steps" not in said and "step 6" in said
+    assert (run / "plots" / "training.png").is_file()

@@ -20,12 +20,14 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 import run_main
+from data_provider.data_factory import build_data
 from layers.llm_sources import LLMUnavailableError
 from models import MODELS
 from scripts import predict
 from scripts.forecasting import Forecaster
 from utils.config import Config
 from utils.conformal import LevelError
+from utils.errors import UserError
 from utils.paths import PROJECT_ROOT
 from utils.training import checkpoint as checkpoints
 from utils.training.checkpoint import CheckpointError
@@ -218,13 +220,11 @@ def test_a_file_a_frame_and_a_frame_with_dates_as_its_index_are_the_same(runs, c
     forecaster = load(runs())
     frame = pd.read_csv(csv)
     parsed = frame.assign(date=pd.to_datetime(frame["date"]))
-    zoned = frame.assign(date=parsed["date"].dt.tz_localize("UTC"))
     wanted = forecaster.predict(csv)
     for table in (
         str(csv),
         frame,
         parsed,
-        zoned,
         parsed.set_index("date"),
         parsed.set_index("date").rename_axis(None),
     ):
@@ -342,7 +342,7 @@ def test_a_backtest_of_the_test_windows_gives_the_run_s_own_scores(enhanced, csv
     scores = enhanced.results["best"]
     windows = int(scores["test"]["windows"])
     tested = load(enhanced).backtest(csv, windows, levels=(0.8, 0.95))
-    own = tested.scores.loc["all"]
+    own = tested.mean
     assert own["mse_standardised"] == pytest.approx(scores["test"]["mse"], rel=1e-5)
     assert own["mae_standardised"] == pytest.approx(scores["test"]["mae"], rel=1e-5)
     for level in ("0.8", "0.95"):
@@ -701,11 +701,117 @@ def test_the_input_is_never_written_over(runs, csv, tmp_path, capsys):
     assert copy.read_text() == csv.read_text()
 
 
-def test_a_variable_called_like_a_bound_is_refused(runs, tmp_path):
-    """OT and OT_lo_80: two columns of one name."""
+@pytest.mark.parametrize("name", ["OT_lo_80", "OT_hi_97.5", "OT_true", "origin"])
+def test_a_variable_called_like_a_column_of_a_forecast_is_refused_before_training(tmp_path, name):
+    """OT and OT_lo_80: two columns of one name; a run was trained, and its backtests were refused."""
+    frame_of().rename(columns={"b": name}).to_csv(tmp_path / "mine.csv", index=False)
+    settings = {
+        "data": "custom",
+        "root_path": str(tmp_path),
+        "data_path": "mine.csv",
+        "seq_len": 32,
+        "pred_len": 8,
+    }
+    with pytest.raises(ValueError, match=f"mine: .*found the variable '{name}' .*rename"):
+        build_data(Config.from_flat(settings))
+    alone = Config.from_flat({**settings, "features": "S", "target": "OT"})
+    assert build_data(alone).targets == ("OT",)
+
+
+def test_a_run_of_old_with_such_a_variable_is_refused_before_any_forecast(runs, tmp_path):
+    """Its checkpoint forecasts what it can."""
     frame = frame_of().rename(columns={"b": "OT_lo_80"})
-    frame.to_csv(tmp_path / "mine.csv", index=False)
-    forecaster = load(runs("Persistence", root_path=str(tmp_path), model_comment="clash"))
+    run = runs("Persistence", model_comment="clash")
+    path = altered(run, tmp_path, lambda p: p["data"].update(columns=["a", "OT_lo_80", "OT"]))
+    forecaster = Forecaster.load(path, device="cpu")
     assert len(forecaster.predict(frame)) == HORIZON
     with pytest.raises(ValueError, match="leave OT_lo_80 to the forecast's own columns"):
         forecaster.predict(frame, levels=(0.8,))
+
+
+def test_a_variable_called_all_has_a_row_of_its_own(runs, csv, tmp_path, capsys):
+    """The mean over the variables was written over its row."""
+    frame = frame_of().rename(columns={"a": "all", "b": "(mean of all)"})
+    frame.to_csv(tmp_path / "mine.csv", index=False)
+    run = runs("Persistence", root_path=str(tmp_path), data_path="mine.csv")
+    tested = load(run).backtest(frame, 3)
+    error = tested.frame["all"] - tested.frame["all_true"]
+    assert list(tested.scores.index) == ["all", "(mean of all)", "OT"]
+    assert tested.scores.loc["all", "mse"] == pytest.approx((error**2).mean(), rel=1e-9)
+    assert tested.mean["mse_standardised"] == pytest.approx(tested.scores["mse_standardised"].mean())
+    assert run.results["best"]["by_variable"].keys() == {"all", "(mean of all)", "OT"}
+    assert predict.main(command(run, tmp_path / "mine.csv", tmp_path / "f.csv", "--backtest", "3")) == 0
+    shown = capsys.readouterr().out
+    assert f"{tested.scores.loc['all', 'mse']:.4f}" in shown
+
+
+# Dates: written, in zones, with holidays
+
+
+def trained_on(frame: pd.DataFrame, runs: Runs, folder: Path, **changes: Any) -> Forecaster:
+    """A run on this table that only repeats its last row."""
+    frame.to_csv(folder / "mine.csv", index=False)
+    return load(runs("Persistence", root_path=str(folder), model_comment=folder.name, **changes))
+
+
+def dated(frame: pd.DataFrame, dates: Any) -> pd.DataFrame:
+    return frame.iloc[: len(dates)].assign(date=dates)
+
+
+def test_a_new_file_is_read_in_the_format_of_the_training_file(runs, tmp_path):
+    """Trained day first, predicted month first: 6 February was forecast as 3 May, status 0."""
+    uk = "%d/%m/%Y %H:%M"
+    known = pd.date_range("2020-01-20", periods=ROWS, freq="h")
+    forecaster = trained_on(dated(frame_of(), known.strftime(uk)), runs, tmp_path)
+    assert forecaster.facts["data"]["date_format"] == uk
+    assert "read as %d/%m/%Y" in (forecaster.path.parent / "results.json").read_text()
+    day = dated(frame_of(), pd.date_range("2020-02-05", periods=48, freq="h").strftime(uk))
+    assert forecaster.predict(day)["date"][0] == pd.Timestamp("2020-02-07")
+    day.to_csv(tmp_path / "day.csv", index=False)
+    words = ["--checkpoint", str(forecaster.path), "--input", str(tmp_path / "day.csv"), "--cpu"]
+    words += ["--output", str(tmp_path / "out.csv")]
+    assert predict.main(words) == 0
+    assert pd.read_csv(tmp_path / "out.csv")["date"][0] == "2020-02-07 00:00:00"
+    iso = dated(frame_of(), pd.date_range("2020-02-05", periods=48, freq="h").astype(str))
+    with pytest.raises(ValueError, match="data row 1: .*--date_format 'ISO8601'"):
+        forecaster.predict(iso)
+    reading = predict.Reading(date_format="ISO8601")
+    pd.testing.assert_frame_equal(forecaster.predict(iso, reading=reading), forecaster.predict(day))
+
+
+def test_a_run_on_business_days_forecasts_no_weekend_and_accepts_the_holidays_it_is_told_of(runs, tmp_path):
+    """A run trained with B was told by predict that its rows were D."""
+    days = pd.bdate_range("2019-01-01", periods=ROWS + 10).delete(range(9, ROWS, 31))[:ROWS]
+    forecaster = trained_on(dated(frame_of(), days.astype(str)), runs, tmp_path, freq="B")
+    assert (forecaster.frequency, forecaster.config.data.season) == ("B", 5)
+    with pytest.raises(ValueError, match="accept them with --freq B"):
+        forecaster.predict(tmp_path / "mine.csv")
+    ahead = forecaster.predict(tmp_path / "mine.csv", reading=predict.Reading(freq="B"))["date"]
+    assert ahead.tolist() == pd.bdate_range(days[-1], periods=HORIZON + 1)[1:].tolist()
+
+
+def test_a_zone_comes_back_with_the_forecast_and_stays_with_the_run(runs, tmp_path):
+    """Zones were dropped, and a clock change was "keep one row per time"."""
+    berlin = pd.date_range("2020-10-14", periods=ROWS + HORIZON, freq="h", tz="Europe/Berlin")
+    known, ahead = berlin[:ROWS], berlin[ROWS:]
+    table = dated(frame_of(), known)
+    plain = load(runs("Persistence"))  # of a file without zones
+    assert plain.predict(table)["date"].tolist() == ahead.tolist()
+    tested = plain.backtest(table, 3).frame
+    assert str(tested["origin"].dt.tz) == str(tested["date"].dt.tz) == "Europe/Berlin"
+    with pytest.raises(UserError, match=r"found \+02:00 and \+01:00; name their zone"):
+        trained_on(table, runs, tmp_path)
+    zoned = trained_on(table, runs, tmp_path, time_zone="Europe/Berlin")
+    for same in (table, table.assign(date=known.tz_convert("UTC")), table.assign(date=known.astype(str))):
+        assert zoned.predict(same)["date"].tolist() == ahead.tolist()
+    written = zoned.predict(tmp_path / "mine.csv")["date"]
+    assert written.tolist() == ahead.tolist() and str(written.dt.tz) == "Europe/Berlin"
+
+
+def test_a_run_that_rounded_its_times_rounds_new_ones(runs, tmp_path):
+    whole = pd.date_range("2020-01-01", periods=ROWS + HORIZON, freq="h")
+    late = pd.to_timedelta(np.random.default_rng(0).integers(0, 20, ROWS), unit="s")
+    forecaster = trained_on(
+        dated(frame_of(), (whole[:ROWS] + late).astype(str)), runs, tmp_path, round_dates=True
+    )
+    assert forecaster.predict(tmp_path / "mine.csv")["date"].tolist() == whole[ROWS:].tolist()

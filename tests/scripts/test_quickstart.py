@@ -112,6 +112,21 @@ def test_without_etth1_the_synthetic_series_is_announced(quickstart, monkeypatch
     assert "SYNTHETIC SERIES IS USED INSTEAD" in capsys.readouterr().out
 
 
+def test_a_season_longer_than_the_lookback_is_said_in_the_table_and_judged_without(quickstart, capsys):
+    """The naive forecast of a cut season was compared with as if it were one."""
+    model, baselines = quickstart.Scores(0.1, 0.1), {
+        "persistence": quickstart.Scores(1.0, 1.0), "ridge": quickstart.Scores(0.5, 0.5)
+    }  # fmt: skip
+    quickstart.report(
+        results={"data": "mine", "llm": {}}, model=model, baselines=baselines, season="1440 rows", seq_len=96
+    )
+    assert quickstart.verdict(model, baselines) == 0
+    said = capsys.readouterr().out
+    assert "no seasonal naive (1440 rows): a season is longer than the lookback of 96 rows" in said
+    assert "Persistence is beaten" in said
+    assert quickstart.verdict(quickstart.Scores(2.0, 2.0), baselines) == 1
+
+
 def test_the_cpu_preset_is_the_documented_short_run():
     config = parse_config(["--preset", "cpu"]).flat()
     assert (config["max_steps"], config["llm_layers"], config["channel_sampling"]) == (208, 2, "single")

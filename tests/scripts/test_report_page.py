@@ -220,3 +220,9 @@ def test_a_page_without_modules_renders_too(browser, plain_page):
     text = browser.find_element(By.TAG_NAME, "main").text
     assert "GRA-M is off" in text and "TAPR is off" in text and "takes no training steps" in text
     assert browser.get_log("browser") == []
+
+
+def test_a_page_is_called_html(looked_at, tmp_path, capsys):
+    """--out x.pdf held a page."""
+    assert report.main([str(looked_at), "--out", str(tmp_path / "x.pdf")]) == 2
+    assert "--out: expected a name that ends in .html" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def test_runs_are_listed_with_what_they_scored(home, capsys):
         assert found[name]["validation_mse"] == results["best"]["validation_mse"]
     assert found["stopped"]["status"].startswith("cut off at step 1: stopped by --max_minutes 0")
     assert found["stopped"]["test_mse"] is None
-    assert found["failed"]["status"].startswith("failed at step 0: ValueError: --batch_size 46")
+    assert found["failed"]["status"].startswith("failed at step 0: UserError: --batch_size 46")
 
 
 def test_only_the_settings_that_differ_are_shown(home, capsys):
@@ -94,9 +94,9 @@ def test_one_run_can_be_named(home, capsys):
 
 def test_a_setting_that_an_older_run_did_not_know_is_no_difference(copy, capsys):
     settings = read_json(folder_of(copy, "first") / "config.json")
-    del settings["report_to"], settings["retrieval_key"]
+    del settings["report_to"], settings["padding_patch"]
     (folder_of(copy, "first") / "config.json").write_text(json.dumps(settings))
-    assert "retrieval_key" not in listed(copy, capsys)["all"]["differing"]
+    assert "padding_patch" not in listed(copy, capsys)["all"]["differing"]
 
 
 def test_broken_folders_are_named_and_hide_nothing(copy, capsys):

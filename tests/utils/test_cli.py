@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
 import pytest
 
+from models import MODELS
 from utils import cli
-from utils.cli import build_parser, parse_config
+from utils.cli import PathFlag, build_parser, parse_config
 from utils.config import Config, iter_settings, setting_type
 from utils.config_checks import spaced
 from utils.family_flags import REFUSED
@@ -14,7 +16,8 @@ from utils.paths import PRESETS
 
 FLAGS = """
 --align_epochs --auto_batch_size --aux_warmup_steps --batch_size --build_memory --c_out --channel_sampling
---checkpoints --compile --cpu --d_ff --d_layers --d_model --d_repr --data --data_path --debug_shapes
+--checkpoints --compile --cpu --d_ff --d_layers --d_model --d_repr --data --data_path --date_format
+--debug_shapes
 --dec_in --decomposition --des --deterministic --devices --distil --dropout --dump_prompt --e_layers
 --embed --enc_in --eval_batch_size --eval_data --eval_data_path --eval_root_path --eval_steps
 --eval_stride --eval_test_each_epoch --factor --fc_dropout --features --fill_missing --freq --gpu
@@ -28,16 +31,19 @@ FLAGS = """
 --memory_size
 --mixed_precision --model --model_comment --model_id --moving_avg --n_heads --n_scales
 --no-auto_batch_size --no-build_memory --no-compile --no-cpu --no-debug_shapes --no-deterministic
---no-dump_prompt --no-eval_test_each_epoch --no-gradient_checkpointing --no-load_in_4bit --no-shard_llm
+--no-dump_prompt --no-eval_test_each_epoch --no-gradient_checkpointing --no-load_in_4bit --no-round_dates
+--no-shard_llm
 --no-shard_memory --no-trust_remote_code --no-use_gram --no-use_tapr --no-use_time_marks --num_tokens
 --num_workers
 --optimizer --output_attention --padding_patch --patch_len --patience --pct_start --peft --percent --pred_len
 --preset --prompt_digits --prompt_domain --prompt_file --report_to --resume_counter
 --resume_from_checkpoint --retrieval_control --retrieval_fusion --retrieval_key --retrieval_scope --revin
---root_path --save_steps --save_total_limit --season --seasonal_patterns --seed --seq_len --shard_llm
+--root_path --round_dates --save_steps --save_total_limit --season --seasonal_patterns --seed --seq_len
+--shard_llm
 --shard_memory
 --source_tokens
---stride --target --task_name --temperature --token_order --top_k --top_p --train_epochs --trend_fusion
+--stride --target --task_name --temperature --time_zone --token_order --top_k --top_p --train_epochs
+--trend_fusion
 --trend_label --trust_remote_code --use_amp --use_gpu --use_gram --use_multi_gpu --use_tapr
 --use_time_marks --warmup_steps --weight_decay -h
 """.split()
@@ -87,7 +93,7 @@ def test_every_value_comes_through_with_its_type():
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """What a mistaken command line prints; it must exit with status 2 and no traceback."""
     with pytest.raises(SystemExit) as caught:
-        parse_config(words, prog="run_main.py")
+        parse_config(words, prog="run_main.py", models=MODELS)
     printed = capsys.readouterr()
     assert caught.value.code == 2 and not printed.out and "Traceback" not in printed.err
     return printed.err
@@ -185,5 +191,24 @@ def test_the_command_line_of_the_family_is_understood():
 
 def test_ms_needs_joint_samples_and_a_model_that_mixes_variables(capsys):
     assert "joint" in refused(capsys, "--features", "MS", "--channel_sampling", "single")
-    for model in set(setting_type("run", "model")[1]) - {"TimeLLM", "Autoformer"}:
-        assert "--features S" in refused(capsys, "--features", "MS", "--model", model)
+    for name, model in MODELS.items():
+        if model.is_named_by_flag and not model.offers_ms:
+            assert "--features S" in refused(capsys, "--features", "MS", "--model", name)
+
+
+def test_an_empty_word_for_a_path_is_none_and_needed_paths_say_what_they_lack(capsys):
+    """--output '' was the current folder, and --results '' a study's results beside the sources."""
+    parser = argparse.ArgumentParser(prog="x")
+    parser.add_argument("run", action=PathFlag, metavar="RUN")
+    parser.add_argument("--out", action=PathFlag, kind=Path, default=Path("there"))
+    parser.add_argument("--where", action=PathFlag)
+    parser.add_argument("--docs", action=PathFlag, kind=Path, nargs="?", const=Path("const"))
+    parser.add_argument("--input", action=PathFlag, kind=Path, required=True)
+    words = parser.parse_args("r --input a --out".split() + ["", "--where", "", "--docs"])
+    assert words == argparse.Namespace(
+        run="r", input=Path("a"), out=Path("there"), where=None, docs=Path("const")
+    )
+    for needed in (["r", "--input", ""], ["", "--input", "a"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(needed)
+        assert "expected a path, found ''" in capsys.readouterr().err

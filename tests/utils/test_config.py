@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from utils.cli import parse_config
 from utils.config import NOT_IDENTITY, Config, ConfigError, iter_settings, setting_type
 
 DOCUMENTED_DEFAULTS: dict[str, Any] = {
@@ -153,7 +154,7 @@ def test_all_problems_are_reported_at_once_each_naming_its_flag():
     ("values", "flags"),
     [
         ({"patch_len": 600}, ["--patch_len", "--seq_len"]),
-        ({"label_len": 513}, ["--label_len", "--seq_len"]),
+        ({"label_len": 513, "model": "Autoformer"}, ["--label_len", "--seq_len"]),
         ({"memory_size": 10001}, ["--memory_size", "--max_memory_size"]),
         ({"build_memory": True}, ["--build_memory", "--use_gram"]),
         ({"use_gram": True, "d_repr": 6}, ["--d_repr"]),
@@ -263,3 +264,33 @@ def test_the_run_name_ends_in_seed_llm_switches_hash_and_comment():
     assert plain.run_name(model="TimeLLM", llm_name="GPT2").endswith(
         f"_s2021_GPT2_plain_{plain.training_hash()}-a b"
     )
+
+
+@pytest.mark.parametrize("model", [None, "TimeLLM", "Ridge", "PatchTST"])
+def test_a_label_length_that_no_model_reads_refuses_no_lookback(model):
+    """--seq_len 24 was refused for the default of --label_len, which this model never reads."""
+    config = Config.from_flat({"model": model, "seq_len": 24, "patch_len": 16})
+    assert config.data.seq_len == 24
+    with pytest.raises(ConfigError, match="--seq_len .24., of which Autoformer reads .*--label_len 12"):
+        Config.from_flat({"model": "Autoformer", "seq_len": 24})
+    assert Config.from_flat({"model": "Autoformer", "seq_len": 24, "label_len": 12}).data.label_len == 12
+
+
+PATHS = {name for _, name, item in iter_settings() if item.metadata.get("path")}
+
+
+@pytest.mark.parametrize("name", sorted(PATHS))
+@pytest.mark.parametrize("blank", ["", " "])
+def test_an_empty_path_is_one_that_is_not_given(name, blank):
+    """--llm_model_path '' was taken for the current folder, and --resume_from_checkpoint '' for a file."""
+    assert Config.from_flat({name: blank}) == Config()
+    for data in ("Weather", "M4"):
+        assert Config.from_flat({"data": data, name: blank}) == Config.from_flat({"data": data})
+    assert parse_config([f"--{name}", "elsewhere", f"--{name}", blank]) == Config()
+
+
+def test_every_setting_that_names_a_path_says_so():
+    """A new one is treated like the others only where it is declared."""
+    text = {name for group, name, _ in iter_settings() if str in setting_type(group, name)[0]}
+    named = {name for name in text if name.endswith(("_path", "_file", "_dir", "_from"))}
+    assert named | {"checkpoints", "resume_from_checkpoint"} == PATHS

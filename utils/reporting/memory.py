@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from dataclasses import replace as dataclass_replace
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from utils.config import KEY_SEASONS, SCALE_BASE, Config
 from utils.config_checks import ATTENTION_HEADS
+from utils.evaluation_batch import windows_per_pass
 from utils.process_memory import give_back_freed, resident_bytes
 from utils.types import DataBundle
 
@@ -49,8 +49,6 @@ GATHERED = 3
 and the next as it comes."""
 PATCH_COPIES = 6
 NEIGHBOUR_COPIES = 8
-PROBES = 8
-"""Windows whose prompts are measured."""
 PACKED, GAPS = 70e6, 1.1
 """What a CPU takes in training beside the tensors (measured): its kernels' packed copies, and the gaps
 that its allocator leaves between freed blocks, a share."""
@@ -230,8 +228,8 @@ def training_memory(sizes: MemorySizes) -> MemoryEstimate:
 
 def evaluation_memory(sizes: MemorySizes) -> MemoryEstimate:
     """What one batch of an evaluation holds at its peak, before any training."""
-    t = sizes.config.training
-    series = (t.eval_batch_size or t.batch_size) * sizes.forecast
+    windows = windows_per_pass(sizes.config, forecast=sizes.forecast, on_gpu=sizes.on_gpu)
+    series = windows * sizes.forecast
     llm = sizes.llm
     held = _llm_evaluation(sizes, series)
     others = _reprogramming(sizes, series, training=False)
@@ -404,7 +402,7 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
     return MemorySizes(
         config=config,
         llm=llm,
-        prompt=_prompt_tokens(model.prompt, config.data.seq_len) if llm else (0, 0),
+        prompt=(model.prompt.n_constant, model.prompt.width - model.prompt.n_constant) if llm else (0, 0),
         kind=model._pass.kind if llm else "plain",
         variables=variables,
         forecast=forecast,
@@ -413,13 +411,6 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
         on_gpu=on_gpu,
         memory_parts=retriever.division.processes if retriever is not None else 1,
     )
-
-
-def _prompt_tokens(prompt: Any, seq_len: int) -> tuple[int, int]:
-    """Tokens of the constant part and of the longest rest, for a few windows of noise."""
-    noise = torch.randn(PROBES, seq_len, generator=torch.Generator().manual_seed(0))
-    ids, _ = prompt.tokens(noise)
-    return prompt.n_constant, ids.shape[1] - prompt.n_constant
 
 
 def _llm_sizes(llm: Any) -> LLMSizes:

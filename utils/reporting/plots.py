@@ -13,7 +13,9 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from utils.reporting import style
+from utils.reporting.fonts import drawable, drawable_names
 
+TITLE_LETTERS = 200
 TAIL_IN_HORIZONS = 2
 """The lookback is shown for this many horizons: far enough to see its seasons."""
 
@@ -23,7 +25,7 @@ def plot_forecasts(
     out: Path,
     title: str,
     *,
-    season: int = 24,
+    season: int | None = 24,
     step_unit: str = "hours",
     windows: int = 3,
     variables: int = 2,
@@ -38,14 +40,14 @@ def plot_forecasts(
             standardised units, ``start`` [n] and ``columns`` [N].
         out: PNG file to write.
         title: above the picture.
-        season: rows of one season.
+        season: rows of one season; None where it is longer than the lookback, which the title then says.
         step_unit: what one row is, for the axis.
         windows: most windows shown, spread over those in the file.
         variables: most variables shown: the last (the target of the ETT files) and the first ones.
     """
     with np.load(forecasts) as saved:
         x, y, prediction = saved["x"], saved["y"], saved["prediction"]
-        start, columns = saved["start"], [str(name) for name in saved["columns"]]
+        start, columns = saved["start"], drawable_names([str(name) for name in saved["columns"]])
     shown_windows = np.unique(np.linspace(0, len(x) - 1, min(windows, len(x))).round().astype(int))
     shown_variables = [len(columns) - 1, *range(len(columns) - 1)][:variables]
 
@@ -65,7 +67,8 @@ def plot_forecasts(
     for axis in axes[-1]:
         axis.set_xlabel(f"{step_unit} after the forecast's origin", fontsize=8)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
-    figure.suptitle(title, fontsize=11)
+    title = title if season is not None else f"{title}; {style.NO_SEASON}"
+    figure.suptitle(drawable(title, longest=TITLE_LETTERS), fontsize=11)
     return style.save(figure, out)
 
 
@@ -75,19 +78,18 @@ def _draw(
     lookback: NDArray[np.floating],
     truth: NDArray[np.floating],
     forecast: NDArray[np.floating],
-    season: int,
+    season: int | None,
 ) -> None:
     """One variable of one window: lookback [L], truth and forecast [H]."""
     horizon = len(truth)
     tail = lookback[-TAIL_IN_HORIZONS * horizon :]
     # Step 0 is the last row that was seen; joining the lines there shows jumps at the origin.
     past, future = np.arange(1 - len(tail), 1), np.arange(0, horizon + 1)
-    naive = np.resize(lookback[-season:], horizon)
     last = lookback[-1:]
     axis.plot(past, tail, color=style.LOOKBACK, linewidth=0.9, label="lookback")
-    axis.plot(
-        future, np.concatenate([last, naive]), color=style.NAIVE, linewidth=0.9, label="last season repeated"
-    )
+    if season is not None:
+        naive = np.concatenate([last, np.resize(lookback[-season:], horizon)])
+        axis.plot(future, naive, color=style.NAIVE, linewidth=0.9, label="last season repeated")
     axis.plot(future, np.concatenate([last, truth]), color=style.TRUTH, linewidth=1.1, label="truth")
     axis.plot(future, np.concatenate([last, forecast]), color=style.FORECAST, linewidth=1.3, label="forecast")
     axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from utils.errors import UserError
 from utils.reporting import style
+from utils.reporting.fonts import drawable, drawable_names
 
 Values = NDArray[np.float64]
 UNITS = "original units"
 STANDARDISED = "standardised units"
+UNLOGGED = "no step was logged"
 LOSS_TERMS = ("direction", "magnitude", "consistency", "ordinal", "gate_consistency", "gate_entropy")
 
 
@@ -31,7 +35,8 @@ class Evidence:
     """Of the data."""
     targets: Sequence[str]
     frequency: str
-    season: int
+    season: int | None
+    """Rows of one season; None where it is longer than the lookback."""
     test_windows: int
     """How many the whole test has."""
     start: NDArray[np.int64]
@@ -52,14 +57,26 @@ class Evidence:
     """By level, half the width [W, H, M] of the interval around the prediction."""
 
     @property
+    def drawn_name(self) -> str:
+        """The data's name in a picture."""
+        return drawable(self.name)
+
+    @cached_property
+    def drawn_targets(self) -> list[str]:
+        """The variables' names in a picture."""
+        return drawable_names(self.targets)
+
+    @property
     def error(self) -> Values:
         """[W, H, M], standardised units."""
         found: Values = (self.prediction - self.truth) / self.deviation
         return found
 
     @property
-    def naive_error(self) -> Values:
-        """As `error`, of the last season repeated."""
+    def naive_error(self) -> Values | None:
+        """As `error`, of the last season repeated; None where the lookback has no whole one."""
+        if self.season is None:
+            return None
         horizon = self.truth.shape[1]
         repeated = self.lookback[:, -self.season :][:, np.arange(horizon) % self.season]
         found: Values = (repeated - self.truth) / self.deviation
@@ -96,12 +113,12 @@ def plot_test_windows(
             axis = axes[row, column]
             draw_window(axis, evidence, int(window), variable, levels=levels)
             origin = np.datetime_as_string(evidence.times[window, 0], unit="m").replace("T", " ")
-            title = f"{evidence.targets[variable]}, forecast from {origin}"
+            title = f"{evidence.drawn_targets[variable]}, forecast from {origin}"
             style.label(
                 axis, title=title, y=UNITS if not column else "", x="time" if row == len(shown) - 1 else ""
             )
     intervals = "" if evidence.half_width else "; this run has no calibration, so no intervals"
-    figure.suptitle(f"{evidence.name}: forecasts of test windows{intervals}", fontsize=style.TITLE + 1)
+    figure.suptitle(f"{evidence.drawn_name}: forecasts of test windows{intervals}", fontsize=style.TITLE + 1)
     style.legend_below(figure, axes[0, 0])
     return style.save(figure, out)
 
@@ -136,13 +153,15 @@ def draw_window(
 def plot_training(records: Sequence[Mapping[str, Any]], out: Path, *, name: str) -> Path:
     """Losses, their terms, learning rate and gate, and speed and memory, against the optimizer step.
 
+    Where none of the steps was logged, the validations alone.
+
     Raises:
-        ValueError: the records hold no training step.
+        ValueError: the records hold neither a training step nor a validation after one.
     """
     steps = [r for r in records if r["event"] == "train"]
     validations = [r for r in records if r["event"] == "validation"]
-    if not steps:
-        raise ValueError("expected records of training steps, found none: the model takes no steps")
+    if not (steps or any(r["step"] for r in validations)):
+        raise UserError("expected records of training steps, found none")
     figure = style.new_figure(12.4, 8.0)
     losses, terms, rate, speed = figure.subplots(2, 2).ravel()
     _curves(losses, steps, {"loss": "training (one pass)", "auxiliary": "auxiliary, before its warm-up"})
@@ -151,16 +170,17 @@ def plot_training(records: Sequence[Mapping[str, Any]], out: Path, *, name: str)
         values = [r["validation"][metric] for r in validations]
         losses.plot(at, values, "o-", color=colour, label=f"validation {metric.upper()}")
     style.label(losses, title="losses", y=f"loss ({STANDARDISED})")
-    _curves(terms, steps, {term: term.replace("_", " ") for term in LOSS_TERMS if term in steps[0]})
+    _curves(terms, steps, {term: term.replace("_", " ") for term in LOSS_TERMS})
     style.label(terms, title="losses of the modules, before their weights", y="loss")
     if not terms.has_data():
-        terms.text(0.5, 0.5, "TAPR and GRA-M are off", ha="center", transform=terms.transAxes)
+        why = "TAPR and GRA-M are off" if steps else UNLOGGED
+        terms.text(0.5, 0.5, why, ha="center", transform=terms.transAxes)
     _rate_and_gate(rate, steps)
     _speed_and_memory(speed, steps)
     for axis in (losses, terms):
         if axis.has_data():
             style.legend_under(axis, columns=2 if axis is losses else 3)
-    figure.suptitle(f"{name}: training", fontsize=style.TITLE + 1)
+    figure.suptitle(f"{drawable(name)}: training", fontsize=style.TITLE + 1)
     return style.save(figure, out)
 
 
@@ -211,29 +231,31 @@ def plot_errors(evidence: Evidence, out: Path) -> Path:
     figure = style.new_figure(12.4, 7.4)
     by_step, by_variable, both, by_time = figure.subplots(2, 2).ravel()
     error, naive = evidence.error, evidence.naive_error
+    shown = _compared(error, naive)
     ahead = np.arange(1, error.shape[1] + 1)
     label = step_label(evidence.frequency)
     for metric, line in (("MSE", "-"), ("MAE", "--")):
-        for values, colour, who in ((error, style.FORECAST, "model"), (naive, style.NAIVE, "last season")):
+        for values, colour, who in shown:
             by_step.plot(ahead, _mean(values, metric, (0, 2)), line, color=colour, label=f"{metric}, {who}")
     style.label(by_step, title="error by horizon step", x=label, y=f"error ({STANDARDISED})")
     by_step.set_ylim(bottom=0)
     style.legend_under(by_step, columns=4)
-    _bars_by_variable(by_variable, evidence, error, naive)
+    _bars_by_variable(by_variable, evidence, shown)
     image = both.imshow(_mean(error, "MAE", (0,)).T, aspect="auto", cmap="viridis", interpolation="nearest",
                         extent=(0.5, len(ahead) + 0.5, len(evidence.targets) - 0.5, -0.5))  # fmt: skip
-    both.set_yticks(range(len(evidence.targets)), evidence.targets)
+    both.set_yticks(range(len(evidence.targets)), evidence.drawn_targets)
     style.label(both, title="MAE by step and variable", x=label)
     figure.colorbar(image, ax=both, label=f"MAE ({STANDARDISED})")
-    by_time.plot(evidence.times[:, 0], _mean(error, "MAE", (1, 2)), color=style.FORECAST, label="model")
-    by_time.plot(evidence.times[:, 0], _mean(naive, "MAE", (1, 2)), color=style.NAIVE, label="last season")
+    for values, colour, who in shown:
+        by_time.plot(evidence.times[:, 0], _mean(values, "MAE", (1, 2)), color=colour, label=who)
     style.label(by_time, title="MAE of each window", x="start of the forecast", y=f"MAE ({STANDARDISED})")
     by_time.set_ylim(bottom=0)
     by_time.legend(fontsize=style.TICK)
     style.time_axis(by_time)
     mse, mae = _mean(error, "MSE", None), _mean(error, "MAE", None)
     figure.suptitle(
-        f"{evidence.name}: errors over {evidence.scope}; MSE {mse:.3f}, MAE {mae:.3f}",
+        f"{evidence.drawn_name}: errors over {evidence.scope}; MSE {mse:.3f}, MAE {mae:.3f}"
+        + ("" if naive is not None else f"; {style.NO_SEASON}"),
         fontsize=style.TITLE + 1,
     )
     return style.save(figure, out)
@@ -243,15 +265,19 @@ def _mean(error: Values, metric: str, axes: tuple[int, ...] | None) -> Any:
     return np.mean(error**2 if metric == "MSE" else np.abs(error), axis=axes)
 
 
-def _bars_by_variable(axis: Axes, evidence: Evidence, error: Values, naive: Values) -> None:
+def _compared(error: Values, naive: Values | None) -> list[tuple[Values, str, str]]:
+    """What is drawn beside each other: errors, colour, name."""
+    found = [(error, style.FORECAST, "model")]
+    return found if naive is None else [*found, (naive, style.NAIVE, "last season")]
+
+
+def _bars_by_variable(axis: Axes, evidence: Evidence, shown: Sequence[tuple[Values, str, str]]) -> None:
     places = np.arange(len(evidence.targets))
-    for offset, (values, colour, who) in zip(
-        (-0.2, 0.2), ((error, style.FORECAST, "model"), (naive, style.NAIVE, "last season")), strict=True
-    ):
+    for offset, (values, colour, who) in zip((-0.2, 0.2), shown, strict=False):
         bars = axis.bar(places + offset, _mean(values, "MSE", (0, 1)), 0.38, color=colour, label=who)
         if len(places) <= 8:
             axis.bar_label(bars, fmt="%.2f", fontsize=style.TICK - 1)
-    axis.set_xticks(places, evidence.targets, rotation=0 if len(places) <= 8 else 90)
+    axis.set_xticks(places, evidence.drawn_targets, rotation=0 if len(places) <= 8 else 90)
     style.label(axis, title="MSE by variable", y=f"MSE ({STANDARDISED})")
     axis.legend(fontsize=style.TICK)
 
@@ -263,7 +289,7 @@ def plot_calibration(evidence: Evidence, out: Path) -> Path:
         ValueError: there are no intervals.
     """
     if not evidence.half_width:
-        raise ValueError("expected intervals, found none: this run has no calibration")
+        raise UserError("expected intervals, found none: this run has no calibration")
     levels = sorted(evidence.half_width)
     inside = {level: _inside(evidence, level) for level in levels}
     figure = style.new_figure(12.4, 7.4)
@@ -293,7 +319,7 @@ def plot_calibration(evidence: Evidence, out: Path) -> Path:
     for axis in (overall, by_step, by_variable):
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     overall.xaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.suptitle(f"{evidence.name}: calibration over {evidence.scope}", fontsize=style.TITLE + 1)
+    figure.suptitle(f"{evidence.drawn_name}: calibration over {evidence.scope}", fontsize=style.TITLE + 1)
     return style.save(figure, out)
 
 
@@ -317,5 +343,5 @@ def _coverage_bars(
         axis.bar(places + (i - (len(levels) - 1) / 2) * width, inside[level].mean(axis=(0, 1)), 0.9 * width,
                  color=colour, label=f"{level:.0%}")  # fmt: skip
         axis.axhline(level, color=colour, linewidth=0.8, linestyle=":")
-    axis.set_xticks(places, evidence.targets, rotation=0 if len(places) <= 8 else 90)
+    axis.set_xticks(places, evidence.drawn_targets, rotation=0 if len(places) <= 8 else 90)
     style.label(axis, title="coverage by variable (dotted: asked for)", y="share inside")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.errors import UserError
 from utils.log import MetricsFile
 from utils.training import run_folder as folders
 from utils.training.checkpoint import step_checkpoints
@@ -54,7 +55,7 @@ def read_runs(home: Path) -> tuple[list[Run], list[Broken]]:
         ValueError: ``home`` is no folder.
     """
     if not home.is_dir():
-        raise ValueError(f"{home}: expected a folder of runs, found none")
+        raise UserError(f"{home}: expected a folder of runs, found none")
     places = [home] if (home / folders.CONFIG_FILE).is_file() else sorted(p for p in home.iterdir())
     runs, broken = [], []
     for folder in places:
@@ -75,9 +76,7 @@ def read_run(folder: Path) -> Run:
             run writes.
         ValueError: its settings are none.
     """
-    settings = folders.read_json(folder / folders.CONFIG_FILE)
-    if not isinstance(settings, dict):
-        raise ValueError(f"{folders.CONFIG_FILE}: expected settings, found {type(settings).__name__}")
+    settings = folders.settings_in(folder)
     facts_file = folder / folders.ENVIRONMENT_FILE
     facts = folders.read_json(facts_file) if facts_file.is_file() else {}
     records = MetricsFile(folder / folders.METRICS_FILE).read(skip_broken=True)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
+from utils.errors import UserError
+from utils.reporting.fonts import families
 from utils.training.whole_files import whole_file
 
 LOOKBACK, TRUTH, FORECAST, NAIVE = "black", "tab:blue", "tab:red", "0.6"
 NEIGHBOURS = ("tab:green", "tab:olive", "tab:cyan", "tab:purple", "tab:brown")
+NO_SEASON = "no last season: it is longer than the lookback"
 DPI = 110
 COLOURS = 128
 """Of the palette: a third of the bytes of true colour, with no difference to be seen."""
@@ -28,14 +33,34 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, out: Path) -> Path:
-    """Write the figure as PNG, whole or not at all; returns ``out``."""
+    """Write the figure as PNG, whole or not at all; returns ``out``.
+
+    Raises:
+        UserError: ``out`` is called otherwise.
+    """
+    if out.suffix.lower() != ".png":
+        raise UserError(f"{out}: expected a name that ends in .png, which the picture is, found {out.suffix}")
     figure.set_dpi(DPI)
+    _choose_fonts(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     with whole_file(out) as file:
         image.quantize(COLOURS).save(file, format="PNG", optimize=True)
     return out
+
+
+def _choose_fonts(figure: Figure) -> None:
+    """All texts in fonts that together have their letters; ordinary letters look as ever."""
+    texts: list[Any] = figure.findobj(Text)
+    wanted = families("".join(text.get_text() for text in texts))
+    if len(wanted) == 1:
+        return
+    for text in texts:
+        text.set_fontfamily(wanted)
+    axes: list[Any] = figure.findobj(Axes)
+    for axis in axes:
+        axis.tick_params(labelfontfamily=wanted)  # ticks may be made anew before they are drawn
 
 
 def label(axis: Axes, *, title: str = "", x: str = "", y: str = "") -> None:

@@ -16,6 +16,8 @@ STEPS_READ = frozenset(
 """Training settings that a run without optimizer steps reads too."""
 RESOLVED = frozenset({"season", "enc_in", "freq"})
 """What the data decide where no flag does: not to be told as flags."""
+OF_DATES = frozenset({"date_format", "time_zone", "round_dates"})
+"""How the dates of a file are read."""
 USUAL = {"retrieval_key": "hybrid"}
 """What auto comes to in a memory of ordinary size: not to be told as a flag either."""
 
@@ -82,11 +84,19 @@ def _unread_modules(config: Config) -> Iterator[tuple[str, set[str]]]:
 def _unread_data(config: Config) -> Iterator[tuple[str, set[str]]]:
     """Settings of files and columns that this run does not open."""
     if config.data.data == "synthetic":
-        yield "the built-in series has no file", {"root_path", "data_path"}
+        yield "the built-in series has no file", {"root_path", "data_path", *OF_DATES}
     if config.data.data != M4:
         yield "without --data M4", {"seasonal_patterns"}
     else:
-        yield "M4's series have one column and no dates", {"target", "fill_missing", "channel_sampling"}
+        yield (
+            "M4's series have one column and no dates",
+            {
+                "target",
+                "fill_missing",
+                "channel_sampling",
+                *OF_DATES,
+            },
+        )
     if config.data.features == "M":
         yield "--features M reads all columns", {"target"}
 

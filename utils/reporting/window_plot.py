@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from utils.errors import UserError
 from utils.reporting import style
+from utils.reporting.fonts import drawable, drawable_names
 
 NEIGHBOURS_SHOWN = 5
 PROTOTYPES_SHOWN = 4
@@ -25,19 +27,20 @@ def plot_window(explained: Mapping[str, Any], variable: str, out: Path) -> Path:
     """
     found = {v["name"]: v for v in explained["variables"]}
     if variable not in found:
-        raise ValueError(f"--variable: expected one of {', '.join(found)}, found {variable}")
-    own = found[variable]
+        raise UserError(f"--variable: expected one of {', '.join(found)}, found {variable}")
+    own, shown = found[variable], dict(zip(found, drawable_names(list(found)), strict=True))
     rows = [2.6, *([1.9] if _neighbours(own) else []), 2.4]
     figure = style.new_figure(13.0, sum(rows) * 1.35)
     parts: Any = figure.subfigures(len(rows), 1, height_ratios=rows)
     _forecast(parts[0].subplots(), explained, own)
     if _neighbours(own):
-        _draw_neighbours(parts[1], own)
+        _draw_neighbours(parts[1], own, shown)
     _decisions(parts[-1], explained, own)
     origin = explained["window"]["forecast"][0].replace("T", " ")[:16]
     score = "" if own["mse"] is None else f"; MSE {own['mse']:.3f}, MAE {own['mae']:.3f} (standardised)"
+    of = f"{drawable(explained['data'])}, {shown[variable]}"
     figure.suptitle(
-        f"{explained['data']}, {variable}, forecast from {origin} ({explained['window']['part']}){score}",
+        f"{of}, forecast from {origin} ({explained['window']['part']}){score}",
         fontsize=style.TITLE + 2,
     )
     return style.save(figure, out)
@@ -75,8 +78,8 @@ def _forecast(axis: Axes, explained: Mapping[str, Any], own: Mapping[str, Any]) 
     axis.legend(fontsize=style.TICK, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
-def _draw_neighbours(part: Any, own: Mapping[str, Any]) -> None:
-    """Each neighbour at its own time, and what came after it."""
+def _draw_neighbours(part: Any, own: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Each neighbour at its own time, and what came after it; ``names`` are the variables' in the picture."""
     shown = _neighbours(own)
     axes = part.subplots(1, len(shown), squeeze=False, sharey=True)[0]
     for axis, neighbour, colour in zip(axes, shown, style.NEIGHBOURS, strict=False):
@@ -86,7 +89,9 @@ def _draw_neighbours(part: Any, own: Mapping[str, Any]) -> None:
         axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
         ended = neighbour["lookback"][1].replace("T", " ")[:16]
         near = f"distance {neighbour['distance']:.3f}, weight {neighbour['weight']:.2f}"
-        style.label(axis, title=f"{neighbour['variable']}, until {ended}\n{near}", x="rows before and after")
+        style.label(
+            axis, title=f"{names[neighbour['variable']]}, until {ended}\n{near}", x="rows before and after"
+        )
         axis.title.set_fontsize(style.TICK + 0.5)
     axes[0].set_ylabel(UNITS, fontsize=style.LABEL)
     part.suptitle(

@@ -15,6 +15,7 @@ from accelerate.utils import find_executable_batch_size, gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import Dataset
 
+from utils.errors import UserError
 from utils.process_memory import available_bytes, mib
 from utils.reporting.memory import MemorySizes, sizes_of, taken_by_cpu, training_memory
 from utils.reporting.remedies import out_of_memory_text
@@ -31,7 +32,7 @@ USABLE = 0.9
 """Share of the memory available on a CPU that is counted on."""
 
 
-class MemoryShortError(MemoryError):
+class MemoryShortError(UserError, MemoryError):
     """A step takes more memory than there is; the message says what would take less."""
 
 

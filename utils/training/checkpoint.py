@@ -17,6 +17,7 @@ import random
 import re
 import zipfile
 from collections.abc import Mapping
+from functools import cache
 from logging import getLogger
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,6 +26,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from utils.errors import FileError, UserError
+from utils.flag_history import read_settings
 from utils.training.whole_files import whole_file
 
 log = getLogger(__name__)
@@ -42,11 +45,11 @@ _END_RECORD = b"PK\x05\x06"
 _BLOCK = 1 << 20
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is missing, broken, or belongs to another run; the message says which and why."""
 
 
-class SaveError(OSError):
+class SaveError(FileError):
     """A checkpoint could not be written; those saved before are as they were."""
 
 
@@ -97,7 +100,7 @@ def save(payload: Mapping[str, Any], path: Path, *, written: int | None = None) 
                 file.flush()  # a later write would set the time again
                 os.utime(file.fileno(), ns=(written, written))
     except (OSError, RuntimeError) as error:
-        cause = (writer and writer.error) or error
+        cause = (writer and writer.error) or (error.__cause__ if isinstance(error, FileError) else error)
         if not isinstance(cause, OSError):
             raise
         raise SaveError(
@@ -220,12 +223,22 @@ def _read(path: Path) -> Any:
             f"{path}: expected a whole checkpoint of tensors and plain values, "
             f"found one that does not load ({_reason(path, error)})"
         ) from error
+    if isinstance(content, dict) and isinstance(content.get("config"), dict):
+        content["config"], lost = read_settings(content["config"])
+        for line in lost:
+            _say_once(f"{path}: {line}")
     version = content.get("format_version") if isinstance(content, dict) else None
     if stated is None and isinstance(version, int) and version >= FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: expected a checksum at the end, found none: it was cut off, or written by another tool"
         )
     return content
+
+
+@cache
+def _say_once(line: str) -> None:
+    """A checkpoint is read several times on the way into a run."""
+    log.warning("%s", line)
 
 
 def _check_records(path: Path) -> None:

@@ -16,18 +16,25 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
+    broadcast_object_list,
     gather_object,
+    parse_flag_from_env,
     set_seed,
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import RAW_KEY_ROWS, Config
+from utils.config import RAW_KEY_ROWS, Config, ConfigError
+from utils.config_checks import season_problem
+from utils.ending import errors_kept
+from utils.errors import UserError
+from utils.evaluation_batch import windows_per_pass
 from utils.log import RunLogFile, setup_logging
 from utils.reporting.preflight import environment, llm_text, opening_lines
+from utils.threads import fit_threads
 from utils.training import checkpoint as checkpoints
 from utils.training import judging, launched, resuming, saving, sharding, zero
 from utils.training import payload as payloads
@@ -40,12 +47,14 @@ from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
 from utils.training.outlook import first_items, seconds_per_window, windows_to_judge
 from utils.training.precision import matmul_precision
+from utils.training.precision_choice import Settled, settle
 from utils.training.progress import Hooks
 from utils.training.run_status import status_kept
 from utils.training.stopping import RunStopped, StopRequest, how_to_go_on
+from utils.training.together import agreed, main_first
 from utils.training.tracking import require_tracker, stop_tracking, tracked_metrics
 from utils.training.trainer import Trainer
-from utils.types import Batch, DataBundle
+from utils.types import Batch, DataBundle, LLMOutline
 
 log = getLogger(__name__)
 
@@ -59,11 +68,13 @@ class Builders:
     """Configuration to model; what it must offer, `models.forecaster.Forecaster` shows."""
     data: Callable[[Config], DataBundle]
     training_loader: Callable[..., DataLoader[Batch]]
-    """(bundle, config, num_processes=) to the training loader."""
+    """(bundle, config, num_processes=, prompts=) to the training loader."""
     evaluation_loader: Callable[..., DataLoader[Batch]]
-    """(dataset, batch_size, num_workers) to a loader in order."""
+    """(dataset, batch_size, num_workers, prompts=) to a loader in order."""
     inspect: Callable[..., list[str]]
     """(model, batch, names, shapes=, prompt=) to the lines that a look inside prints."""
+    llm: Callable[[Config], LLMOutline | None]
+    """Configuration to its LLM's widths, before any weight is read; None of a model without an LLM."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +90,9 @@ def run(config: Config, builders: Builders) -> RunResult:
     """Train and test, or with ``--is_training 0`` test a checkpoint.
 
     Raises:
-        ValueError: for settings, data or a checkpoint that do not fit; the message says which.
-        OSError: where a file or the LLM cannot be had, or a checkpoint cannot be saved.
-        MemoryShortError: out of memory; the message says what would take less.
+        UserError: for settings, data, files, an LLM or a checkpoint that do not fit, memory that does not
+            suffice, a loss that is not finite; the message says which, in the run's log as well.
+        Exception: any other is a fault; its traceback lies in the run's log, where there is a run folder.
         RunStopped: a signal or ``--max_minutes`` asked for it; the message says how to go on.
     """
     with ExitStack() as closing, StopRequest(config.run.max_minutes) as stop:
@@ -113,28 +124,42 @@ def _set_up(
     began = time.perf_counter()
     require_tracker(config.run.report_to)
     config, unread = closing.enter_context(launched.as_launched(config))
+    state = _processes(config)
+    launched.check_taking_part(state.num_processes)
+    setup_logging(main_process=state.is_main_process)
+    threads = fit_threads()
+    data, outline = main_first(state, lambda: (builders.data(config), builders.llm(config)))
+    asked, config = config, resolve(config, data)
+    name = asked.run_name(model=builders.model_name, llm_name=outline.name if outline else "none")
+    with agreed(state):
+        resume = resuming.checkpoint_to_resume(config, name=name)
+        payload = _payload(config, resume)
+    settled = _settled(config, state, outline, payload, variables=len(data.targets))
+    config = settled.apply(config)
     accelerator = _accelerator(config)
     sharding.check(config, accelerator)
     closing.callback(accelerator.free_memory)
-    setup_logging(main_process=accelerator.is_main_process)
     closing.enter_context(matmul_precision(config.training.matmul_precision, accelerator.device))
-    with accelerator.main_process_first():  # one process downloads and converts, the others find it done
-        data = builders.data(config)
-    asked, config = config, resolve(config, data)
     data_seconds = time.perf_counter() - began
     model = _model(config, builders, accelerator)
+    if model.reads_whole_season and data.season > config.data.seq_len:
+        raise ConfigError([season_problem(data.season, config.data.seq_len, builders.model_name)])
     llm = asdict(model.llm_identity) | {"prompt": model.prompt_text} if model.llm_identity else {}
-    name = asked.run_name(model=builders.model_name, llm_name=llm.get("name", "none"))
-    resume = resuming.checkpoint_to_resume(
-        config, asked, name=name, model_name=builders.model_name, llm_hash=llm.get("content_hash")
-    )
-    payload, plan = _payload_and_plan(config, accelerator, llm=llm, data=data, path=resume)
+    with agreed(accelerator):
+        if resume is None and config.run.resume_from_checkpoint == "auto" and config.run.is_training:
+            resume = resuming.renamed_checkpoint(
+                config, asked, model_name=builders.model_name, llm_hash=llm.get("content_hash")
+            )
+            payload = _payload(config, resume)
+        plan = _plan(config, accelerator, asked=asked, llm=llm, data=data, path=resume, payload=payload)
     folder = resuming.choose_folder(config, accelerator, name=name, resume=resume, payload=payload)
-    if accelerator.is_main_process:
-        facts = environment() | {"llm": llm, "data_hash": data.content_hash}
-        folders.describe_run(folder, config, facts, resumed=resume is not None)
-        closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
-    for line in unread:
+    closing.enter_context(errors_kept(folder / folders.LOG_FILE, process=accelerator.process_index))
+    with agreed(accelerator):
+        if accelerator.is_main_process:
+            facts = environment() | {"llm": llm, "data_hash": data.content_hash, "precision": settled.facts}
+            folders.describe_run(folder, config, facts, resumed=resume is not None)
+            closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
+    for line in (*unread, *filter(None, [threads]), *settled.lines):
         log.info("%s", line)
     closing.callback(stop_tracking, accelerator)
     metrics = tracked_metrics(
@@ -150,6 +175,7 @@ def _set_up(
         metrics=metrics,
         llm=llm,
         plan=plan,
+        precision=settled.facts,
         flags=_flags_as_begun(config, payload),
         stop=stop,
         newest=resume if config.run.is_training else None,
@@ -165,7 +191,10 @@ def resolve(config: Config, data: DataBundle) -> Config:
         many = (data.source.num_rows if wanted == "all" else int(wanted)) > RAW_KEY_ROWS
         key = "raw" if many else "hybrid"
     return config.replace(
-        season=data.season, enc_in=len(data.columns), freq=data.frequency, retrieval_key=key
+        season=min(data.season, config.data.seq_len),
+        enc_in=len(data.columns),
+        freq=data.frequency,
+        retrieval_key=key,
     )
 
 
@@ -173,7 +202,7 @@ def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
     """The model under the run's seed."""
     asked = config.llm.llm_device_map
     if asked is not None and accelerator.num_processes > 1:
-        raise ValueError(
+        raise UserError(
             f"--llm_device_map {asked}: expected one process, which spreads its LLM over the devices, found "
             f"{accelerator.num_processes}, each with an LLM of its own; leave it out, or start one process"
         )
@@ -181,31 +210,69 @@ def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
     torch.use_deterministic_algorithms(config.training.deterministic)
-    with accelerator.main_process_first():
-        return builders.model(config)
+    return main_first(accelerator, lambda: builders.model(config))
 
 
-def _payload_and_plan(
-    config: Config, accelerator: Accelerator, *, llm: dict[str, Any], data: DataBundle, path: Path | None
-) -> tuple[dict[str, Any] | None, BatchPlan]:
-    """The payload at ``path``, after making sure that it is this run's, and the split of its batch."""
+def _processes(config: Config) -> PartialState:
+    """What accelerate knows before the precision is settled: this process among others, and its device."""
+    on_cpu = launched.trains_on_cpu(config) or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if launched.deepspeed_is_asked():
+        return PartialState(**zero.process_options())
+    return PartialState(cpu=on_cpu)
+
+
+def _settled(
+    config: Config,
+    state: PartialState,
+    outline: LLMOutline | None,
+    payload: dict[str, Any] | None,
+    *,
+    variables: int,
+) -> Settled:
+    """The precision, which the main process times and hands to the others; a checkpoint's is kept."""
+    found: list[Settled | None] = [None]
+    recorded = payloads.recorded_precision(payload)
+    if state.is_main_process:
+        found = [settle(config, state.device, outline, variables=variables, recorded=recorded)]
+    settled = broadcast_object_list(found)[0]
+    assert settled is not None
+    return settled
+
+
+def _payload(config: Config, path: Path | None) -> dict[str, Any] | None:
+    """What the checkpoint at ``path`` holds; None without one."""
     if path is None:
-        return None, plan_batches(config, accelerator.num_processes, None)
+        return None
+    return checkpoints.load(path) if config.run.is_training else checkpoints.load_weights(path)
+
+
+def _plan(
+    config: Config,
+    accelerator: Accelerator,
+    *,
+    asked: Config,
+    llm: dict[str, Any],
+    data: DataBundle,
+    path: Path | None,
+    payload: dict[str, Any] | None,
+) -> BatchPlan:
+    """The split of the run's batch, after making sure that the payload at ``path`` is this run's."""
+    if payload is None:
+        return plan_batches(config, accelerator.num_processes, None)
     training = bool(config.run.is_training)
-    payload = checkpoints.load(path) if training else checkpoints.load_weights(path)
     plan, problems = None, []
     try:
         plan = plan_batches(config, accelerator.num_processes, payload if training else None)
     except CheckpointError as error:
         problems = [str(error)]
     if "config" in payload:
-        found = payloads.other_than(payload, config.flat(), llm=llm, data=data)
+        found = payloads.other_than(payload, config.flat(), asked=asked.flat(), llm=llm, data=data)
         if problems := [*found, *problems]:
             raise CheckpointError(f"{path} belongs to another run:\n" + "\n".join(problems))
     else:
         log.warning("%s: weights alone; that they fit these settings and data is not checked", path)
     assert plan is not None
-    return payload, plan
+    return plan
 
 
 def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str, Any]:
@@ -218,8 +285,10 @@ def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str,
 def _accelerator(config: Config) -> Accelerator:
     """The engine of a run. Evaluation counts each window once, so batches are never evened out."""
     t = config.training
+    if t.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise ConfigError(["--mixed_precision: fp16 needs a GPU, found none; use bf16 or no"])
     data_parallel: dict[str, Any] = {
-        "cpu": t.cpu,
+        "cpu": launched.trains_on_cpu(config),
         "mixed_precision": t.mixed_precision,
         "kwargs_handlers": [
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
@@ -345,17 +414,21 @@ def _look_inside(this: RunContext, builders: Builders) -> None:
 def _loaders(this: RunContext, builders: Builders) -> Loaders:
     """The loaders of the three parts, each process's share of them."""
     config, accelerator = this.config, this.accelerator
-    t = config.training
+    on_gpu = accelerator.device.type != "cpu"
+    size = windows_per_pass(config, forecast=len(this.data.targets), on_gpu=on_gpu)
 
     def evaluation(dataset: Dataset[Batch]) -> DataLoader[Batch]:
-        size = t.eval_batch_size or t.batch_size
-        loader = builders.evaluation_loader(dataset, size, config.data.num_workers)
+        loader = builders.evaluation_loader(
+            dataset, size, config.data.num_workers, prompts=this.plain.prompts
+        )
         return accelerator.prepare_data_loader(loader)
 
     train = None
     if config.run.is_training:
         train = accelerator.prepare_data_loader(
-            builders.training_loader(this.data, config, num_processes=accelerator.num_processes)
+            builders.training_loader(
+                this.data, config, num_processes=accelerator.num_processes, prompts=this.plain.prompts
+            )
         )
     return Loaders(train, evaluation(this.data.validation), evaluation(this.data.test))
 

@@ -12,6 +12,7 @@ import torch
 from utils.reporting.report import interval_table
 from utils.training import checkpoint as checkpoints
 from utils.training import run_folder as folders
+from utils.training.by_variable import VariableSums, constant_lines
 from utils.training.calibrating import calibration_of_best
 from utils.training.calibration import IntervalSums
 from utils.training.context import Loaders, RunContext
@@ -20,10 +21,13 @@ from utils.training.metrics import decisive, score_text
 from utils.training.passes import forecasts, stacked
 from utils.training.stopping import RunStopped, how_to_go_on
 from utils.training.trainer import EvaluationStopped, Trainer
+from utils.training.whole_files import whole_file
 
 log = getLogger(__name__)
 INTERVALS = "intervals"
 """Where the results say what the intervals covered."""
+BY_VARIABLE = "by_variable"
+"""Where the results have the test's errors of each variable."""
 SHOWN_WINDOWS = 6
 """Test windows whose forecasts are kept for a plot."""
 
@@ -54,6 +58,8 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
             score_text(entry["test"]),
             entry["test"]["windows"],
         )
+        for line in constant_lines(entry[BY_VARIABLE], this.data.constant):
+            log.info("%s", line)
         if INTERVALS in entry:
             log.info("%s", interval_table(entry[INTERVALS]))
     results = {
@@ -62,6 +68,7 @@ def judge(this: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any
         "tested_on": this.data.tested,
         "notes": dict(this.data.notes),
         "llm": this.llm,
+        "precision": this.precision,
         **tested,
         "phases": this.phases,
         "saving": {"saves": len(this.saves), "seconds": sum(this.saves)},
@@ -90,13 +97,15 @@ def _test(
         log.info("intervals: not measured on %s, whose errors they were not calibrated on", this.data.tested)
         calibration = None
     sums = IntervalSums(calibration, levels) if calibration and levels else None
-    details = DetailSums()
-    watchers = [details.add] if sums is None else [details.add, sums.add]
+    details, own = DetailSums(), VariableSums(len(this.data.test_targets))
+    watchers = [details.add, own.add] if sums is None else [details.add, own.add, sums.add]
     with this.phase("test"):
         entry: dict[str, Any] = {"test": trainer.evaluate(loaders.test, name="test", watchers=watchers)}
+    reduced = partial(this.accelerator.reduce, reduction="sum")
+    device = this.accelerator.device
+    entry[BY_VARIABLE] = own.reduce(reduced, names=this.data.test_targets, device=device)
     if sums is not None:
-        reduced = partial(this.accelerator.reduce, reduction="sum")
-        entry[INTERVALS] = sums.reduce(reduced, targets=this.data.targets, device=this.accelerator.device)
+        entry[INTERVALS] = sums.reduce(reduced, targets=this.data.targets, device=device)
     return entry, details.gather()
 
 
@@ -120,7 +129,7 @@ def _trained_scores(
     found = best["val_loss_min"]
     validation = found if np.isfinite(found) else None
     return {
-        "last": {"step": progress.global_step, **(last or {"test": entry["test"]})},
+        "last": {"step": progress.global_step, **(last or {n: entry[n] for n in ("test", BY_VARIABLE)})},
         "best": {
             "step": best["global_step"],
             **entry,
@@ -132,7 +141,8 @@ def _trained_scores(
 def _write(this: RunContext, results: dict[str, Any], tested: dict[str, dict[str, Any]]) -> None:
     """``results.json``, and the scores of a trained run in the metrics."""
     for name, entry in tested.items():
-        this.metrics.append(event="test", weights=name, **{k: v for k, v in entry.items() if k != INTERVALS})
+        told = {key: value for key, value in entry.items() if key not in (INTERVALS, BY_VARIABLE)}
+        this.metrics.append(event="test", weights=name, **told)
     folders.write_json(this.folder / _named(this, folders.RESULTS_FILE), results)
 
 
@@ -153,12 +163,13 @@ def _keep_forecasts(this: RunContext, name: str) -> str:
     this.plain.eval()
     prediction = forecasts(this.plain, batch, this.config.training.max_channels_per_step)
     if this.accelerator.is_main_process:
-        np.savez_compressed(
-            this.folder / name,
+        shown: dict[str, Any] = dict(
             x=batch.x[..., -batch.y.shape[-1] :].cpu().numpy(),
             y=batch.y.cpu().numpy(),
             prediction=prediction.float().cpu().numpy(),
             start=batch.start.cpu().numpy(),
             columns=np.array(list(this.data.test_targets)),
         )
+        with whole_file(this.folder / name) as file:
+            np.savez_compressed(file, **shown)
     return name

@@ -1,4 +1,4 @@
-"""What accelerate's launcher asks for by its file, and what of that can be had.
+"""How many processes a launcher has started, what accelerate's asks for by its file, and what can be had.
 
 FSDP means ``--shard_llm`` (`utils.training.sharding`), DeepSpeed means ZeRO-2 of what is trained
 (`utils.training.zero`). Options that would mean something else are refused, or said not to be read.
@@ -19,6 +19,27 @@ from utils.config import Config, ConfigError
 FSDP_ASKED = "ACCELERATE_USE_FSDP"
 DEEPSPEED_ASKED = "ACCELERATE_USE_DEEPSPEED"
 MEGATRON_ASKED = "ACCELERATE_USE_MEGATRON_LM"
+
+
+class Launcher(NamedTuple):
+    """How a launcher's processes know of each other."""
+
+    name: str
+    number: str
+    """Variable that holds the number of processes."""
+    own: str
+    """Variable that holds a process's own number; without it nobody started several."""
+
+
+LAUNCHERS = (
+    Launcher("torchrun", "WORLD_SIZE", "RANK"),
+    Launcher("mpirun (Open MPI)", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    Launcher("mpirun (MVAPICH2)", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    Launcher("mpirun (MPICH, Intel MPI)", "PMI_SIZE", "PMI_RANK"),
+    # of a step that srun started: a job script has SLURM_NTASKS and SLURM_PROCID too, and is alone
+    Launcher("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+"""The innermost first: one that starts another's processes is not asked."""
 
 
 class Option(NamedTuple):
@@ -125,6 +146,44 @@ def as_launched(config: Config) -> Iterator[tuple[Config, list[str]]]:
             os.environ.update(hidden)
     else:
         yield config, []
+
+
+def processes_started() -> tuple[int, Launcher | None]:
+    """How many processes a launcher has started, and which; 1 and None without one."""
+    for launcher in LAUNCHERS:
+        count = os.environ.get(launcher.number, "")
+        if count.isdigit() and launcher.own in os.environ:
+            return int(count), launcher
+    return 1, None
+
+
+def trains_on_cpu(config: Config) -> bool:
+    """Whether accelerate is to be told of the CPU: by ``--cpu``, or as one of several without a GPU.
+
+    Untold, accelerate 1.15.0 takes each of several processes for a run of its own where there is no GPU.
+    """
+    return config.training.cpu or (processes_started()[0] > 1 and not torch.accelerator.is_available())
+
+
+def check_taking_part(processes: int) -> None:
+    """Make sure that all processes that were started are the ``processes`` of this run.
+
+    Raises:
+        ConfigError: each would train the whole run for itself.
+    """
+    started, launcher = processes_started()
+    if launcher is None or started <= 1 or processes != 1:
+        return
+    way = f"start them with torchrun --nproc_per_node {started}"
+    if launcher.name == "srun":
+        way = "let srun start torchrun once a machine: srun --ntasks-per-node 1 torchrun --nproc_per_node N"
+    raise ConfigError(
+        [
+            f"{launcher.name}: expected its {started} processes to train together, found that each would "
+            f"train the whole run for itself; {way}. For {started} runs of their own, unset "
+            f"{launcher.number} in each"
+        ]
+    )
 
 
 def deepspeed_is_asked() -> bool:

@@ -11,10 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from utils.types import Batch, ForecastState
+from utils.batches import batched
+from utils.errors import UserError
+from utils.types import Batch, ForecastState, PromptMaker
 
 OF_SERIES = ("gate", "confidence", "weights", "rows", "distance", "matched")
 """What a retrieval record has one row a series of."""
+
+
+class ShapeError(UserError):
+    """A model's forecast is not of its target's shape."""
 
 
 class Part(NamedTuple):
@@ -28,8 +34,13 @@ class Part(NamedTuple):
 
 
 def forecast_state(model: Any, batch: Batch) -> ForecastState:
-    """The model's forecast of a batch, with what its parts recorded on the way."""
-    return model(
+    """The model's forecast of a batch, with what its parts recorded on the way.
+
+    Raises:
+        ShapeError: it has not the target's shape, which losses and scores would stretch it to.
+    """
+    prompts = {"prompt": batch.prompt} if batch.prompt.numel() else {}
+    state: ForecastState = model(
         batch.x,
         x_mark_enc=batch.x_mark,
         x_mark_dec=batch.y_mark,
@@ -38,12 +49,21 @@ def forecast_state(model: Any, batch: Batch) -> ForecastState:
         variable=batch.variable,
         target=batch.y,
         return_state=True,
+        **prompts,
     )
+    if state.prediction.shape != batch.y.shape:
+        plain = getattr(model, "module", model)
+        raise ShapeError(
+            f"{getattr(plain, 'name', type(plain).__name__)}: expected a forecast of {list(batch.y.shape)} "
+            f"(windows, rows, forecast variables), found {list(state.prediction.shape)}; mend the model's "
+            "forecast. With --features MS (offers_ms = True), the last variable alone is forecast"
+        )
+    return state
 
 
-def stacked(items: Sequence[Batch], device: torch.device) -> Batch:
-    """Items of a data set as one batch on ``device``."""
-    return Batch(*(torch.stack(column).to(device) for column in zip(*items, strict=True)))
+def stacked(items: Sequence[Batch], device: torch.device, prompts: PromptMaker | None = None) -> Batch:
+    """Items of a data set as one batch on ``device``, with its prompts where something makes them."""
+    return Batch(*(column.to(device) for column in batched(items, prompts)))
 
 
 def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
@@ -59,7 +79,10 @@ def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
         part = batch
         if size < variables:
             part = batch._replace(
-                x=batch.x[..., chosen], y=batch.y[..., chosen], variable=batch.variable[..., chosen]
+                x=batch.x[..., chosen],
+                y=batch.y[..., chosen],
+                variable=batch.variable[..., chosen],
+                prompt=batch.prompt[:, chosen] if batch.prompt.numel() else batch.prompt,
             )
         share = (chosen.stop - begin) / variables
         yield Part(part, share, first=begin == 0, last=chosen.stop == variables)

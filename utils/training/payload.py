@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from utils.config import MAY_CHANGE_ON_RESUME
+from utils.config import AUTO, BY_MACHINE, MAY_CHANGE_ON_RESUME, left_to_machine
 from utils.training import checkpoint as checkpoints
 from utils.training.batch_plan import BatchPlan
 from utils.training.context import RunContext
@@ -59,6 +59,8 @@ def gather(this: RunContext, trainer: Trainer) -> dict[str, Any]:
             **data_identity(this.data),
             "columns": list(this.data.columns),
             "frequency": this.data.frequency,
+            "date_format": this.data.date_format,
+            "time_zone": this.data.time_zone,
             "mean": this.data.standardisation.mean,
             "std": this.data.standardisation.std,
             **this.data.identity._asdict(),
@@ -92,14 +94,19 @@ def other_than(
     payload: Mapping[str, Any],
     flags: Mapping[str, Any],
     *,
+    asked: Mapping[str, Any],
     llm: Mapping[str, Any],
     data: DataBundle,
 ) -> list[str]:
     """A line for each difference between a checkpoint and the run that would go on from it, or test it.
 
-    Compared are the settings, the LLM, the data and their split.
+    Compared are the settings, the LLM, the data and their split; of what ``asked`` leaves to the machine,
+    what the checkpoint has is kept (`recorded_precision`).
     """
-    found = checkpoints.differences(payload["config"], flags, free=MAY_CHANGE_ON_RESUME | SPLIT_OTHERWISE)
+    free = (
+        MAY_CHANGE_ON_RESUME | SPLIT_OTHERWISE | left_to_machine(asked) | left_to_machine(payload["config"])
+    )
+    found = checkpoints.differences(payload["config"], flags, free=free)
     found += [
         f"LLM {name}: the checkpoint has {payload['llm'].get(name)!r}, this run {llm.get(name)!r}"
         for name in ("architecture", "layers", "hidden_size", "content_hash", "prompt")
@@ -110,6 +117,16 @@ def other_than(
         for name, value in data_identity(data).items()
         if name != "name" and payload["data"].get(name, value) != value
     ]
+
+
+def recorded_precision(payload: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The precision that a checkpoint's run computed in; None without one that says."""
+    if payload is None or "config" not in payload:
+        return None
+    found = {name: payload["config"].get(name, AUTO) for name in BY_MACHINE}
+    # before it was recorded there, what auto came to stood beside the settings alone
+    found |= {name: payload.get("numerics", {}).get(name, AUTO) for name in found if found[name] == AUTO}
+    return found
 
 
 def restore(this: RunContext, trainer: Trainer, payload: Mapping[str, Any]) -> None:

@@ -35,10 +35,13 @@ def matmul_precision(wanted: str, device: torch.device) -> Iterator[str]:
 
 
 @torch.no_grad()
-def medium_error(device: torch.device) -> float:
-    """Largest error of a product under ``medium`` against float64, relative to the largest entry."""
+def medium_error(device: torch.device, sizes: tuple[int, int] = PROBE[1:]) -> float:
+    """Largest error of a product under ``medium`` against float64, relative to the largest entry.
+
+    ``sizes`` are those of a weight matrix: kernels are chosen by them.
+    """
     generator = torch.Generator().manual_seed(0)
-    rows, inner, columns = PROBE
+    rows, (inner, columns) = PROBE[0], sizes
     left = torch.randn(rows, inner, generator=generator)
     right = torch.randn(inner, columns, generator=generator)
     exact = left.double() @ right.double()

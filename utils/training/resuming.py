@@ -14,22 +14,18 @@ from utils.config import Config
 from utils.training import checkpoint as checkpoints
 from utils.training import run_folder as folders
 from utils.training.checkpoint import CheckpointError
+from utils.training.together import agreed
 from utils.training.whole_files import remove_leftovers
 
 log = getLogger(__name__)
 
 
-def checkpoint_to_resume(
-    config: Config, asked: Config, *, name: str, model_name: str, llm_hash: str | None
-) -> Path | None:
-    """The checkpoint that ``--resume_from_checkpoint`` means, or None for a fresh start.
+def checkpoint_to_resume(config: Config, *, name: str) -> Path | None:
+    """The checkpoint that ``--resume_from_checkpoint`` means; None for a fresh start, or a run that moved.
 
     Args:
         config: the resolved settings.
-        asked: the settings before they were resolved, which name the run.
-        name: the run's name.
-        model_name: the model's.
-        llm_hash: content hash of the LLM.
+        name: the run's name, by the settings before they were resolved.
 
     Raises:
         CheckpointError: a path that holds none, or a test of a run that there is not.
@@ -46,13 +42,30 @@ def checkpoint_to_resume(
     home = Path(config.run.checkpoints)
     if not training:
         return _best_of(home, name)
-    found = folders.find_resumable(home, name)
-    if found is None:
-        begins = Path(asked.run_name(model=model_name, llm_name="|").split("|")[0])
-        parent = (home / begins).parent
-        found = folders.find_moved(parent, config.flat(), name_begins=begins.name, llm_hash=llm_hash)
-        if found is not None:
-            log.warning("the LLM has moved since this run began: going on with %s", found)
+    return folders.find_resumable(home, name)
+
+
+def renamed_checkpoint(
+    config: Config, asked: Config, *, model_name: str, llm_hash: str | None
+) -> Path | None:
+    """The checkpoint of this run that was begun under another name, for ``auto``; None without.
+
+    Args:
+        config: the resolved settings.
+        asked: those before, which name the run.
+        model_name: the model's.
+        llm_hash: content hash of the LLM.
+    """
+    # float32 products may be computed otherwise by now; what the LLM is computed in may not
+    settings = config.flat() | {"matmul_precision": asked.training.matmul_precision}
+    home = Path(config.run.checkpoints)
+    found = folders.find_same(home, asked.run_name_begins(model_name), settings, llm_hash)
+    if found is not None:
+        log.warning(
+            "this run was begun under another name (its LLM lay elsewhere, or an earlier version began it): "
+            "going on with %s",
+            found,
+        )
     return found
 
 
@@ -80,15 +93,16 @@ def choose_folder(
     What a writer that was killed left unfinished there is removed.
     """
     chosen: list[str | None] = [None]
-    if accelerator.is_main_process:
-        settings = (payload or {}).get("config")
-        if resume is not None and settings is not None and folders.is_run_of(resume, settings):
-            folder = folders.run_folder_of(resume)
-        else:
-            folder = folders.claim_folder(Path(config.run.checkpoints), name)
-        for path in remove_leftovers(folder):
-            log.info("removed %s, which a process that is gone had not finished", path)
-        chosen = [str(folder)]
+    with agreed(accelerator):
+        if accelerator.is_main_process:
+            settings = (payload or {}).get("config")
+            if resume is not None and settings is not None and folders.is_run_of(resume, settings):
+                folder = folders.run_folder_of(resume)
+            else:
+                folder = folders.claim_folder(Path(config.run.checkpoints), name)
+            for path in remove_leftovers(folder):
+                log.info("removed %s, which a process that is gone had not finished", path)
+            chosen = [str(folder)]
     found = broadcast_object_list(chosen)[0]
     assert found is not None
     return Path(found)

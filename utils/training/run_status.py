@@ -16,6 +16,7 @@ from typing import Literal
 
 import psutil
 
+from utils.errors import UserError
 from utils.training import run_folder as folders
 from utils.training.stopping import RunStopped
 
@@ -70,7 +71,7 @@ def read_status(folder: Path) -> RunStatus | None:
     try:
         return RunStatus(**folders.read_json(path))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected the status of a run, found: {error}") from error
+        raise UserError(f"{path}: expected the status of a run, found: {error}") from error
 
 
 def is_alive(status: RunStatus) -> bool | None:

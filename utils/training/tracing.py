@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from utils.config import Config
 from utils.simulated_device import NAME, simulated
@@ -44,18 +43,19 @@ def traced_peaks(
     training, precision = config.training, config.training.mixed_precision
     with simulated() as watch:
         watch.move(model)
+        tokens = sum(prompt or ())
         if prompt is not None:
-            _fix_prompts(model, *prompt)
+            model.prompt.width = tokens  # as the formula has it
         with torch.autocast(NAME, PRECISIONS[precision], enabled=precision != "no"):
             model.eval()
             watch.restart_peak()
-            windows = _windows(config, training.eval_batch_size or training.batch_size, variables)
+            windows = _windows(config, training.eval_batch_size or training.batch_size, variables, tokens)
             forecasts(model, windows, training.max_channels_per_step)
             evaluation = watch.peak
             model.train()
             of_window = 1 if config.data.channel_sampling == "single" else variables
             watch.restart_peak()
-            _step(config, model, _windows(config, training.batch_size, of_window))
+            _step(config, model, _windows(config, training.batch_size, of_window, tokens))
     return TracedPeaks(watch.peak, evaluation)
 
 
@@ -78,8 +78,8 @@ def _step(config: Config, model: Any, batch: Batch) -> None:
     optimizer.step()
 
 
-def _windows(config: Config, count: int, variables: int) -> Batch:
-    """Windows of noise on the device; all variables that are read are forecast, but with --features MS."""
+def _windows(config: Config, count: int, variables: int, tokens: int) -> Batch:
+    """Windows of noise on the device, with prompts of so many tokens."""
     d = config.data
     read = variables if d.features != "MS" else d.enc_in or variables
     start = torch.arange(count, device=NAME)
@@ -91,14 +91,5 @@ def _windows(config: Config, count: int, variables: int) -> Batch:
         start=start,
         series_id=torch.zeros_like(start),
         variable=torch.arange(variables, device=NAME).expand(count, -1),
+        prompt=torch.zeros(count if tokens else 0, variables, tokens, dtype=torch.int64, device=NAME),
     )
-
-
-def _fix_prompts(model: Any, constant: int, rest: int) -> None:
-    """Prompts of so many tokens, whatever the window: making them reads its values."""
-
-    def tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-        ids = torch.zeros(len(x), constant + rest, dtype=torch.int64, device=x.device)
-        return ids, torch.ones_like(ids)
-
-    model.prompt.tokens = tokens

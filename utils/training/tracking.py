@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from utils.config import Config
+from utils.errors import UserError
 from utils.log import MetricsFile
 from utils.training import run_folder as folders
 
@@ -33,7 +34,7 @@ def require_tracker(name: str) -> None:
         ValueError: its package is not installed; the message says how to get it.
     """
     if name != "none" and importlib.util.find_spec(name) is None:
-        raise ValueError(f"--report_to {name}: the package {name} is not installed; pip install {name}")
+        raise UserError(f"--report_to {name}: the package {name} is not installed; pip install {name}")
 
 
 class TrackedMetrics(MetricsFile):
@@ -83,7 +84,7 @@ def tracked_metrics(
         accelerator.trackers = []
         if name != "wandb" or not _is_wandb_error(error):
             raise
-        raise ValueError(
+        raise UserError(
             f"--report_to wandb: {error}; without an account or a network, set WANDB_MODE=offline"
         ) from error
     if name == "tensorboard" and resumed_at is None:

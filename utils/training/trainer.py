@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from utils.config import TrainingConfig
+from utils.errors import UserError
 from utils.log import MetricsFile
 from utils.process_memory import held_bytes
 from utils.training.metrics import ScoreSums, decisive, module_text
@@ -40,7 +41,7 @@ ROUNDS_BETWEEN_LOOKS = 8
 """Batches of an evaluation on several processes between two agreements on stopping."""
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError):
     """The loss is inf or NaN; nothing was updated."""
 
 

@@ -6,9 +6,11 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from utils.errors import using_file
 
 PREFIX = ".writing-"
 
@@ -19,20 +21,25 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
     Content and folder are flushed to disk, so that the name survives a power cut too. Where the
     block raises, what lay at ``path`` stays.
+
+    Raises:
+        FileError: the system refuses (no space left, no permission).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(_temporary_name(path.name))  # not mkstemp: its files are private
-    try:
-        with temporary.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _flush_folder(path.parent)
-    _flush_folder(path.parent.parent)  # where path.parent itself may be new
+    with using_file(path, "a place that can be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(_temporary_name(path.name))  # not mkstemp: its files are private
+        try:
+            with temporary.open("w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _flush_folder(path.parent)
+        _flush_folder(path.parent.parent)  # where path.parent itself may be new
 
 
 def remove_leftovers(folder: Path) -> list[Path]:

@@ -61,6 +61,11 @@ def engine_options(config: Config) -> dict[str, Any]:
     }
 
 
+def process_options() -> dict[str, Any]:
+    """What `PartialState` is made with before: as `engine_options` lets accelerate make it."""
+    return {"cpu": False} | ({} if torch.cuda.is_available() else {"backend": "gloo"})
+
+
 def in_use(accelerator: Accelerator) -> bool:
     """Whether DeepSpeed trains."""
     return bool(accelerator.distributed_type == DistributedType.DEEPSPEED)

@@ -54,7 +54,8 @@ MEASURED = [
 
 
 def sizes_with(settings: dict[str, Any], prompt: tuple[int, int], trained: float) -> MemorySizes:
-    config = Config.from_flat({"llm_layers": 6, "batch_size": 2, "season": 24, **settings})
+    alike = {"batch_size": settings.get("batch_size", 2), "eval_batch_size": settings.get("batch_size", 2)}
+    config = Config.from_flat({"llm_layers": 6, "season": 24, **alike, **settings})
     half = config.training.mixed_precision == "bf16"
     return MemorySizes(
         config=config,
@@ -211,7 +212,14 @@ def test_the_estimate_is_within_a_fifth_of_a_measured_process(settings, tiny_lla
 @pytest.mark.gpu
 @pytest.mark.parametrize("changes", [{}, {"use_tapr": True, "use_gram": True}, {"mixed_precision": "bf16"}])
 def test_the_estimate_is_within_a_fifth_of_a_gpus_peak(changes, smollm2):
-    flags = {"data": "synthetic", "llm_model": smollm2, "llm_layers": 6, "batch_size": 8, **changes}
+    flags = {
+        "data": "synthetic",
+        "llm_model": smollm2,
+        "llm_layers": 6,
+        "batch_size": 8,
+        "eval_batch_size": 8,
+        **changes,
+    }
     request = {"role": "subject", "model": "TimeLLM_Enhanced", "settings": flags, "device": "cuda"}
     with workers({"run": request}) as started:
         expected = started["run"].ask("expected_memory")["training"]

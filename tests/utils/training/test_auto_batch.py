@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-import run_main
 from utils.cli import preset_names
 from utils.config import Config
+from utils.errors import UserError
 from utils.reporting.memory import taken_by_cpu, training_memory
 from utils.training import auto_batch, checkpoint
 from utils.training.auto_batch import MemoryShortError, is_out_of_memory, possible_sizes
@@ -132,7 +132,7 @@ def test_out_of_memory_prints_the_documents_remedies(start_run, monkeypatch):
     assert "1. --batch_size 8 --gradient_accumulation_steps 4, the same effective batch (now 16)" in text
     assert "without --use_gram" in text
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
-    assert MemoryShortError in run_main.USER_ERRORS
+    assert isinstance(caught.value, UserError) and isinstance(caught.value, MemoryError)
 
 
 def test_other_errors_are_left_as_they_are(start_run, monkeypatch):

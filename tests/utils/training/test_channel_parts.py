@@ -216,7 +216,7 @@ def test_memory_of_a_pass_is_that_of_the_variables_it_takes(tiny_gpt2):
 @pytest.mark.parametrize("settings", [{"features": "MS"}, {"model": "Autoformer"}])
 def test_models_that_read_all_variables_together_refuse_parts(settings):
     with pytest.raises(ConfigError, match="--max_channels_per_step: .* reads all variables at once"):
-        Config.from_flat({**settings, "max_channels_per_step": 3})
+        Config.from_flat({**settings, "max_channels_per_step": 3}, models=MODELS)
 
 
 def test_a_resumed_run_may_take_other_parts_and_says_so(start_run, caplog):

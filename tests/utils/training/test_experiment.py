@@ -15,7 +15,7 @@ import torch
 
 import run_main
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models import MODELS
+from models import MODELS, llm_outline
 from models.inspection import inspection_lines
 from tests.utils.training.comparing import load, records, unequal
 from utils.config import Config
@@ -37,7 +37,9 @@ def spied(config: Config, seen: list[Any], *, name: str = "TimeLLM_Enhanced") ->
         seen.append(MODELS[name](of))
         return seen[-1]
 
-    builders = Builders(name, build, build_data, training_loader, evaluation_loader, inspection_lines)
+    builders = Builders(
+        name, build, build_data, training_loader, evaluation_loader, inspection_lines, llm_outline(name)
+    )
     return experiment.run(config, builders)
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -217,3 +218,55 @@ def test_megatron_is_refused(start_run, monkeypatch):
 def test_accelerate_reads_our_files_as_meant(name, engine):
     config = load_config_from_file(str(FILES / f"{name}.yaml"))
     assert config.distributed_type.value == engine
+
+
+# Processes that were started, and those that train.
+
+
+@pytest.fixture
+def no_launcher(monkeypatch):
+    """Nothing of a launcher that may have started the tests themselves."""
+    for launcher in launching.LAUNCHERS:
+        monkeypatch.delenv(launcher.number, raising=False)
+        monkeypatch.delenv(launcher.own, raising=False)
+
+
+@pytest.mark.parametrize("launcher", launching.LAUNCHERS, ids=lambda launcher: launcher.name)
+def test_processes_that_would_each_train_the_whole_run_are_refused(no_launcher, monkeypatch, launcher):
+    """Every process trained alone, into folders of its own, and nothing was said (accelerate 1.15.0)."""
+    monkeypatch.setenv(launcher.number, "4")
+    monkeypatch.setenv(launcher.own, "3")
+    assert launching.processes_started() == (4, launcher)
+    launching.check_taking_part(4)
+    with pytest.raises(ConfigError, match=f"4 processes .*torchrun.*unset {launcher.number}"):
+        launching.check_taking_part(1)
+    monkeypatch.delenv(launcher.number)  # the way out that is named
+    launching.check_taking_part(1)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"},
+        {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"},
+        {"WORLD_SIZE": "8"},
+        {"WORLD_SIZE": "1", "RANK": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"},
+    ],
+)
+def test_a_job_of_several_tasks_that_starts_one_process_is_one(no_launcher, monkeypatch, variables):
+    """In a script of sbatch or a shell of salloc the number of tasks is set, and none is started."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    launching.check_taking_part(1)
+    assert not launching.trains_on_cpu(Config())
+
+
+def test_several_processes_without_a_gpu_are_on_the_cpu_and_others_as_asked(no_launcher, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert not launching.trains_on_cpu(Config()) and launching.trains_on_cpu(Config().replace(cpu=True))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert launching.trains_on_cpu(Config())
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert not launching.trains_on_cpu(Config())

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models import MODELS
+from models import MODELS, llm_outline
 from models.inspection import inspection_lines
 from tests.utils.training.comparing import last_payload, load, note_items, records, unequal
 from utils.config import Config
@@ -50,7 +50,9 @@ def watched(settings: dict[str, Any]) -> tuple[list[int], Path]:
         return training_loader(bundle, config, num_processes=num_processes)
 
     name = "TimeLLM_Enhanced"
-    made = Builders(name, MODELS[name], build_data, loader, evaluation_loader, inspection_lines)
+    made = Builders(
+        name, MODELS[name], build_data, loader, evaluation_loader, inspection_lines, llm_outline(name)
+    )
     return order, run(Config.from_flat(settings), made).run_dir
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from models import MODELS
 from tests.models.test_timellm_enhanced import BOTH, SWITCHES
 from utils.config import Config, iter_settings, setting_type
 from utils.training.run_folder import METRICS_FILE
@@ -34,7 +35,7 @@ MORE: list[dict[str, Any]] = [
     {**BOTH, "shard_memory": True},
     {**BOTH, "linear_path": "ridge", "input_dropout": 0.3},
     {**BOTH, "max_channels_per_step": 1, "gradient_accumulation_steps": 2},
-    *({"model": model} for model in setting_type("run", "model")[1]),
+    *({"model": name} for name, model in MODELS.items() if model.is_named_by_flag),
     {"model": "PatchTST", "padding_patch": "none", "channel_sampling": "single", "mixed_precision": "bf16"},
 ]
 """Beside the table that the model's own tests go through on one process."""

@@ -42,9 +42,28 @@ def test_folders_are_listed_by_number_and_others_passed_over(tmp_path):
     assert [f.name for f in folders.numbered_folders(tmp_path, "run")] == ["run", "run_9", "run_10"]
 
 
-def test_a_comment_with_a_slash_makes_a_folder_within(tmp_path):
-    fill(tmp_path / "study" / "run")
-    assert folders.claim_folder(tmp_path, "study/run") == tmp_path / "study" / "run_2"
+@pytest.mark.parametrize(
+    "text", ["../../up", "/tmp/x", "a/b", "..", "c:\\x", "x" * 400, "温" * 90, " ", "n\nul"]
+)
+def test_free_text_in_a_run_s_name_never_leads_out_of_the_folder_of_runs(tmp_path, text):
+    """--model_comment ../../x wrote a run beside the folder of runs; a long one was an OSError."""
+    settings = {"model_id": text, "des": text, "model_comment": text}
+    name = Config.from_flat(settings).run_name(model="TimeLLM_Enhanced", llm_name=f"/models/{text}")
+    folder = folders.claim_folder(tmp_path, name)
+    again = folders.claim_folder(tmp_path, name)
+    assert folder.parent == again.parent == tmp_path and folder != again
+    assert (
+        sorted(tmp_path.iterdir())
+        == sorted([folder, again])
+        == sorted(folders.numbered_folders(tmp_path, name))
+    )
+    assert len(again.name.encode()) <= 255
+
+
+def test_the_name_of_another_data_set_is_one_file_s(tmp_path):
+    """The file of a later test is called after the data that it was of."""
+    name = folders.test_only("results.json", "wv (m/s) ../x")
+    assert "/" not in name and name.startswith("results_test_only_wv (m_s)") and name.endswith(".json")
 
 
 def test_the_newest_folder_with_a_whole_checkpoint_is_resumed(tmp_path):
@@ -60,7 +79,7 @@ def test_the_newest_folder_with_a_whole_checkpoint_is_resumed(tmp_path):
 
 def test_a_finished_run_is_one_with_results_settings_and_data(tmp_path):
     """Another file under the same name gave the old results."""
-    settings, facts = {"d_model": 32, "seed": 1}, {"data_hash": "abc"}
+    settings, facts = {**Config().flat(), "seed": 1}, {"data_hash": "abc"}
     assert folders.find_finished(tmp_path, "run", settings, "abc") is None
     for name in ("run", "run_2", "run_3"):
         fill(tmp_path / name)

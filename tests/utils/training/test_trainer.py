@@ -287,12 +287,22 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tmp_path, value):
 
 
 def test_scores_are_exact_sums_over_batches_of_any_size(tmp_path):
-    """A mean of batch means counts the windows of a short last batch too much."""
+    """A mean of batch means counts the windows of a short last batch too much.
+
+    The sums are those of the forecasts that were made: another batch size rounds forecasts otherwise.
+    """
     data = windows(9)
     parts = Parts(tmp_path, data=data, total=1)
-    scores = parts.trainer.evaluate(parts.loader, name="test")
+    seen: list[tuple[Tensor, Tensor]] = []
+    scores = parts.trainer.evaluate(
+        parts.loader, name="test", watchers=[lambda state, batch: seen.append((state.prediction, batch.y))]
+    )
+    forecast, future = (torch.cat(column) for column in zip(*seen, strict=True))
+    assert torch.equal(future, torch.stack([w.y for w in data])) and len({len(y) for _, y in seen}) == 2
     with torch.no_grad():
-        errors = torch.stack([parts.model(w.x[None])[0].double() - w.y.double() for w in data])
+        one_by_one = torch.cat([parts.model(w.x[None]) for w in data])
+    torch.testing.assert_close(forecast, one_by_one)
+    errors = forecast.double() - future.double()
     assert scores["mse"] == pytest.approx(errors.square().mean().item(), rel=1e-12)
     assert scores["mae"] == pytest.approx(errors.abs().mean().item(), rel=1e-12)
     assert scores["windows"] == 9

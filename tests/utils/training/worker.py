@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models import MODELS
+from models import MODELS, llm_outline
 from models.forecaster import Forecaster
 from models.inspection import inspection_lines
 from tests.utils.training.comparing import note_items
@@ -50,7 +50,13 @@ class Watched:
         """What came out of the run, or how it failed."""
         began = time.perf_counter()
         builders = Builders(
-            self.kind, self.model, build_data, self.loader, evaluation_loader, inspection_lines
+            self.kind,
+            self.model,
+            build_data,
+            self.loader,
+            evaluation_loader,
+            inspection_lines,
+            llm_outline(self.kind),
         )
         try:
             result = run(Config.from_flat(self.settings), builders)

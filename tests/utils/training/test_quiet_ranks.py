@@ -1,0 +1,85 @@
+"""Two processes by torchrun without a GPU: they train together, or fail in few words."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.utils.training.conftest import Settings, TinySettings
+from utils.paths import PROJECT_ROOT
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU"),
+]
+SCRIPT = Path(__file__).with_name("failing_process.py")
+TIME_LIMIT = 240
+
+
+@pytest.fixture
+def launch(tiny_settings: TinySettings, as_words, series_file: Path, tmp_path: Path):
+    """Exit status and lines on screen of two processes, what torchrun says of itself left out."""
+
+    def start(*words: str, **variables: str) -> tuple[int, list[str]]:
+        settings: Settings = tiny_settings(series_file, tmp_path / "checkpoints")
+        del settings["cpu"]
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+                *(str(SCRIPT), *as_words(settings), "--model", "Linear", "--levels", *words),
+            ],
+            cwd=PROJECT_ROOT,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(PROJECT_ROOT),
+                "OMP_NUM_THREADS": "1",
+                "TQDM_DISABLE": "1",
+                "PYTHONWARNINGS": "ignore",  # torch's own, of what accelerate hands it
+                **variables,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIME_LIMIT,
+        )
+        lines = done.stderr.splitlines()
+        own = next((i for i, line in enumerate(lines) if "torch/distributed/elastic" in line), len(lines))
+        return done.returncode, [line for line in lines[:own] if line]
+
+    return start
+
+
+def test_processes_of_torchrun_train_one_run_together(launch, tmp_path):
+    """Each trained the whole run alone, into two folders, and said nothing (accelerate 1.15.0)."""
+    status, said = launch()
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert status == 0 and not said
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert max(record["step"] for record in records) == 45 // (2 * 4)
+
+
+def test_a_faulty_file_is_one_line(launch, tmp_path):
+    """84 lines before, the last from the collective library."""
+    (tmp_path / "bad.csv").write_text("date,a,b\n2020-01-01,1,2\n2020-01-02,x,3\n")
+    status, said = launch("--root_path", str(tmp_path), "--data_path", "bad.csv")
+    assert status and len(said) == 1 and said[0].startswith(f"error: {tmp_path / 'bad.csv'}: column 'a'")
+
+
+@pytest.mark.parametrize(("plant", "at"), [("user", "all"), ("user", "1"), ("fault", "all"), ("fault", "1")])
+def test_a_failure_in_training_ends_all_and_is_said_once(launch, tmp_path, plant, at):
+    """One process that fails alone must neither leave the others waiting nor drown in what they lose."""
+    status, said = launch(PLANT=plant, AT=at)
+    assert status and len(said) == 1
+    log = next((tmp_path / "checkpoints").glob("*/run.log"))
+    kept = log.read_text()
+    if plant == "user":
+        assert said == ["error: planted: mend it"] and "planted: mend it" in kept
+    else:
+        assert said == [f"error: KeyError: 'planted' (a fault of this program; its traceback: {log})"]
+        assert "KeyError: 'planted'" in kept and ", in failing" in kept

@@ -1,0 +1,51 @@
+"""Flags that are no longer there, and how settings that an earlier version saved are read.
+
+A checkpoint from before a flag counts as having what the program did then: the flag's ``then`` in
+`utils.config`, which is its default unless the field says otherwise. A flag that was taken out is named here,
+with what it was and what took its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from utils.config import settings_then
+from utils.config_checks import spaced
+
+
+class Removed(NamedTuple):
+    """A flag that was taken out."""
+
+    default: Any
+    """Its value that asks for nothing: there it is passed over."""
+    instead: str
+    """What took its place, as the end of a sentence."""
+
+
+REMOVED: dict[str, Removed] = {}
+"""By name."""
+
+
+def removed_line(name: str, value: Any) -> str | None:
+    """What to say of a flag that was taken out; None where it asks for nothing.
+
+    ``value`` as a checkpoint, a file of JSON or the words of a command line have it.
+    """
+    gone = REMOVED[name]
+    return None if _text(value) == _text(gone.default) else f"--{name}: taken out; {gone.instead}"
+
+
+def read_settings(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Settings that some version of this program saved as this one knows them, and a line for each it lost.
+
+    What is missing counts as it did then. A name that no version knew stays: whoever reads it refuses it.
+    """
+    lost = [removed_line(name, saved[name]) for name in sorted(REMOVED.keys() & saved.keys())]
+    kept = {name: value for name, value in saved.items() if name not in REMOVED}
+    return {**settings_then(), **kept}, [line for line in lost if line is not None]
+
+
+def _text(value: Any) -> str:
+    """The same for 0.5 and "0.5", (1, 2), [1, 2] and ["1", "2"], None and "none"."""
+    return (spaced(value) if isinstance(value, list | tuple) else str(value)).lower()
