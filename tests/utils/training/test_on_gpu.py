@@ -23,7 +23,7 @@ def test_a_run_with_both_modules_trains_evaluates_and_forecasts(precision, make_
     run = make_run(run_main_enhanced.main, **BOTH, max_steps=12, mixed_precision=precision)
     assert torch.cuda.max_memory_allocated() > 0
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    assert math.isfinite(results["test"]["mse"])
+    assert math.isfinite(results["last"]["test"]["mse"])
     table = pd.read_csv(run.parents[1] / "waves.csv")
     on_gpu = Forecaster.load(run, device="cuda").predict(table)
     on_cpu = Forecaster.load(run, device="cpu").predict(table)
@@ -38,4 +38,4 @@ def test_a_run_goes_on_where_it_stopped(make_run):
     path = str(step_path(run, 6))
     again = make_run(run_main_enhanced.main, **BOTH, max_steps=12, save_steps=6, resume_from_checkpoint=path)
     resumed = json.loads((again / "results.json").read_text(encoding="utf-8"))
-    assert resumed["test"]["mse"] == pytest.approx(whole["test"]["mse"], rel=1e-3)
+    assert resumed["last"]["test"]["mse"] == pytest.approx(whole["last"]["test"]["mse"], rel=1e-3)

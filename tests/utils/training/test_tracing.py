@@ -35,7 +35,6 @@ CASES: list[tuple[str, Kind, dict[str, Any], list[str]]] = [
     ("6GB", LlamaConfig, SMOLLM2, ["--preset", "6GB", *BOTH]),
     ("15GB", LlamaConfig, SMOLLM2, ["--preset", "15GB", *BOTH]),
     ("document", GPT2Config, {}, ["--preset", "document"]),
-    ("document-smollm2", LlamaConfig, SMOLLM2, ["--preset", "document"]),
     ("6GB-gpt2", GPT2Config, {}, ["--preset", "6GB", *BOTH]),
     # the defaults of these classes are the sizes of GPT-2 and of Llama-7B
     ("7B", LlamaConfig, {}, ["--preset", "15GB", *BOTH, "--llm_layers", "6"]),
