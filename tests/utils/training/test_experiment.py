@@ -90,7 +90,8 @@ def test_a_run_writes_its_folder(start_run, tmp_path):
     assert re.search(r"_s2021_tiny-gpt2_tapr\+gram_[0-9a-f]{8}-run$", folder.name)
     results = json.loads((folder / "results.json").read_text())
     assert results == json.loads(json.dumps(result.results))
-    assert set(results) == set("run_dir data tested_on notes llm last best phases saving forecasts".split())
+    named = "run_dir data tested_on notes llm precision last best phases saving forecasts"
+    assert set(results) == set(named.split())
     assert set(results["phases"]) == set("data model memory training calibration test".split())
     for entry in (results["last"], results["best"]):
         assert entry["test"]["windows"] == 17 and entry["test"]["mae"] > 0 and entry["test"]["mse"] > 0
