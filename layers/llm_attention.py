@@ -9,13 +9,15 @@ Shape legend: S series, h heads, g of them share one head of keys, T queries, K 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import MODEL_MAPPING, AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 
 NAME = "matmul"
 FUSED, PLAIN = "sdpa", "eager"
@@ -32,6 +34,26 @@ def usual_attention(settings: Any) -> str:
     capped = getattr(settings, "attn_logit_softcapping", None) is not None
     takes_it = getattr(MODEL_MAPPING.get(type(settings), None), "_supports_sdpa", True)
     return FUSED if takes_it and not capped else PLAIN
+
+
+@contextmanager
+def masks_unseen() -> Iterator[None]:
+    """Inside, transformers makes the masks of the fused attention without a look at their values.
+
+    It would leave out those that mask nothing, for which it reads each: a GPU waits for that in every pass.
+    """
+    ALL_MASK_ATTENTION_FUNCTIONS[FUSED] = _whole_mask
+    try:
+        yield
+    finally:
+        del ALL_MASK_ATTENTION_FUNCTIONS[FUSED]
+
+
+def _whole_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """The mask that transformers makes, whatever it masks."""
+    kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    mask: Tensor | None = sdpa_mask(*args, **kwargs)
+    return mask
 
 
 def attend(

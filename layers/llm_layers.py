@@ -66,10 +66,14 @@ class PassCache(DynamicCache):
 
 
 def _filled(keys: Tensor, values: Tensor) -> DynamicLayer:
-    """A layer's entry, from which a model reads how long the past is."""
+    """A layer's entry, from which a model reads how long the past is.
+
+    Its own `lazy_initialization` would copy an empty tensor from the CPU for each of the two.
+    """
     layer = DynamicLayer()
-    layer.lazy_initialization(keys, values)
+    layer.dtype, layer.device = keys.dtype, keys.device
     layer.keys, layer.values = keys, values
+    layer.is_initialized = True
     return layer
 
 

@@ -12,7 +12,7 @@ Shape legend: S series, T_p, T_f and T_t tokens of prefix, front and tail, d_llm
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from logging import getLogger
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from layers import llm_attention, llm_fused
-from layers.llm_attention import usual_attention
+from layers.llm_attention import masks_unseen, usual_attention
 from layers.llm_layers import HasKeys, KeysValues, PassCache, compile_parts, recompute, stack_of
 from layers.llm_twin import twin_of
 from utils.errors import UserError
@@ -86,7 +86,8 @@ class LLMPass:
             raise ValueError(f"prefix: a {self.kind} pass has none")
         self._set_attention(tokens.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained):
-            found = self._keys_values(tokens, torch.ones(tokens.shape[:2], dtype=torch.int64), None)
+            every = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
+            found = self._keys_values(tokens, every, None)
         keys, values = zip(*(found[i] for i in range(self.n_layers)), strict=True)
         return Prefix(keys, values)
 
@@ -157,9 +158,10 @@ class LLMPass:
     def _forward(self, tokens: Tensor, mask: Tensor, **more: Any) -> Tensor:
         """The model's own pass over the last tokens of ``mask``."""
         position = _positions(mask)[:, -tokens.shape[1] :]
-        return self.llm(
-            inputs_embeds=tokens, attention_mask=mask, position_ids=position, **more
-        ).last_hidden_state
+        with nullcontext() if tokens.device.type == "cpu" else masks_unseen():
+            return self.llm(
+                inputs_embeds=tokens, attention_mask=mask, position_ids=position, **more
+            ).last_hidden_state
 
     def _causal(self, front: Tensor, tail: Tensor, mask: Tensor, prefix: Prefix | None) -> Tensor:
         """Keys and values before the tail first, then the tail's states."""

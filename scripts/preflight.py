@@ -1,7 +1,8 @@
 """What a run would take, without training: ``python scripts/preflight.py <the run's flags>``.
 
 Prints the lines that every run begins with, and the time that the whole run would take by a few
-timed steps on this machine; ``--no_timing`` leaves those out. Nothing is written.
+timed steps on this machine; ``--no_timing`` leaves those out. ``--trace`` adds the memory that a GPU's
+tensors would take, traced on a simulated device: no GPU is needed. Nothing is written.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from utils.config import Config
 from utils.ending import command
 from utils.log import setup_logging
 from utils.process_memory import available_bytes, mib, peak_bytes
-from utils.reporting.memory import sizes_of
+from utils.reporting.memory import sizes_of, training_memory
 from utils.reporting.preflight import llm_text, opening_lines
 from utils.threads import fit_threads
 from utils.training.auto_batch import largest_by_estimate, possible_sizes
@@ -37,24 +38,25 @@ from utils.training.outlook import now, planned_steps, seconds_per_window, time_
 from utils.training.passes import channel_parts, forecast_state
 from utils.training.precision import matmul_precision
 from utils.training.precision_choice import settle
+from utils.training.tracing import traced_peaks
 from utils.training.trainer import TIMED_STEPS
 from utils.types import DataBundle
 
-NO_TIMING = "--no_timing"
+NO_TIMING, TRACE = "--no_timing", "--trace"
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the lines; exit status 2 where a user can mend what is wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
-    config = parse_config([w for w in words if w != NO_TIMING], prog="preflight", models=MODELS)
+    config = parse_config([w for w in words if w not in (NO_TIMING, TRACE)], prog="preflight", models=MODELS)
     setup_logging(main_process=True)
-    for line in lines(config, timing=NO_TIMING not in words):
+    for line in lines(config, timing=NO_TIMING not in words, trace=TRACE in words):
         print(line, flush=True)
     return 0
 
 
-def lines(config: Config, *, timing: bool) -> Iterator[str]:
+def lines(config: Config, *, timing: bool, trace: bool = False) -> Iterator[str]:
     """What a run says of itself before it begins, then what a few steps of it tell.
 
     Raises:
@@ -84,6 +86,21 @@ def lines(config: Config, *, timing: bool) -> Iterator[str]:
         )  # fmt: skip
         if timing and total:
             yield from timed_lines(config, data, model, device=device, steps_per_epoch=steps, total=total)
+        if trace and total:
+            yield traced_line(config, data, model)
+
+
+def traced_line(config: Config, data: DataBundle, model: Any) -> str:
+    """The peaks on a GPU, by the formula and by a traced step; the model is of no use afterwards."""
+    variables = len(data.targets)
+    sizes = sizes_of(model, config=config, forecast=variables, on_gpu=True)
+    prompt = sizes.prompt if sizes.llm is not None else None
+    traced = traced_peaks(config, model, variables=variables, prompt=prompt)
+    expected = f" (the formula says {mib(training_memory(sizes).total)})" if prompt else ""
+    return (
+        f"memory on a GPU, traced: {mib(traced.training)} at the peak of training{expected}, "
+        f"{mib(traced.evaluation)} in evaluation; its driver and kernels take about 0.5 to 1 GB besides"
+    )
 
 
 def with_fitting_batch(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) -> Config:

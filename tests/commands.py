@@ -98,7 +98,7 @@ def _python(words: list[str]) -> None:
     for path in (w for w in words if w.startswith(("scripts/", "tests/", "docs/"))):
         assert (PROJECT_ROOT / path).exists(), path
     if module in ("scripts.preflight", "scripts.quickstart"):
-        _accepted(lambda: parse_config([w for w in words if w != "--no_timing"]), module)
+        _accepted(lambda: parse_config([w for w in words if w not in ("--no_timing", "--trace")]), module)
     else:
         _accepted(lambda: _begin(module, words), module)
 

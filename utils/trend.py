@@ -50,8 +50,8 @@ def magnitude_of(measure: Tensor, cuts: Tensor) -> Tensor:
 
 def ordinal_bin_of(measure: Tensor, cuts: Tensor) -> Tensor:
     """Which of the five bins between the cuts 1/4, 1/3, 2/3 and 3/4, [S] int64 from 0 to 4."""
-    bounds = cuts[list(THRESHOLD_CUTS)]
-    return torch.bucketize(measure.contiguous(), bounds.contiguous(), right=True)
+    bounds = torch.stack([cuts[i] for i in THRESHOLD_CUTS])  # a list as the index would be copied to a GPU
+    return torch.bucketize(measure.contiguous(), bounds, right=True)
 
 
 def fit_cuts(measure: Tensor, kind: TrendLabel) -> Tensor:

@@ -167,9 +167,10 @@ def test_rounding_regular_times_changes_nothing_and_irregular_ones_are_refused()
 def test_what_a_wrong_freq_is_told_is_then_accepted(given_freq, dates):
     """The advice of one error was refused by the next."""
     try:
-        read(dates.astype(str), freq=given_freq)
+        series = read(dates.astype(str), freq=given_freq)
     except ValueError as error:
-        read(dates.astype(str), **followed(str(error)))
+        series = read(dates.astype(str), **followed(str(error)))
+    assert abs(series.dates - dates).max() < pd.Timedelta(minutes=1)  # as they were, or rounded
 
 
 @pytest.mark.parametrize(

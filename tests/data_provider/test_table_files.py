@@ -117,7 +117,7 @@ def test_other_kinds_are_refused_by_name(tmp_path, name, advice):
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    (gzip.compress(b"date,a"), r"found gzip data; call it x\.csv\.gz"),
+    (gzip.compress(b"date,a", mtime=0), r"found gzip data; call it x\.csv\.gz"),
     (b"PK\x03\x04...", "found a zip archive or a spreadsheet"),
     (b"PAR1....", r"found a Parquet file; call it x\.parquet"),
 ])  # fmt: skip

@@ -44,6 +44,13 @@ def test_all_that_a_run_would_take_is_told_without_training(tiny_llama, capsys, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("flags", [("--use_tapr", "--use_gram"), ("--model", "DLinear")])
+def test_a_gpus_memory_is_told_without_one(flags, tiny_llama, capsys):
+    """The presets for GPUs had a guess."""
+    text = told(capsys, tiny_llama, "--no_timing", "--trace", *flags)
+    assert "memory on a GPU, traced: " in text and "at the peak of training" in text
+
+
 def test_without_timing_no_step_is_taken(tiny_llama, capsys, monkeypatch):
     monkeypatch.setattr(preflight, "seconds_per_step", lambda *_: pytest.fail("a step was timed"))
     assert "estimated time" not in told(capsys, tiny_llama, "--no_timing")

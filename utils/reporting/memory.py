@@ -24,10 +24,12 @@ from utils.process_memory import give_back_freed, resident_bytes
 from utils.types import DataBundle
 
 FLOAT, HALF = 4, 2
-KEPT_BY_FEED_FORWARD = {"silu": 3, "gelu_new": 6, "gelu_pytorch_tanh": 3}
-"""Tensors as wide as the feed-forward part that its activation keeps: silu(gate) * up keeps three,
-GPT-2's tanh written out keeps six."""
+KEPT_BY_FEED_FORWARD = {"silu": 3, "gelu_new": 4, "gelu_pytorch_tanh": 3}
+"""Tensors as wide as the feed-forward part that its activation keeps: silu(gate) * up keeps gate, its silu
+and up; GPT-2's tanh written out keeps its input, the tanh, and both factors of the last product."""
 KEPT_OTHERWISE = 2
+FUSED_MAPS = frozenset({"c_attn", "query_key_value", "qkv_proj", "Wqkv"})
+"""Names of the map that makes queries, keys and values at once: GPT-2's, GPT-NeoX's and Falcon's, Phi-3's."""
 SOFTMAX_COPIES = 3
 """Attention with dropout keeps the softmax, the mask, and their product."""
 SEARCH_BLOCK = 32768
@@ -89,6 +91,8 @@ class LLMSizes(NamedTuple):
     """Entries that the adapters of one layer keep of a token: their inputs, and what is between."""
     adapter_weights: int = 0
     """Entries of the adapters of one layer."""
+    fused: bool = False
+    """Whether one map makes queries, keys and values: while a part of what it gave is kept, all of it is."""
     processes: int = 1
     """Among which the layers are divided (``--shard_llm``)."""
 
@@ -255,40 +259,57 @@ def _kept_by_layer(llm: LLMSizes) -> float:
     return 2 * FLOAT * llm.width + llm.weight * kept
 
 
-def _keys_by_layer(sizes: MemorySizes, llm: LLMSizes) -> float:
-    """Keys and values of one series in one layer, behind those of the tokens before the tail.
+def _keys_kept(sizes: MemorySizes, llm: LLMSizes, queries: int, past: int) -> float:
+    """Keys and values that one layer's attention keeps of one series, for these tokens and those before.
 
-    The fused attention copies shared ones to every head besides.
+    Those before are joined to the tokens' own in a new tensor. The fused attention keeps a copy of shared
+    ones for every head, in place of them.
     """
-    n = sizes.tokens()
-    every, past = sum(n[:3]), n.prefix + n.front
-    copies = 0 if _by_products(sizes) or llm.attention == llm.keys else 2 * llm.attention
-    return llm.weight * (every * (2 * llm.keys + copies) + past * 2 * llm.keys)
+    every = past + queries
+    if not _by_products(sizes) and llm.attention != llm.keys:
+        return 2 * llm.weight * every * llm.attention
+    kept = 2 * every * llm.keys
+    if llm.fused and not _by_products(sizes) and past:  # the queries are kept, and with them all three
+        kept += 2 * queries * llm.keys
+    if llm.fused and _by_products(sizes) and not past:  # queries are copied there, and stay beside the keys
+        kept += queries * llm.attention
+    return llm.weight * kept
 
 
 def _llm_training(sizes: MemorySizes, series: int) -> float:
-    """What all layers keep for the backward pass, and one layer's gradients.
+    """What all layers keep for the backward pass, and the most that is there beside it.
 
-    Where layers are computed again, they keep their inputs, and one of them is there in full.
+    That is either what the tail's pass found before it (the keys and values of the tokens before the
+    tail, until its forward pass is over), or one layer's gradients. Where layers are computed again, they
+    keep their inputs and what was found, and one of them is there in full.
     """
     llm = sizes.llm
     if llm is None:
         return 0.0
     n = sizes.tokens()
-    every, gathered = sum(n[:3]), llm.gathered
+    every, past, gathered = sum(n[:3]), n.prefix + n.front, llm.gathered
     maps = llm.heads if _by_products(sizes) else 1
     trained_front = n.front * n.trained_front
     of_tail, of_front = n.tail * _kept_by_layer(llm), trained_front * _kept_by_layer(llm)
+    of_tail += _keys_kept(sizes, llm, n.tail, past)
+    if trained_front:
+        of_front += _keys_kept(sizes, llm, n.front, n.prefix)
     maps_of_tail, maps_of_front = (llm.weight * maps * k for k in (n.tail * every, trained_front**2))
-    keys = llm.layers * _keys_by_layer(sizes, llm)
-    one_layer = of_tail + of_front
+    found = 2.0 * llm.layers * past * llm.weight * llm.keys
+    one_layer = (n.tail + trained_front) * _kept_by_layer(llm)
     # of a prefix one copy serves all series; where it is trained it is kept like any other token
     of_prefix = n.prefix * n.trained_front * llm.layers * _kept_by_layer(llm)
     if not sizes.config.training.gradient_checkpointing:
+        # the last layer reads the tail alone; what attention keeps of the front it has found
         kept = llm.layers * (of_tail + maps_of_tail) + (llm.layers - 1) * (of_front + maps_of_front)
-        return series * (keys + kept + one_layer) + of_prefix + gathered
+        shared = not _by_products(sizes) and llm.attention != llm.keys
+        beside = found if shared or not trained_front else 0.0
+        return series * (kept + max(beside, one_layer)) + of_prefix + gathered
     inputs = llm.layers * llm.weight * llm.width * (n.tail + trained_front)
-    return series * (keys + inputs + max(maps_of_tail, maps_of_front) + 2 * one_layer) + gathered
+    again = max(of_tail + maps_of_tail, of_front + maps_of_front)
+    if _by_products(sizes):  # a CPU's process was measured to hold every layer's own keys and values too
+        again += 2.0 * llm.layers * every * llm.weight * llm.keys
+    return series * (found + inputs + again + one_layer) + gathered
 
 
 def _llm_evaluation(sizes: MemorySizes, series: int) -> float:
@@ -299,7 +320,8 @@ def _llm_evaluation(sizes: MemorySizes, series: int) -> float:
     n = sizes.tokens()
     keys = llm.layers * sum(n[:3]) * llm.weight * 2 * llm.keys
     widest = max(n.front, n.tail) if llm.layers > 1 else n.tail  # the last layer reads the tail alone
-    one_layer = widest * (_kept_by_layer(llm) + llm.weight * llm.inner) + _keys_by_layer(sizes, llm)
+    one_layer = widest * (_kept_by_layer(llm) + llm.weight * llm.inner)
+    one_layer += _keys_kept(sizes, llm, n.tail, n.prefix + n.front)
     return series * (keys + one_layer) + llm.gathered
 
 
@@ -416,6 +438,7 @@ def _llm_sizes(llm: Any) -> LLMSizes:
         weight=words.element_size(),
         adapted=_kept_by_adapters(stack[0]),
         adapter_weights=sum(p.numel() for p in stack[0].parameters() if p.requires_grad),
+        fused=any(name.rpartition(".")[2] in FUSED_MAPS for name, _ in stack[0].named_modules()),
         processes=max((p.device_mesh.size() for p in frozen if isinstance(p, DTensor)), default=1),
     )
 

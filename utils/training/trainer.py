@@ -225,7 +225,7 @@ class Trainer:
         """
         losses = torch.stack([loss for loss, _ in self._passes])
         wrong = (~torch.isfinite(losses)).sum()
-        flags = torch.stack([wrong, torch.as_tensor(int(self.stop()), device=wrong.device)])
+        flags = torch.stack([wrong, torch.full_like(wrong, int(self.stop()))])
         found, stops = self.accelerator.reduce(flags, "sum").tolist()
         passes, self._passes = self._passes, []
         self._stop_agreed = bool(stops)
