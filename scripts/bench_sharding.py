@@ -187,10 +187,10 @@ def measure(folder: Path) -> None:
     before = memory.now()
     found: dict[str, Any] = {}
 
-    def loader(bundle: DataBundle, config: Config, *, num_processes: int) -> DataLoader[Batch]:
+    def loader(bundle: DataBundle, config: Config, **options: Any) -> DataLoader[Batch]:
         give_back_freed()
         found.update(built=memory.now() - before, peak_built=memory.peak - before, file=memory.of_files())
-        return training_loader(bundle, config, num_processes=num_processes)
+        return training_loader(bundle, config, **options)
 
     name = "TimeLLM"
     builders = Builders(

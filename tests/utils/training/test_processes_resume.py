@@ -45,9 +45,9 @@ def watched(settings: dict[str, Any]) -> tuple[list[int], Path]:
     """A run in this process: the training windows in the order they were taken, and its folder."""
     order: list[int] = []
 
-    def loader(bundle: DataBundle, config: Config, *, num_processes: int) -> DataLoader[Batch]:
+    def loader(bundle: DataBundle, config: Config, **options: Any) -> DataLoader[Batch]:
         note_items(bundle, order)
-        return training_loader(bundle, config, num_processes=num_processes)
+        return training_loader(bundle, config, **options)
 
     name = "TimeLLM_Enhanced"
     made = Builders(

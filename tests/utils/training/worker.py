@@ -109,11 +109,11 @@ class Watched:
             self.built.fit_statistics = fit_and_nudge  # type: ignore[method-assign]
         return self.built
 
-    def loader(self, bundle: DataBundle, config: Config, *, num_processes: int) -> DataLoader[Batch]:
+    def loader(self, bundle: DataBundle, config: Config, **options: Any) -> DataLoader[Batch]:
         """The training loader, on a data set that notes what is taken; the weights are noted first."""
         self.start.update({name: tensor.clone() for name, tensor in self.built.state_dict().items()})
         note_items(bundle, self.order)
-        return training_loader(bundle, config, num_processes=num_processes)
+        return training_loader(bundle, config, **options)
 
 
 def main(folder: Path) -> None:
