@@ -135,7 +135,7 @@ def test_workers_make_the_same_prompts(
     """A worker that is forked after the tokenizer's threads have run must neither hang nor differ."""
     config = Config.from_flat(tiny_settings(write_series(tmp_path / "series.csv"), tmp_path))
     data = build_data(config)
-    model = MODELS["TimeLLM"](config)
+    model: Any = MODELS["TimeLLM"](config)
     model.prompts(next(iter(training_loader(data, config))).x)  # the library's threads are there
     found = []
     for workers in (0, 1):
