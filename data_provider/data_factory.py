@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -286,9 +285,6 @@ def evaluation_loader(
 
 def _workers(count: int, prompts: PromptMaker | None) -> dict[str, Any]:
     """What makes batches, and in how many processes beside this one."""
-    if count and prompts is not None:
-        # the tokenizers library's own threads do not survive a fork, of which it warns at each
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return {
         "collate_fn": partial(batched, prompts=prompts),
         "num_workers": count,

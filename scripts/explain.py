@@ -55,7 +55,7 @@ def _look_inside(run: LoadedRun, start: int, *, shapes: bool, prompt: bool) -> I
             list(f.states(windows))
         yield from record.lines()
     if prompt:
-        yield from prompt_lines(f.model, windows[0].x[None].to(f.device), list(f.targets))
+        yield from prompt_lines(f.model, windows[0].x[None], list(f.targets), windows[0].x_mark[None])
 
 
 def _explained(run: LoadedRun, start: int, variable: str, out: Path) -> Iterator[str]:

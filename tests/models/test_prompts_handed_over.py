@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models import MODELS
+from tests.conftest import TinySettings
 from utils.batches import batched
 from utils.config import Config
 from utils.training.passes import channel_parts, forecast_state, forecasts, stacked
@@ -122,6 +125,26 @@ def test_a_training_step_makes_no_prompt(tiny_llama: Path, monkeypatch: pytest.M
     forecast_state(model, given).prediction.square().mean().backward()
     with pytest.raises(AssertionError, match="inside the step"):
         forecast(model, given._replace(prompt=Batch._field_defaults["prompt"]))
+
+
+def test_workers_make_the_same_prompts(
+    write_series: Callable[..., Path],
+    tiny_settings: TinySettings,
+    tmp_path: Path,
+) -> None:
+    """A worker that is forked after the tokenizer's threads have run must neither hang nor differ."""
+    config = Config.from_flat(tiny_settings(write_series(tmp_path / "series.csv"), tmp_path))
+    data = build_data(config)
+    model: Any = MODELS["TimeLLM"](config)
+    model.prompts(next(iter(training_loader(data, config))).x)  # the library's threads are there
+    found = []
+    for workers in (0, 1):
+        one = config.replace(num_workers=workers)
+        loader = training_loader(data, one, prompts=model.prompts)
+        found.append(next(iter(loader)).prompt)
+        judged = evaluation_loader(data.test, 5, workers, prompts=model.prompts)
+        found.append(next(iter(judged)).prompt)
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
 
 
 def test_models_without_an_llm_have_no_prompts() -> None:
