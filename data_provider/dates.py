@@ -220,7 +220,7 @@ def _localized(dates: pd.DatetimeIndex, zone: str, where: object) -> pd.Datetime
     """Wall-clock times as times of a zone; an hour that comes twice is told by its order."""
     try:
         return dates.tz_localize(zone, ambiguous="infer", nonexistent="raise")
-    except UserError as error:
+    except ValueError as error:
         raise UserError(
             f"{where}: column 'date': expected times of the zone {zone}, found: {error}; write them with "
             "their distance from UTC, such as 2020-03-29 03:00+02:00"
@@ -230,7 +230,7 @@ def _localized(dates: pd.DatetimeIndex, zone: str, where: object) -> pd.Datetime
 def _is_zone(name: str) -> bool:
     try:
         return pd.Timestamp(0, tz=name).tz is not None
-    except (KeyError, UserError, OSError):
+    except (KeyError, ValueError, OSError):
         return False
 
 

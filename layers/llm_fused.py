@@ -43,8 +43,17 @@ def fuse(layers: nn.ModuleList) -> bool:
 def restore(layers: nn.ModuleList) -> None:
     """Give each fused layer its own forward pass back."""
     for layer in layers:
-        if isinstance(vars(layer).get("forward"), functools.partial):
+        if _has_fused(layer):
             del layer.forward
+
+
+def is_fused(layers: nn.ModuleList) -> bool:
+    """Whether any of these layers is computed this way."""
+    return any(_has_fused(layer) for layer in layers)
+
+
+def _has_fused(layer: nn.Module) -> bool:
+    return isinstance(vars(layer).get("forward"), functools.partial)
 
 
 def _is_known(layer: Any) -> bool:

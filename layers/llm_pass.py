@@ -67,7 +67,9 @@ class LLMPass:
         self._usual_attention = usual_attention(llm.config)
         self._attention_on_cpu = self._usual_attention
         if not plain:
-            self.kind, self._attention_on_cpu = _decided(llm)
+            self.kind, self._attention_on_cpu, is_fused = _decided(llm)
+            if is_fused:
+                llm_fused.fuse(stack_of(llm, self.n_layers))
 
     @property
     def reuses_prefix(self) -> bool:
@@ -136,10 +138,9 @@ class LLMPass:
             ValueError: torch.compile does not work here, or gives other states.
         """
         wanted = self._check_states()
-        llm_fused.restore(
-            stack_of(self.llm, self.n_layers)
-        )  # its functions would pass the compiled parts over
-        compile_parts(stack_of(self.llm, self.n_layers))
+        layers = stack_of(self.llm, self.n_layers)
+        llm_fused.restore(layers)  # its functions would pass the compiled parts over
+        compile_parts(layers)
         try:
             found = self._check_states()
         except Exception as error:  # whatever a compiler raises, there is one thing to do about it
@@ -287,15 +288,17 @@ class LLMPass:
         return torch.cat(found)
 
 
-def _decided(llm: PreTrainedModel) -> tuple[str, str]:
-    """Which way, and which attention on a CPU: by a few of the LLM's layers in float32.
+def _decided(llm: PreTrainedModel) -> tuple[str, str, bool]:
+    """Which way, which attention on a CPU, and whether layers are fused: by a few of them in float32.
 
     So it is the same in every precision, on every processor and at every number of layers.
     """
     twin = LLMPass(twin_of(llm), plain=True)
     with matmul_precision("highest", torch.device("cpu")):
         twin.kind = twin._choose()
-        return twin.kind, twin._choose_attention()
+        attention = twin._choose_attention()
+    is_fused = attention == llm_attention.NAME and llm_fused.is_fused(stack_of(twin.llm, twin.n_layers))
+    return twin.kind, attention, is_fused
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:

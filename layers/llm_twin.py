@@ -50,6 +50,7 @@ def twin_of(llm: PreTrainedModel) -> PreTrainedModel:
     else:
         memo[id(stack)] = nn.ModuleList(copy.deepcopy(layer, memo) for layer in stack[:kept])
     twin: PreTrainedModel = copy.deepcopy(llm, memo)
+    vars(twin).pop("_apply", None)  # by which a spread LLM is pinned: it would answer for the copy
     cut_settings(twin.config, had=had, layers=kept)
     return twin.float().requires_grad_(False).eval()
 

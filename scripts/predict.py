@@ -111,6 +111,7 @@ def _check(args: argparse.Namespace) -> TableFile:
         ValueError: otherwise.
     """
     table_file(args.input, flag="--input")
+    kind = table_file(args.output, flag="--output")
     for name in ("backtest", "recalibrate", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -123,7 +124,6 @@ def _check(args: argparse.Namespace) -> TableFile:
         raise UserError(f"--output: expected another file than --input, found {args.output}")
     if args.output.is_dir():
         raise UserError(f"--output: expected a file, found the folder {args.output}")
-    kind = table_file(args.output, flag="--output")
     if args.output.exists() and not args.overwrite:
         raise UserError(f"--output: {args.output} is there already; name another, or say --overwrite")
     return kind

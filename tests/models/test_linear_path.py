@@ -125,11 +125,11 @@ def test_all_variables_with_ms_but_the_target_from_itself(tiny_gpt2):
     one = MODELS["TimeLLM"](Config.from_flat({**settings, "linear_path": "ridge"})).eval()
     one.load_state_dict({**one.state_dict(), "linear_path.coefficients": torch.randn(H, L)})
     with torch.no_grad():
-        before = one.forecast(BATCH.x, None, None)
+        before = one(BATCH.x)
         other = BATCH.x.clone()
         other[..., :-1] += torch.randn_like(other[..., :-1])
         assert before.shape == (len(BATCH.x), H, 1)
-        torch.testing.assert_close(one.forecast(other, None, None), before, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one(other), before, rtol=1e-4, atol=1e-4)
 
 
 def test_short_series_have_no_such_path():

@@ -307,7 +307,7 @@ def test_a_quick_smoke_run_completes(tmp_path, capsys):
     assert again["scenarios"]["enhanced-document"] != found["scenarios"]["enhanced-document"]
     assert "Measured again afterwards: enhanced-document (commit" in document.read_text()
     assert bench.main([*flags, "--again", "nothing"]) == 2
-    assert "expected some of baseline-2, enhanced-document, found nothing" in capsys.readouterr().err
+    assert "expected some of baseline-2, enhanced-document, kinds, found nothing" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         bench.main(["--again", "retrieval", "--out", str(tmp_path / "none.json")])
 

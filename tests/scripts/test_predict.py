@@ -684,7 +684,7 @@ def test_an_output_is_written_whole_or_not_at_all(runs, csv, tmp_path, monkeypat
         (["--batch_size", "0"], "--batch_size: expected 1 or more, found 0"),
         (["--recalibrate", "9"], "--recalibrate: it calibrates intervals; say which with --levels"),
         (["--levels", "95"], "--levels: expected numbers between 0 and 1"),
-        (["--input", "nothing.csv"], "nothing.csv: no such file"),
+        (["--input", "nothing.csv"], "found none at nothing.csv"),
         (["--checkpoint", "nothing"], "--checkpoint: expected a checkpoint file"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from models import MODELS
 from utils.cli import parse_config
 from utils.config import NOT_IDENTITY, Config, ConfigError, iter_settings, setting_type
 
@@ -154,7 +155,6 @@ def test_all_problems_are_reported_at_once_each_naming_its_flag():
     ("values", "flags"),
     [
         ({"patch_len": 600}, ["--patch_len", "--seq_len"]),
-        ({"label_len": 513, "model": "Autoformer"}, ["--label_len", "--seq_len"]),
         ({"memory_size": 10001}, ["--memory_size", "--max_memory_size"]),
         ({"build_memory": True}, ["--build_memory", "--use_gram"]),
         ({"use_gram": True, "d_repr": 6}, ["--d_repr"]),
@@ -269,11 +269,11 @@ def test_the_run_name_ends_in_seed_llm_switches_hash_and_comment():
 @pytest.mark.parametrize("model", [None, "TimeLLM", "Ridge", "PatchTST"])
 def test_a_label_length_that_no_model_reads_refuses_no_lookback(model):
     """--seq_len 24 was refused for the default of --label_len, which this model never reads."""
-    config = Config.from_flat({"model": model, "seq_len": 24, "patch_len": 16})
-    assert config.data.seq_len == 24
+    short = {"seq_len": 24, "patch_len": 16}
+    assert Config.from_flat({"model": model, **short}, models=MODELS).data.seq_len == 24
     with pytest.raises(ConfigError, match="--seq_len .24., of which Autoformer reads .*--label_len 12"):
-        Config.from_flat({"model": "Autoformer", "seq_len": 24})
-    assert Config.from_flat({"model": "Autoformer", "seq_len": 24, "label_len": 12}).data.label_len == 12
+        Config.from_flat({"model": "Autoformer", **short}, models=MODELS)
+    Config.from_flat({"model": "Autoformer", **short, "label_len": 12}, models=MODELS)
 
 
 PATHS = {name for _, name, item in iter_settings() if item.metadata.get("path")}

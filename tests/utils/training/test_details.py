@@ -60,7 +60,7 @@ def test_weights_that_are_both_best_and_last_are_kept_once(start_run):
     kept = read_details(result.run_dir / DETAILS_FILE)
     scores = read_json(result.run_dir / "results.json")
     assert set(kept) == ({"last"} if scores["best"]["step"] == scores["last"]["step"] else {"last", "best"})
-    both = start_run(eval_steps=1, learning_rate=0.3, lradj="constant", train_epochs=2)
+    both = start_run(eval_steps=1, learning_rate=0.05, lradj="constant", max_steps=7)
     scores = read_json(both.run_dir / "results.json")
     assert scores["best"]["step"] != scores["last"]["step"]  # so fast a rate overshoots
     kept = read_details(both.run_dir / DETAILS_FILE)
