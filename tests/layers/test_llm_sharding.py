@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from layers import llm_fused
 from layers.llm_adapters import add_adapters
 from layers.llm_layers import stack_of
 from layers.llm_pass import LLMPass
@@ -55,6 +56,7 @@ def pair(
     """The same pass through ``llm`` as it is, and through a copy whose layers are divided."""
     other = copy.deepcopy(llm)
     whole, divided = LLMPass(llm, **ways), LLMPass(other, **ways)
+    llm_fused.restore(stack_of(llm, whole.n_layers))  # divided layers run their own code: the same to the bit
     if again:
         for taken in (whole, divided):
             taken.recompute_layers()

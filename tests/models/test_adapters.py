@@ -143,7 +143,7 @@ def test_adapters_begin_without_effect_and_move_nothing_else(folder):
     drawn = torch.rand(1)
     without = model_of(folder, **BOTH, peft="none")
     assert torch.equal(drawn, torch.rand(1))
-    assert torch.equal(forecast(with_them), forecast(without))
+    torch.testing.assert_close(forecast(with_them), forecast(without), rtol=1e-4, atol=1e-5)  # fused without
     own = with_them.state_dict()
     assert all(torch.equal(own.pop(name), weight) for name, weight in without.state_dict().items())
     assert own.keys() == adapters(with_them).keys()
@@ -220,7 +220,7 @@ def test_weights_without_adapters_start_a_run_with_them(tiny_llama, caplog):
     plain, adapted = model_of(tiny_llama, peft="none", seed=9), model_of(tiny_llama)
     adapted.load_state_dict(dict(adapted.starting_weights(plain.state_dict())))
     assert "have no adapters" in caplog.text
-    assert torch.equal(forecast(adapted), forecast(plain))
+    torch.testing.assert_close(forecast(adapted), forecast(plain), rtol=1e-4, atol=1e-5)  # fused without
     state = shaken(adapted).state_dict()
     assert adapted.starting_weights(state) is state
     assert plain.starting_weights(state) is state
