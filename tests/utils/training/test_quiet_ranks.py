@@ -66,7 +66,9 @@ def test_processes_of_torchrun_train_one_run_together(launch, tmp_path):
 
 def test_a_faulty_file_is_one_line(launch, tmp_path):
     """84 lines before, the last from the collective library."""
-    (tmp_path / "bad.csv").write_text("date,a,b\n2020-01-01,1,2\n2020-01-02,x,3\n")
+    (tmp_path / "bad.csv").write_text(
+        "date,a,b\n2020-01-01,1,2\n2020-01-02,x,3\n2020-01-03,4,5\n2020-01-04,6,7\n"
+    )
     status, said = launch("--root_path", str(tmp_path), "--data_path", "bad.csv")
     assert status and len(said) == 1 and said[0].startswith(f"error: {tmp_path / 'bad.csv'}: column 'a'")
 
