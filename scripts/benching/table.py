@@ -48,8 +48,8 @@ def _found(results: Results, floor: Floor) -> Iterator[tuple[str, float | None, 
             yield threads, times["search"]["ratio"]["median"], None
         return
     scenario = results["scenarios"].get(floor.scenario)
-    if scenario is None or floor.measure not in scenario["cases"][DEFAULT]:
-        return
+    if scenario is None or any(floor.measure not in scenario["cases"][n] for n in (PLAIN, DEFAULT, ALL)):
+        return  # beside a peer the default's memory alone is measured
     ways = {name: scenario["cases"][name][floor.measure] for name in (PLAIN, DEFAULT, ALL)}
     if floor.measure in ("train", "evaluate"):
         for threads in ways[DEFAULT]:

@@ -430,3 +430,9 @@ def test_a_packaged_peer_needs_an_interpreter(capsys):
         "--peer_python with the interpreter of an environment that has it, found None"
         in capsys.readouterr().err
     )
+
+
+def test_memory_beside_a_peer_alone_is_no_row_of_the_floors():
+    """The quick benchmark with a peer measured everything, then ended in a KeyError."""
+    measured: dict[str, Any] = {PLAIN: {}, DEFAULT: {"peak_train": {"bytes": 1}}, ALL: {}}
+    assert floor_rows({"scenarios": {"baseline-6": {"cases": measured}}}, floors(layers=(6, 12))) == []
