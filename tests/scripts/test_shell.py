@@ -335,9 +335,11 @@ def test_ci_runs_every_check_on_the_data_beside_it(project, tmp_path):
     assert "--cov-fail-under=90" in asked[4] and "--durations=20" in asked[4]
     assert asked[5].startswith("-m pip install") and asked[5].endswith("-r requirements-deepspeed.txt")
     assert asked[6].startswith("-m pytest -q tests/utils/training/test_zero.py")
-    assert asked[7] == "scripts/bench.py --quick --smoke"
+    assert asked[7].startswith("-m pip install") and asked[7].endswith(" pyarrow==26.0.1")
+    assert asked[8].startswith("-m pytest -q ") and "tests/data_provider/test_table_files.py" in asked[8]
+    assert asked[9] == "scripts/bench.py --quick --smoke"
     whole = [
-        next(word for word in line.split() if word.endswith((".py", "synthetic"))) for line in asked[8:12]
+        next(word for word in line.split() if word.endswith((".py", "synthetic"))) for line in asked[10:14]
     ]
     assert whole == [
         "data_provider.synthetic",
@@ -346,8 +348,8 @@ def test_ci_runs_every_check_on_the_data_beside_it(project, tmp_path):
         "scripts/predict.py",
     ]
     assert f"ETT_ROOT={tmp_path}/shared/data" in done.stdout and "Passed on" in done.stderr
-    packages, folder = asked[5].split("--target ")[1], asked[9].split("--root_path ")[1]
-    for made in (packages, folder):
+    deepspeed, pyarrow = (asked[line].split("--target ")[1] for line in (5, 7))
+    for made in (deepspeed, pyarrow, asked[11].split("--root_path ")[1]):
         assert not Path(made.split()[0]).exists(), "what was made for a check is left behind"
 
 
