@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -51,10 +52,11 @@ def load_llm(
             or 4-bit weights where they can not be had.
     """
     source = find_source(config, base_models)
-    with quiet_transformers():
+    with quiet_transformers(), ThreadPoolExecutor(max_workers=1) as beside:
         settings = _read_config(source, config)
         if source.repo is not None:
             source = source._replace(folder=download_weights(source.repo, weights=True), repo=None)
+        hashing = beside.submit(fingerprint, source)  # which lets other threads run
         model = read_model(
             source,
             settings,
@@ -64,7 +66,7 @@ def load_llm(
             device_map=config.llm_device_map,
         )
         tokenizer = read_tokenizer(source, trust=config.trust_remote_code)
-    content_hash, note = fingerprint(source)
+        content_hash, note = hashing.result()
     words = cast(nn.Embedding, model.get_input_embeddings())
     identity = LLMIdentity(
         name=source.name,

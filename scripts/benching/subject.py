@@ -26,7 +26,7 @@ from utils.training import checkpoint
 from utils.training.experiment import resolve
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, trained_parameters
-from utils.training.precision import matmul_precision
+from utils.training.precision import matmul_precision, subnormals_flushed
 from utils.training.precision_choice import settle
 from utils.types import Batch, ForecastState
 
@@ -61,6 +61,9 @@ class Subject:
             device: where to compute.
         """
         config = Config.from_flat(settings)
+        self._open = ExitStack()  # for as long as the process lives
+        if not plain:
+            self._open.enter_context(subnormals_flushed())  # as a run does, before the threads begin
         data = build_data(config)
         config = resolve(config, data)
         self.device = torch.device(device)
@@ -70,7 +73,6 @@ class Subject:
         self.config = config = settled.apply(config)
         self.precision = settled.facts
         wanted = config.training.matmul_precision
-        self._open = ExitStack()  # for as long as the process lives
         self.matmul = self._open.enter_context(matmul_precision(wanted, self.device))
         self.plain = plain
         self.model: Any = MODELS[model](self.config)

@@ -47,7 +47,7 @@ from utils.training.context import Loaders, RunContext
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
 from utils.training.outlook import first_items, seconds_per_window, windows_to_judge
-from utils.training.precision import matmul_precision
+from utils.training.precision import matmul_precision, subnormals_flushed
 from utils.training.precision_choice import Settled, settle
 from utils.training.progress import Hooks
 from utils.training.run_status import status_kept
@@ -97,6 +97,7 @@ def run(config: Config, builders: Builders) -> RunResult:
         RunStopped: a signal or ``--max_minutes`` asked for it; the message says how to go on.
     """
     with ExitStack() as closing, StopRequest(config.run.max_minutes) as stop:
+        closing.enter_context(subnormals_flushed())  # before the threads begin
         try:
             this, payload = _set_up(config, builders, stop, closing)
             log.info("run folder: %s", this.folder)

@@ -1,4 +1,4 @@
-"""How float32 matrix products are computed: full precision, or a faster kernel that is as exact here."""
+"""How float32 is computed: full precision or a faster kernel that is as exact here; subnormals as zero."""
 
 from __future__ import annotations
 
@@ -52,3 +52,20 @@ def medium_error(device: torch.device, sizes: tuple[int, int] = PROBE[1:]) -> fl
     finally:
         torch.set_float32_matmul_precision(before)
     return float((found - exact).abs().max() / exact.abs().max())
+
+
+@contextmanager
+def subnormals_flushed() -> Iterator[None]:
+    """Compute with subnormal numbers (below 1.2e-38) as zero inside, where the processor can.
+
+    An attention map whose softmax has sharpened holds some per cent of them, and a product with it takes
+    up to nine times as long as without. Threads that begin inside do as this one.
+    Source: `torch.set_flush_denormal`.
+    """
+    smallest = torch.tensor(1e-40)
+    before = float(smallest + smallest) == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)

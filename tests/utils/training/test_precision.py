@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.training import precision
-from utils.training.precision import FP32_GRADE, matmul_precision, medium_error
+from utils.training import experiment, precision
+from utils.training.precision import FP32_GRADE, matmul_precision, medium_error, subnormals_flushed
 
 CPU = torch.device("cpu")
 
@@ -46,3 +46,25 @@ def test_a_run_uses_it_and_leaves_no_trace(start_run):
     saved = torch.load(result.run_dir / "checkpoint", weights_only=True)
     assert saved["config"]["matmul_precision"] == "medium"
     assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_subnormals_are_zero_inside_and_as_before_afterwards(before):
+    smallest = torch.tensor(1e-40)
+    if not torch.set_flush_denormal(before):
+        pytest.skip("this processor can not flush subnormals")
+    try:
+        with pytest.raises(KeyError), subnormals_flushed():
+            assert float(smallest + smallest) == 0
+            raise KeyError
+        assert (float(smallest + smallest) == 0) is before
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_a_run_flushes_subnormals_while_it_trains(start_run, monkeypatch):
+    sums: list[float] = []
+    smallest = torch.tensor(1e-40)
+    monkeypatch.setattr(experiment, "_train", lambda *_: sums.append(float(smallest + smallest)))
+    start_run(max_steps=1)
+    assert sums == [0.0] and float(smallest + smallest) > 0
