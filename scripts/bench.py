@@ -182,7 +182,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         home[name] = parts[name]()
     facts = results["scenarios"][wanted[0].name]["cases"][PLAIN]["facts"]
     results["llm"] = " ".join(filter(None, (facts["llm"], facts["llm_note"] and f"({facts['llm_note']})")))
-    results["floors"] = floor_rows(results, floors(layers=layers))
+    results["floors"] = floor_rows(results, floors(layers=layers, processor=results["machine"]["processor"]))
     return results
 
 
