@@ -6,7 +6,6 @@ M memory rows, K width of a key, k neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from layers.retrieval_keys import PatternEncoder as PatternEncoder
 from layers.retrieval_memory import RetrievalMemory
 from layers.retrieval_search import (
     Candidates,
-    MemoryPart,
+    MemoryRows,
     Queries,
     Rows,
     SearchRule,
@@ -54,8 +53,7 @@ class Neighbours(NamedTuple):
 class PatternValueDualRetriever(RetrievalMemory):
     """The memory, and the search in it by shape and by value.
 
-    Rows of the query's own window, or overlapping it, are never found. Where several processes divide the
-    rows they search together: one that has nothing more to search for has to `help_others`.
+    Rows of the query's own window, or overlapping it, are never found.
     """
 
     def forward(self, lookback: Tensor, query: Rows, *, target: Tensor | None = None) -> Neighbours:
@@ -70,7 +68,7 @@ class PatternValueDualRetriever(RetrievalMemory):
         """
         key = self.keys(lookback)
         weights = self.keys.column_weights(self.distance_scale)
-        candidates = self._search(key, query, lookback, target)
+        candidates = self._search(key, query, lookback, target, weights=weights)
         index, values = candidates.rows, candidates.futures
         found = index >= 0
         distance = ((key[:, None, :] - candidates.keys).square() * weights).sum(-1)  # [S, k]
@@ -90,26 +88,17 @@ class PatternValueDualRetriever(RetrievalMemory):
         return Neighbours(index, distance, share, values)
 
     @torch.no_grad()
-    def _search(self, key: Tensor, query: Rows, lookback: Tensor, target: Tensor | None) -> Candidates:
-        """The ``top_k`` best-scored admissible rows of each query."""
+    def _search(
+        self, key: Tensor, query: Rows, lookback: Tensor, target: Tensor | None, *, weights: Tensor
+    ) -> Candidates:
+        """The ``top_k`` best-scored admissible rows of each query; ``weights`` [K] of a key's columns."""
+        if not len(self.memory_start):
+            raise RuntimeError("the retrieval memory is empty: build it, or load a checkpoint that has one")
         future = lookback[:, :0]
         if self.config.retrieval_control == "oracle":
             if target is None:
                 raise UserError("--retrieval_control oracle needs the target; it exists for studies only")
             future = target - lookback[:, -1:]
-        return self.division.search(Queries(key, query, future), len(self.memory_start), self._search_part)
-
-    @torch.no_grad()
-    def help_others(self) -> None:
-        """Take part in the searches of other processes until each of them is here as well."""
-        width = self.horizon if self.config.retrieval_control == "oracle" else 0
-        nothing = self.key_centre.new_empty((0, len(self.key_centre)))
-        places = Rows(*(column[:0] for column in self._places))
-        none = Queries(nothing, places, nothing.new_empty((0, width)))
-        self.division.help_others(none, len(self.memory_start), self._search_part)
-
-    def _search_part(self, asked: Sequence[Queries], first: int, count: int) -> list[Candidates]:
-        """What the rows held, ``first`` and on of ``count``, have for each set of queries."""
         rule = SearchRule(
             top_k=self.config.top_k,
             control=self.config.retrieval_control,
@@ -117,9 +106,10 @@ class PatternValueDualRetriever(RetrievalMemory):
             span=self.span,
             season=self.season,
         )
-        part = MemoryPart(self.memory_keys, self.memory_values, self._places, first, count)
-        weights = self.keys.column_weights(self.distance_scale)
-        return nearest_rows(part, asked, rule, centre=self.key_centre, weights=weights)
+        memory = MemoryRows(self.memory_keys, self.memory_values, self._places)
+        return nearest_rows(
+            memory, Queries(key, query, future), rule, centre=self.key_centre, weights=weights
+        )
 
 
 class GatingOutput(NamedTuple):

@@ -282,8 +282,7 @@ class Trainer:
     def _until_stop(self, loader: DataLoader[Batch]) -> Iterator[Batch]:
         """The batches, with a look now and then at whether any process was asked to stop.
 
-        Processes may have one batch more or less; all of them look equally often, and take part in each
-        other's forecasts.
+        Processes may have one batch more or less; all of them look equally often.
 
         Raises:
             EvaluationStopped: in all processes alike.
@@ -302,8 +301,6 @@ class Trainer:
                 yield batch
             elif self.lockstep:
                 self._keep_up(loader.dataset)
-            if not alone:
-                self.plain_model.help_others()
         assert next(batches, None) is None  # lets the loader see its end
 
     def _keep_up(self, dataset: Dataset[Batch]) -> None:
