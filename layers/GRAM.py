@@ -6,7 +6,7 @@ M memory rows, K width of a key, k neighbours.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,6 @@ FARTHEST = 1e6
 There float32's spacing (0.06) nears the temperature: rounding would choose among such neighbours, and
 its gradient, times the distance, would be without bounds.
 """
-GATE_HISTORY_DECAY = 0.9
-"""Weight of the past in the running mean of the gate, per optimizer step."""
 
 
 class Neighbours(NamedTuple):
@@ -188,8 +186,6 @@ class RetrievalAugmentedPrompt(nn.Module):
 class GRAM(nn.Module):
     """Patches [S, P, D] to patches, retrieval tokens [S, 2, d_llm], a forecast and a record."""
 
-    gate_history: Tensor
-
     def __init__(
         self,
         config: GRAMConfig,
@@ -214,7 +210,11 @@ class GRAM(nn.Module):
             d_model, dropout=dropout, fuse_features=config.retrieval_fusion != "prediction"
         )
         self.prompt = RetrievalAugmentedPrompt(d_model=d_model, d_llm=d_llm)
-        self.register_buffer("gate_history", torch.tensor(0.5))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Weights of earlier versions have a running mean of the gate beside them: nothing reads it."""
+        state_dict.pop(prefix + "gate_history", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(
         self,
@@ -245,11 +245,5 @@ class GRAM(nn.Module):
             rows=found.rows,
             distance=found.distance,
             matched=present.any(dim=1),
-            gate_history=self.gate_history.clone(),
         )
         return decided.patches, tokens, retrieved, record
-
-    @torch.no_grad()
-    def remember_gate(self, mean: Tensor) -> None:
-        """Move the running mean of the gate towards one optimizer step's mean (a scalar)."""
-        self.gate_history.lerp_(mean.to(self.gate_history), 1 - GATE_HISTORY_DECAY)

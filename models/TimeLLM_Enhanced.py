@@ -193,18 +193,6 @@ class Model(TimeLLM.Model):
         if self.config.gram.use_gram:
             self.gram.retriever.refresh(source)
 
-    def batch_statistics(self, state: ForecastState) -> Tensor | None:
-        """The gate's mean over this pass, for its running mean, which unmatched series do not move."""
-        if state.retrieval is None:
-            return None
-        found = state.retrieval
-        gate = torch.where(found.matched[:, None], found.gate.detach().float(), found.gate_history)
-        return gate.mean()
-
-    def absorb_statistics(self, mean: Tensor) -> None:
-        """Move the gate's running mean."""
-        self.gram.remember_gate(mean)
-
 
 def _query_rows(
     like: Tensor, *, start: Tensor | None, series_id: Tensor | None, variable: Tensor | None

@@ -117,10 +117,3 @@ class Forecaster(nn.Module):
 
     def begin_pass(self, place: PassOfStep) -> None:
         """A forward pass in training begins; said before each, or every pass is a step of its own."""
-
-    def batch_statistics(self, state: ForecastState) -> Tensor | None:
-        """Means over this forward pass that `absorb_statistics` wants once per optimizer step."""
-        return None
-
-    def absorb_statistics(self, mean: Tensor) -> None:
-        """Take in the batch statistics, averaged over passes and processes."""
