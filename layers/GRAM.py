@@ -76,12 +76,11 @@ class PatternValueDualRetriever(RetrievalMemory):
             index, found, distance = (t.gather(1, order) for t in (index, found, distance))
             values = values.take_along_dim(order[..., None], dim=1)  # [S, k, H]
         closeness = -distance.clamp(max=FARTHEST) / self.config.temperature
-        closeness = closeness.masked_fill(~found, -torch.inf)
         if self.config.retrieval_control != "none":
             # A control's rows weigh the same: weighing them by distance would be half a retrieval.
             # Times 0 keeps the encoders in the graph, as every process expects.
-            closeness = (0 * closeness.masked_fill(~found, 0.0)).masked_fill(~found, -torch.inf)
-        logits = closeness.masked_fill(~found.any(1, keepdim=True), 0.0)
+            closeness = 0 * closeness
+        logits = closeness.masked_fill(~found & found.any(1, keepdim=True), -torch.inf)
         share = logits.softmax(dim=1).masked_fill(~found, 0.0)
         return Neighbours(index, distance, share, values)
 

@@ -158,8 +158,10 @@ class Model(TimeLLM.Model):
         self.rebuild_memory(source)
 
     def recalibrate(self, source: WindowSource) -> None:
-        """Fix the class cuts anew under loaded weights; the thresholds stay as learned."""
+        """Fix the class cuts anew; thresholds stay as learned, and the memory but with ``--build_memory``."""
         self._calibrate(source, place_thresholds=False)
+        if self.config.gram.build_memory:
+            self.rebuild_memory(source)
 
     @torch.no_grad()
     def _calibrate(self, source: WindowSource, *, place_thresholds: bool) -> None:

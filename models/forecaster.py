@@ -107,10 +107,7 @@ class Forecaster(nn.Module):
         """Solve for the weights, where they have a closed form; settings by validation alone."""
 
     def recalibrate(self, source: WindowSource) -> None:
-        """Count anew, under weights that were loaded, what is not learned."""
-
-    def rebuild_memory(self, source: WindowSource) -> None:
-        """Replace a memory that came with loaded weights."""
+        """Count anew, under another run's weights that this one starts from, what is not learned."""
 
     def refresh(self, source: WindowSource) -> None:
         """Recompute what was derived from weights that have moved since."""

@@ -322,8 +322,6 @@ def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
             weights = this.plain.starting_weights(checkpoints.load_weights(path)["model"])
             _take_weights(this, {"model": weights}, source=f"--init_from {path}")
             this.plain.recalibrate(this.data.source)
-            if this.config.gram.build_memory:
-                this.plain.rebuild_memory(this.data.source)
         else:
             this.plain.fit_statistics(this.data.source)
             this.plain.fit_closed_form(this.data.source, this.data.validation)
