@@ -227,9 +227,6 @@ class GRAMConfig:
     memory_size: int | Literal["all"] = setting(5000, "memory rows, or all training rows")
     max_memory_size: int = setting(10000, "most rows that --memory_size may ask for as a number")
     memory_dtype: Literal["fp32", "fp16"] = setting("fp32", "numbers of the memory's keys and futures")
-    shard_memory: bool = setting(
-        False, "divide the memory's rows among the processes: the same result in less memory each"
-    )
     retrieval_key: Literal["auto", "raw", "learned", "hybrid"] = setting(
         "auto", "what is compared; auto: hybrid, and raw in a memory of more than 100,000 rows"
     )
@@ -339,7 +336,7 @@ NOT_IDENTITY = frozenset(
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
     "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes "
     "auto_batch_size gradient_checkpointing levels interval_score report_to debug_shapes "
-    "dump_prompt eval_data eval_root_path eval_data_path llm_device_map shard_llm shard_memory".split()
+    "dump_prompt eval_data eval_root_path eval_data_path llm_device_map shard_llm".split()
 )
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
 TESTED_ON = frozenset({"eval_data", "eval_root_path", "eval_data_path"})

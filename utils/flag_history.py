@@ -23,7 +23,9 @@ class Removed(NamedTuple):
     """What took its place, as the end of a sentence."""
 
 
-REMOVED: dict[str, Removed] = {}
+REMOVED: dict[str, Removed] = {
+    "shard_memory": Removed(False, "every process holds the whole memory; --memory_dtype fp16 halves it"),
+}
 """By name."""
 
 

@@ -210,7 +210,6 @@ except RunStopped as stopped:
 MOMENTS = {
     "in a step": (("objective", "Objective", "__call__"), 3, 3),
     "in a validation": (("metrics", "ScoreSums", "add"), 1, 2),
-    "in a validation, the memory divided": (("metrics", "ScoreSums", "add"), 1, 2),
 }
 
 
@@ -222,7 +221,6 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(runs, tmp_path, mom
         **runs["common"],
         "checkpoints": str(tmp_path / "runs"),
         "eval_batch_size": 1,
-        "shard_memory": moment.endswith("divided"),
     }
     script = tmp_path / "stopped.py"
     script.write_text(STOPPED.format(module=module, name=name, method=method))

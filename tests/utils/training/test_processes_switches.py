@@ -32,7 +32,6 @@ MORE: list[dict[str, Any]] = [
     {**BOTH, "gradient_accumulation_steps": 2, "max_grad_norm": 0.1, "mixed_precision": "bf16"},
     {**BOTH, "build_memory": True, "deterministic": True},
     {**BOTH, "use_time_marks": True},
-    {**BOTH, "shard_memory": True},
     {**BOTH, "linear_path": "ridge", "input_dropout": 0.3},
     {**BOTH, "max_channels_per_step": 1, "gradient_accumulation_steps": 2},
     *({"model": name} for name, model in MODELS.items() if model.is_named_by_flag),

@@ -38,14 +38,6 @@ def found(tmp_path_factory, write_series, tiny_settings, several_processes) -> d
                 "shard_llm": kind == "divided",
                 "model_comment": kind,
             }
-    for kind in ("whole", "divided"):
-        runs[f"memory too, {kind}"] = {
-            **runs["remainder 1, whole"],
-            "retrieval_key": "raw",
-            "shard_llm": kind == "divided",
-            "shard_memory": kind == "divided",
-            "model_comment": f"{kind} memory",
-        }
     runs["tested"] = {
         **runs["remainder 1, divided"],
         "is_training": 0,
@@ -56,17 +48,15 @@ def found(tmp_path_factory, write_series, tiny_settings, several_processes) -> d
     return found
 
 
-@pytest.mark.parametrize("name", [*ROWS, "memory too"])
+@pytest.mark.parametrize("name", ROWS)
 def test_processes_with_fewer_windows_keep_up_and_count_none_twice(found, name):
-    """Also where --shard_memory divides the memory beside: its rows are then no state of one process."""
     for one, other in zip(found[f"{name}, whole"], found[f"{name}, divided"], strict=True):
         assert one["processes"] == other["processes"] == WORLD
-        parts = {key for key in one["model"] if ".memory_" in key} if name == "memory too" else set()
-        assert not unequal({k: v for k, v in one["model"].items() if k not in parts}, other["model"])
+        assert not unequal(one["model"], other["model"])
         results = [json.loads(process["results"]) for process in (one, other)]
         for kind in ("last", "best"):
             assert results[0][kind] == results[1][kind]
-        assert results[1]["last"]["test"]["windows"] == WINDOWS.get(name, WINDOWS["remainder 1"])[1]
+        assert results[1]["last"]["test"]["windows"] == WINDOWS[name][1]
 
 
 @pytest.mark.parametrize("name", ROWS)
