@@ -280,7 +280,6 @@ class TrainingConfig:
     matmul_precision: Literal["auto", "highest", "medium"] = setting(
         "auto", "float32 products: torch's highest or medium; auto: medium where as exact, and faster"
     )
-    compile: bool = setting(False, "compile the LLM's norms and feed-forward parts (torch.compile)")
     gradient_checkpointing: bool = setting(
         False, "keep less for the backward pass and compute it again: less memory, more time"
     )

@@ -183,7 +183,6 @@ def _sharding(s: SimpleNamespace) -> Iterator[str]:
             s.llm_device_map is not None
         ),
         "--load_in_4bit: weights in 4 bits are not divided": s.load_in_4bit,
-        "--compile: layers that are gathered anew for each pass are not compiled": s.compile,
         f"--llm_ablation {s.llm_ablation}: it leaves no layers to divide": (
             s.llm_ablation in ("attention", "none")
         ),

@@ -23,7 +23,9 @@ class Removed(NamedTuple):
     """What took its place, as the end of a sentence."""
 
 
-REMOVED: dict[str, Removed] = {}
+REMOVED: dict[str, Removed] = {
+    "compile": Removed(False, "it gained no more than the noise of a measurement; leave it out"),
+}
 """By name."""
 
 
