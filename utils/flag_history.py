@@ -19,14 +19,18 @@ class Removed(NamedTuple):
 
     default: Any
     """Its value that asks for nothing: there it is passed over."""
-    instead: str
-    """What took its place, as the end of a sentence."""
+    instead: str | None
+    """What took its place, as the end of a sentence; None where no value of it asked for anything."""
 
 
 REMOVED: dict[str, Removed] = {
     "shard_memory": Removed(False, "every process holds the whole memory; --memory_dtype fp16 halves it"),
+    "compile": Removed(False, "it gained no more than the noise of a measurement; leave it out"),
+    "embed": Removed("timeF", "time features are always numbers, as timeF has them; leave it out"),
+    "dec_in": Removed(None, None),
+    "c_out": Removed(None, None),
 }
-"""By name."""
+"""By name; scripts of the Time-LLM family pass the last three."""
 
 
 def removed_line(name: str, value: Any) -> str | None:
@@ -35,7 +39,8 @@ def removed_line(name: str, value: Any) -> str | None:
     ``value`` as a checkpoint, a file of JSON or the words of a command line have it.
     """
     gone = REMOVED[name]
-    return None if _text(value) == _text(gone.default) else f"--{name}: taken out; {gone.instead}"
+    is_harmless = gone.instead is None or _text(value) == _text(gone.default)
+    return None if is_harmless else f"--{name}: taken out; {gone.instead}"
 
 
 def read_settings(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

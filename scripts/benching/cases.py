@@ -97,7 +97,6 @@ def cases(*, quick: bool, all_choices: dict[str, Any]) -> tuple[Case, ...]:
         Case(AUTO_CASE, BY_MACHINE),
         Case("prototypes", PROTOTYPES),
         Case("1 digit", DIGITS),
-        Case("compile", {"compile": True}),
         Case("gradient checkpointing", {"gradient_checkpointing": True}, exact=True),
     )
     return first if quick else first + tuple(case for case in alone if case.is_offered)

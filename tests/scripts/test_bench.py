@@ -228,9 +228,9 @@ def test_parts_that_were_not_compared_leave_their_cells_empty():
         "roofline_share": 0.6,
         "roofline_flops": 3e14,
     }
-    gpu = {"baseline-6": {DEFAULT: measured, "compile": {"failed": "compile: no\nmore"}}}
+    gpu = {"baseline-6": {DEFAULT: measured, "prototypes": {"failed": "memory: no\nmore"}}}
     text = table._gpu_text(gpu)
-    assert "| baseline-6 | default | 100 | 1024 | 60% of 300 TFLOP/s |" in text and "compile: no |" in text
+    assert "| baseline-6 | default | 100 | 1024 | 60% of 300 TFLOP/s |" in text and "memory: no |" in text
 
 
 # Processes.
