@@ -180,18 +180,18 @@ def test_a_floor_is_missed_from_a_fifth_on(train, peak, missed):
 
 def test_floors_of_steps_are_those_of_the_kind_of_processor():
     """AMD's, shown on an Intel, said MISSED of steps as quick as they can be there."""
-    of = {
-        name: {(f.scenario, f.measure): (f.default, f.all) for f in floors(layers=(6, 12), processor=name)}
-        for name in ("AMD EPYC", "Intel(R) Xeon(R) Processor")
-    }
-    amd, intel = of.values()
+
+    def expected(processor: str) -> dict[str, list[float | None]]:
+        found = floors(layers=(6, 12), processor=processor)
+        return {f"{floor.scenario} {floor.measure}": [floor.default, floor.all] for floor in found}
+
+    amd, intel = expected("AMD EPYC"), expected("Intel(R) Xeon(R) Processor")
     assert amd.keys() == intel.keys()
-    assert amd["baseline-6", "train"] == (2.5, 6) and intel["baseline-6", "train"] == (1.9, None)
-    assert intel["enhanced-document", "train"] == (1.3, None) and intel["baseline-6", "evaluate"] == (
-        None,
-        None,
-    )
-    assert amd["baseline-6", "checkpoint"] == intel["baseline-6", "checkpoint"]
+    train = "baseline-6 train"
+    assert (amd[train], intel[train]) == ([2.5, 6], [1.9, None])
+    assert intel["enhanced-document train"] == [1.3, None]
+    assert intel["baseline-6 evaluate"] == [None, None]
+    assert amd["baseline-6 checkpoint"] == intel["baseline-6 checkpoint"]
 
 
 def test_tables_take_their_place_in_a_document(tmp_path):
