@@ -119,7 +119,7 @@ class Model(TimeLLM.Model):
             leading.append(token)
         if self.config.gram.use_gram:
             shape = series.statistics.mean[:, 0]  # [B, M]
-            query = _query_rows(shape, start=start, series_id=series_id, variable=variable)
+            query = query_rows(shape, start=start, series_id=series_id, variable=variable)
             patches, tokens, retrieved, retrieval = self.gram(
                 patches,
                 lookback=series.lookback,
@@ -196,7 +196,7 @@ class Model(TimeLLM.Model):
             self.gram.retriever.refresh(source)
 
 
-def _query_rows(
+def query_rows(
     like: Tensor, *, start: Tensor | None, series_id: Tensor | None, variable: Tensor | None
 ) -> Rows:
     """Where each series of a batch [B, M] comes from, each [S] int64, on the device of ``like``."""
