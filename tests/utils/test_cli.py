@@ -33,13 +33,14 @@ FLAGS = """
 --no-auto_batch_size --no-build_memory --no-compile --no-cpu --no-debug_shapes --no-deterministic
 --no-dump_prompt --no-eval_test_each_epoch --no-gradient_checkpointing --no-load_in_4bit --no-round_dates
 --no-shard_llm
---no-trust_remote_code --no-use_gram --no-use_tapr --no-use_time_marks --num_tokens
+--no-shard_memory --no-trust_remote_code --no-use_gram --no-use_tapr --no-use_time_marks --num_tokens
 --num_workers
 --optimizer --output_attention --padding_patch --patch_len --patience --pct_start --peft --percent --pred_len
 --preset --prompt_digits --prompt_domain --prompt_file --report_to --resume_counter
 --resume_from_checkpoint --retrieval_control --retrieval_fusion --retrieval_key --retrieval_scope --revin
 --root_path --round_dates --save_steps --save_total_limit --season --seasonal_patterns --seed --seq_len
 --shard_llm
+--shard_memory
 --source_tokens
 --stride --target --task_name --temperature --time_zone --token_order --top_k --top_p --train_epochs
 --trend_fusion
