@@ -79,7 +79,6 @@ class RetrievalMemory(nn.Module):
             self.memory_values[rows] = _stored(block.future - block.lookback[:, -1:], self.memory_values)
             places[:, rows] = torch.stack([block.series_id, block.variable, block.start]).to(device)
         self.memory_series, self.memory_variable, self.memory_start = places.unbind()
-        self._check_source(source)
         self._encode(source)
         return count
 
@@ -109,16 +108,12 @@ class RetrievalMemory(nn.Module):
         Raises:
             ValueError: the memory was built from another series than ``source`` reads.
         """
-        self._check_source(source)
-        if self.config.retrieval_key != "raw":
-            self._encode(source)
-
-    def _check_source(self, source: WindowSource) -> None:
-        """Raise ValueError where a row is not of ``source``."""
         if not source.holds(self.memory_series):
             raise UserError(
                 "the retrieval memory was built from another series; --build_memory builds it from this one"
             )
+        if self.config.retrieval_key != "raw":
+            self._encode(source)
 
     def _encode(self, source: WindowSource) -> None:
         """Make the keys, and what is counted over all of them."""

@@ -5,7 +5,6 @@ Shape legend: S queries, M memory rows, K width of a key, k neighbours, H horizo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,7 +83,8 @@ def nearest_rows(
             float32's rounding; any other gives the same order but for rounding.
         weights: of a key's columns, [K].
     """
-    best: list[tuple[Tensor, Tensor]] = []
+    shape = (len(queries.key), 0)
+    best, rows = centre.new_empty(shape), memory.places.start.new_empty(shape)
     for begin in range(0, len(memory.keys), SEARCH_BLOCK):
         held = slice(begin, begin + SEARCH_BLOCK)
         block = MemoryRows(
@@ -92,8 +92,10 @@ def nearest_rows(
         )
         scores = _scores(block, begin, queries, rule, centre=centre, weights=weights)
         found, column = smallest(scores, rule.top_k)
-        best = [merged([*best, (found, column + begin)], rule.top_k)]
-    return _candidates(memory, *best[0], rule.top_k)
+        best, order = torch.cat([best, found], dim=1).sort(dim=1, stable=True)
+        rows = torch.cat([rows, column + begin], dim=1).gather(1, order[:, : rule.top_k])
+        best = best[:, : rule.top_k]
+    return _candidates(memory, best, rows, rule.top_k)
 
 
 def _scores(
@@ -154,18 +156,6 @@ def _lowest_of_equal(scores: Tensor, found: Tensor, column: Tensor) -> Tensor:
     smaller = found < last
     place = torch.arange(k, device=scores.device) - smaller.sum(dim=1, keepdim=True)
     return torch.where(smaller, column, equal.gather(1, place.clamp(min=0)))
-
-
-def merged(found: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` smallest of several rising lists of scores [S, any], and their rows.
-
-    Equal scores stay in the order of the lists, and within each as they are.
-    """
-    if len(found) == 1:
-        return found[0]
-    scores, rows = (torch.cat(column, dim=1) for column in zip(*found, strict=True))
-    scores, order = scores.sort(dim=1, stable=True)
-    return scores[:, :k], rows.gather(1, order[:, :k])
 
 
 def admissible(query: Rows, memory: Rows, *, span: int, same_variable: bool) -> Tensor:

@@ -24,7 +24,9 @@ class Removed(NamedTuple):
 
 
 REMOVED: dict[str, Removed] = {
-    "shard_memory": Removed(False, "every process holds the whole memory; --memory_dtype fp16 halves it"),
+    "shard_memory": Removed(
+        False, "leave it out: every process holds the whole memory, which --memory_dtype fp16 halves"
+    ),
     "compile": Removed(False, "it gained no more than the noise of a measurement; leave it out"),
     "embed": Removed("timeF", "time features are always numbers, as timeF has them; leave it out"),
     "dec_in": Removed(None, None),

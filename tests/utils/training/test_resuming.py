@@ -111,7 +111,7 @@ def test_a_checkpoint_with_what_was_taken_out_is_tested_and_goes_on_exactly(star
     checkpoints._say_once.cache_clear()
     tested = start_run(**common, is_training=0, resume_from_checkpoint=str(start))
     assert tested.results["checkpoint"]["test"] == wanted.results["checkpoint"]["test"]
-    assert "--shard_memory: taken out; every process holds the whole memory" in caplog.text
+    assert "--shard_memory: taken out; leave it out: every process holds the whole memory" in caplog.text
     resumed = start_run(**common, resume_from_checkpoint=str(start))
     assert not different(whole.run_dir, resumed.run_dir)
 
