@@ -275,7 +275,7 @@ def etth1_root() -> str:
 LONGEST = (
     "test_not_a_toy.py",
     "test_crash.py",
-    "test_processes_switches.py",
+    "test_processes.py",
     "test_linear_models.py",
     "test_ablation.py",
     "test_llm.py",
