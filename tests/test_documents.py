@@ -23,18 +23,7 @@ OTHER_FLAGS |= {
     for script in (PROJECT_ROOT / place).rglob("*.py")
     for flag in re.findall(r"[\"']--(\w+)[\"']", script.read_text(encoding="utf-8"))
 }
-FLOORS = (
-    "models",
-    "layers",
-    "data_provider",
-    "utils",
-    "scripts",
-    "tests",
-    "docs",
-    "results",
-    ".ci",
-    ".github",
-)
+FLOORS = "models layers data_provider utils scripts tests docs results .ci .github".split()
 
 
 def text_of(path: Path) -> str:

@@ -15,6 +15,7 @@ from models import TimeLLM_Enhanced
 from tests.models.test_fast_paths import assert_alike, gradients, plainly
 from tests.models.test_timellm_enhanced import BOTH, batch_of, config_of, forecast, state_of, train
 from tests.models.test_timellm_enhanced import model_of as any_model_of
+from tests.pairwise import each_pair
 from utils.config import Config, ConfigError
 from utils.reporting.preflight import adapters_text
 from utils.reporting.unread import unread_flags
@@ -50,12 +51,12 @@ def adapters(model: nn.Module) -> dict[str, Tensor]:
 # Gradients.
 
 
-@pytest.mark.parametrize("order", ["document", "prompt_first"])
-@pytest.mark.parametrize("switches", [{}, BOTH], ids=["baseline", "enhanced"])
-@pytest.mark.parametrize(
-    "choice",
-    [{}, {"lora_targets": ALL}, {"lora_targets": ALL, "gradient_checkpointing": True}],
-    ids=["default", "all maps", "checkpointing"],
+@each_pair(
+    fixture="folder",
+    folder=FOLDERS,
+    order=["document", "prompt_first"],
+    switches=[{}, BOTH],
+    choice=[{}, {"lora_targets": ALL}, {"lora_targets": ALL, "gradient_checkpointing": True}],
 )
 def test_forecast_and_every_gradient_are_the_plain_ones(folder, order, switches, choice):
     """Keys and values of the prompt are no constants any more: a kept prefix would cut their gradient."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.models import fast_path_process
 from tests.models.test_timellm_enhanced import BATCH, BOTH, batch_of, model_of, state_of
+from tests.pairwise import each_pair
 from utils.training.objective import Objective
 from utils.types import PassOfStep
 
@@ -46,12 +47,12 @@ def assert_alike(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], gradient, rtol=2e-3, atol=2e-4 * size + 1e-9, msg=name)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("switches", [{}, BOTH | {"retrieval_fusion": "both"}], ids=["baseline", "enhanced"])
-@pytest.mark.parametrize(
-    "choice",
-    [{}, {"source_tokens": "prototypes"}, {"gradient_checkpointing": True, "dropout": 0.0}],
-    ids=["mapping", "prototypes", "checkpointing"],
+@each_pair(
+    fixture="folder",
+    folder=TINY,
+    order=ORDERS,
+    switches=[{}, BOTH | {"retrieval_fusion": "both"}],
+    choice=[{}, {"source_tokens": "prototypes"}, {"gradient_checkpointing": True, "dropout": 0.0}],
 )
 def test_forecast_and_every_gradient_are_the_plain_ones(folder, order, switches, choice):
     settings = {**switches, "token_order": order, **choice}

@@ -16,6 +16,7 @@ from models.TimeLLM import Model as Baseline
 from models.TimeLLM_Enhanced import Model as Enhanced
 from tests.models import test_timellm_enhanced as tests_enhanced
 from tests.models.test_timellm import SIZES, H, N, forecast, model_of, windows
+from tests.pairwise import each_pair
 from utils.config import Config, ConfigError
 from utils.paths import PROJECT_ROOT
 from utils.reporting.unread import unread_flags
@@ -98,9 +99,7 @@ def test_random_weights_are_the_same_in_another_process(tiny_llama: Path) -> Non
     assert own is not None and done.stdout.split()[-1] == own.content_hash, done.stderr
 
 
-@pytest.mark.parametrize("order", ["document", "prompt_first"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("modules", [{}, tests_enhanced.BOTH], ids=["baseline", "both"])
+@each_pair(modules=[{}, tests_enhanced.BOTH], kind=KINDS, order=["document", "prompt_first"])
 def test_every_trained_parameter_gets_a_gradient(
     tiny_llama: Path, modules: dict[str, bool], kind: str, order: str
 ) -> None:

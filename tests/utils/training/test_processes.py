@@ -83,7 +83,7 @@ def accepted(row: dict[str, Any]) -> bool:
 
 @cache
 def table() -> list[dict[str, Any]]:
-    return pairwise(choices(), RUNS, accepted=accepted)
+    return pairwise(choices(), count=RUNS, accepted=accepted)
 
 
 MODULES: dict[str, dict[str, Any]] = {

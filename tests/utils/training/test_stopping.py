@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import run_main
 from layers.GRAM import PatternValueDualRetriever
 from tests.utils.training.comparing import last_payload, load, records, unequal
+from utils.config import Config
 from utils.paths import PROJECT_ROOT
 from utils.training import checkpoint as checkpoints
 from utils.training import stopping
+from utils.training.experiment import RunResult
 from utils.training.metrics import ScoreSums
 from utils.training.objective import Objective
 from utils.training.stopping import RunStopped, StopRequest
@@ -61,17 +65,24 @@ MOMENTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(series_file, tiny_settings, tmp_path_factory) -> RunResult:
+    """The run that is never stopped."""
+    torch.set_num_threads(1)
+    settings = {**tiny_settings(series_file, tmp_path_factory.mktemp("whole")), **SETTINGS}
+    return run_main.train(Config.from_flat(settings), model="TimeLLM_Enhanced")
+
+
 QUICK = ("step before a validation", "validation", "test of the last weights")
 
 
 @pytest.mark.parametrize(
     "moment", [pytest.param(m, marks=[] if m in QUICK else [pytest.mark.slow]) for m in MOMENTS]
 )
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(start_run, monkeypatch, tmp_path, moment):
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(start_run, whole, monkeypatch, moment):
     """Finish the step, save, say how to go on; then weights, moments, random state and metrics equal
     those of the run that was never stopped, to the bit."""
     owner, method, call, place = MOMENTS[moment]
-    whole = start_run(**SETTINGS, checkpoints=str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         signal_at(patch, owner, method, call, signal.SIGTERM)
         with pytest.raises(RunStopped) as caught:
