@@ -146,6 +146,13 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write(tmp_path_factory.mktemp("llm") / "tiny-bert", config, tokenizer)
 
 
+@pytest.fixture(params=["tiny_gpt2", "tiny_llama", "tiny_bert"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    """The folder of each kind of LLM in turn."""
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture(scope="session")
 def write_series() -> WriteSeries:
     """Write ``rows`` hourly rows of a daily cycle with noise and drift, columns a and OT."""

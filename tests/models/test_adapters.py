@@ -26,11 +26,6 @@ DEFAULTS = {"tiny_gpt2": "c_attn", "tiny_llama": "q_proj v_proj", "tiny_qwen": "
 ALL = ("all-linear",)
 
 
-@pytest.fixture(params=FOLDERS)
-def folder(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
-
-
 def model_of(folder: Path, **settings: Any) -> TimeLLM_Enhanced.Model:
     return any_model_of(folder, **{"peft": "lora", **settings})
 

@@ -19,11 +19,6 @@ TINY = ["tiny_gpt2", "tiny_llama", "tiny_qwen", "tiny_bert"]
 ORDERS = ["document", "prompt_first"]
 
 
-@pytest.fixture(params=TINY)
-def folder(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
-
-
 def plainly(model: Any) -> Any:
     """The model with every state of the LLM computed, and nothing kept."""
     model.use_plain_pass()

@@ -19,7 +19,6 @@ from utils.config import Config
 from utils.training.optim import build_optimizer, trained_parameters
 from utils.types import ForecastState
 
-TINY = ["tiny_gpt2", "tiny_llama", "tiny_bert"]
 L, H, N = 48, 12, 2
 SIZES: dict[str, Any] = {
     "data": "custom",
@@ -35,11 +34,6 @@ SIZES: dict[str, Any] = {
     "num_tokens": 20,
     "dropout": 0.0,
 }
-
-
-@pytest.fixture(params=TINY)
-def folder(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(request.param)
 
 
 def model_of(folder: Path, *, seed: int = 0, **settings: Any) -> Model:

@@ -14,7 +14,7 @@ from data_provider.dataset import TrainingWindows
 from data_provider.splits import Split
 from models import TimeLLM, TimeLLM_Enhanced
 from tests.models.test_timellm import SIZES as BASELINE_SIZES
-from tests.models.test_timellm import TINY, H, L, N
+from tests.models.test_timellm import H, L, N
 from utils.config import Config
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
@@ -47,11 +47,6 @@ def _series() -> Tensor:
 
 VALUES = _series()
 SOURCE = TrainingWindows(VALUES, Split(0, TRAIN_END), seq_len=L, pred_len=H, series_id=SERIES)
-
-
-@pytest.fixture(params=TINY)
-def folder(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(request.param)
 
 
 def config_of(folder: Path, **settings: Any) -> Config:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +23,7 @@ from layers.llm_sources import LLMUnavailableError
 from models import MODELS
 from scripts import predict
 from scripts.forecasting import Forecaster
+from tests.processes import python
 from utils.config import Config
 from utils.conformal import LevelError
 from utils.errors import UserError
@@ -635,8 +634,7 @@ def command(run: RunResult, csv: Path, output: Path, *words: str) -> list[str]:
 def test_the_command_needs_no_other_flag(enhanced, csv, tmp_path):
     """As a user types it, in a folder of theirs; three lines of Python give the same."""
     words = command(enhanced, csv, tmp_path / "new" / "forecast.csv")[:-1]
-    script = [sys.executable, str(PROJECT_ROOT / "scripts" / "predict.py"), *words]
-    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = python(PROJECT_ROOT / "scripts/predict.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (
         "8 rows, 2020-01-13 12:00:00 to 2020-01-13 19:00:00" in done.stdout

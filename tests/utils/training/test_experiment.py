@@ -4,8 +4,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import run_main
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models import MODELS, llm_outline
 from models.inspection import inspection_lines
+from tests.processes import python
 from tests.utils.training.comparing import load, records, unequal
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
@@ -249,18 +248,13 @@ def test_testing_without_a_checkpoint_says_what_to_do(start_run):
 
 
 @pytest.mark.slow
-def test_a_new_process_reproduces_the_runs_score(start_run, tiny, tmp_path):
+def test_a_new_process_reproduces_the_runs_score(start_run, tiny, as_words, tmp_path):
     """Section 7.3: what is needed lies in the file, nothing in the process that wrote it. Typed in
     another directory than the project's."""
     settings = {**tiny, "max_steps": 3, "use_tapr": True, "use_gram": True}
     trained = start_run(**settings)
-    flags = [
-        word
-        for name, value in {**settings, "is_training": 0}.items()
-        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
-    ]
-    script = str(PROJECT_ROOT / "run_main_enhanced.py")
-    subprocess.run([sys.executable, script, *flags], cwd=tmp_path, check=True, capture_output=True)
+    words = as_words({**settings, "is_training": 0})
+    assert python(PROJECT_ROOT / "run_main_enhanced.py", *words, cwd=tmp_path).returncode == 0
     found = json.loads((trained.run_dir / "results_test_only.json").read_text())
     assert found["checkpoint"]["test"]["mse"] == pytest.approx(
         trained.results["best"]["test"]["mse"], abs=1e-6
@@ -578,11 +572,11 @@ def test_an_empty_memory_is_built_and_one_that_came_along_is_rebuilt_on_request(
 # The command line
 
 
-def test_a_users_mistake_exits_with_2_and_no_traceback(tiny, capsys):
-    flags = [word for name, value in tiny.items() if value is not True for word in (f"--{name}", str(value))]
+def test_a_users_mistake_exits_with_2_and_no_traceback(tiny, as_words, capsys):
+    flags = as_words(tiny)
     for words in ([*flags, "--data_path", "none.csv"], [*flags, "--d_ff", "5000"], [*flags, "--use_tapr"]):
         with pytest.raises(SystemExit) as caught:
-            run_main.main([*words, "--cpu"])
+            run_main.main(words)
         assert caught.value.code == 2
         assert capsys.readouterr().err.strip()
 

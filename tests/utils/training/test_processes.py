@@ -17,7 +17,10 @@ from data_provider.data_factory import build_data, evaluation_loader
 from models import MODELS
 from tests.models.test_timellm_enhanced import BOTH
 from tests.pairwise import pairwise
-from tests.utils.training.comparing import last_payload, records, unequal
+from tests.utils.training.comparing import last_payload, load, records, unequal
+from tests.utils.training.test_auto_batch import AUTO, batches
+from tests.utils.training.test_calibration import by_hand
+from tests.utils.training.test_short_term import ENHANCED, settings_of
 from utils.config import Config, ConfigError, iter_settings, setting_type
 from utils.training.details import read_details
 from utils.training.passes import forecast_state
@@ -133,11 +136,10 @@ def found(tmp_path_factory, write_series, common, two_processes) -> Found:
     130 rows: 52 training windows, some of which overlap the whole memory and find nothing.
     """
     folder = tmp_path_factory.mktemp("runs")
-    longer = write_series(folder / "waves.csv", 130)
     short = {
         **common,
         "root_path": str(folder),
-        "data_path": longer.name,
+        "data_path": write_series(folder / "waves.csv", 130).name,
         "memory_size": 40,
         "batch_size": 2,
         "eval_batch_size": 10,
@@ -153,6 +155,14 @@ def found(tmp_path_factory, write_series, common, two_processes) -> Found:
     watched = {"report_to": "tensorboard", "debug_shapes": True, "log_steps": 1, "model_comment": "watched"}
     runs["watched"] = {**common, **MODULES["gram"], **watched}
     runs["tested"] = {**common, "is_training": 0}
+    runs["parts"] = {**common, **BOTH, "max_channels_per_step": 1}
+    runs["m4"] = {**settings_of(folder / "m4", common), **ENHANCED, "max_steps": 3}
+    runs["auto batch"] = {**common, **AUTO, "batch_size": 4}
+    runs["calibrated"] = {
+        **{name: value for name, value in short.items() if not name.startswith("llm")},
+        **{"data_path": write_series(folder / "longer.csv", 300).name, "model": "DLinear"},
+        **{"levels": [0.5, 0.8, 0.9], "max_steps": 2, "eval_batch_size": 4},
+    }
     # in mid-epoch of the second epoch, elsewhere: steps 5 and 6 are taken again
     runs["resumed"] = {
         **saved,
@@ -286,6 +296,38 @@ def test_a_resume_on_two_processes_is_exact_in_the_second_epoch(found):
     for whole, resumed in zip(found["whole"], found["resumed"], strict=True):
         assert resumed["order"] == whole["order"][-len(resumed["order"]) :] and len(resumed["order"]) == 8
         assert not unequal(whole["model"], resumed["model"])
+
+
+def test_parts_of_a_window_exchange_their_gradients_once(found):
+    """In the last part alone; of every weight the same step comes out."""
+    (whole, _), (one, two) = found["both"], found["parts"]
+    assert not unequal(one["model"], two["model"])
+    for name, weight in whole["model"].items():
+        if not name.endswith("key_projection.bias"):
+            torch.testing.assert_close(one["model"][name], weight, rtol=1e-3, atol=2e-3, msg=name)
+
+
+def test_every_series_of_m4_is_scored_once(found):
+    assert json.loads(found["m4"][0]["results"])["best"]["test"]["windows"] == 24
+
+
+def test_two_processes_choose_their_batch_together(found):
+    """Batches of two sizes would make steps of two lengths, and the processes wait for each other."""
+    (record,) = batches(Path(found["auto batch"][0]["folder"]))
+    assert record["chosen"]["windows"] == 8 and record["chosen"]["processes"] == 2
+
+
+def test_two_processes_calibrate_as_one(found):
+    """Each window once, whichever process has it; the same quantiles, and the same coverage."""
+    one, two = found["calibrated"]
+    intervals = [json.loads(process["results"])["best"]["intervals"] for process in (one, two)]
+    assert intervals[0] == intervals[1]
+    assert (intervals[0]["calibration_windows"], intervals[0]["windows"]) == (23, 53)
+    kept = load(Path(one["folder"]) / "checkpoint")["calibration"]
+    absolute, spread = by_hand(Path(one["folder"]), "validation")
+    scores = absolute / spread[:, None] if kept["score"] == "scaled" else absolute
+    wanted = np.sort(scores, axis=0)[kept["ranks"].numpy() - 1]
+    np.testing.assert_allclose(kept["values"].numpy(), wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_a_tracker_and_a_look_inside_are_the_main_processs_alone_and_change_nothing(found):

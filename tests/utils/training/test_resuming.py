@@ -241,14 +241,13 @@ def test_a_full_disk_stops_the_run_and_keeps_what_it_has(start_run, monkeypatch,
     assert start_run(**common, resume_from_checkpoint="auto").results["last"]["step"] == 6
 
 
-def test_a_full_disk_is_one_message_and_status_2(tiny, capsys):
+def test_a_full_disk_is_one_message_and_status_2(tiny, as_words, capsys):
     """A real limit on the size of files, and the command as typed."""
-    flags = [word for name, value in tiny.items() if value is not True for word in (f"--{name}", str(value))]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         with pytest.raises(SystemExit) as caught:
-            run_main.main([*flags, "--cpu", "--max_steps", "1"])
+            run_main.main([*as_words(tiny), "--max_steps", "1"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.code == 2

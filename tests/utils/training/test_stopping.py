@@ -17,6 +17,7 @@ import torch
 
 import run_main
 from layers.GRAM import PatternValueDualRetriever
+from tests.processes import python
 from tests.utils.training.comparing import last_payload, load, records, unequal
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
@@ -183,20 +184,16 @@ print("alive")
 )
 def test_what_a_second_signal_does(more, status):
     """Someone who presses Ctrl-C twice wants out, checkpoint or not."""
-    script = textwrap.dedent(SCRIPT).format(more=more)
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
-    )
+    done = python("-c", textwrap.dedent(SCRIPT).format(more=more))
     assert done.returncode == status, done.stderr
     assert ("alive" in done.stdout) == (status == 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_command_that_is_told_to_stop_exits_with_75_and_says_how_to_go_on(tiny, tmp_path, number):
+def test_a_command_that_is_told_to_stop_exits_with_75_and_says_how_to_go_on(tiny, as_words, tmp_path, number):
     """As typed, and killed as a cluster does; then the very words of its last line."""
-    flags = [word for name, value in tiny.items() if value is not True for word in (f"--{name}", str(value))]
-    command = [sys.executable, str(PROJECT_ROOT / "run_main_enhanced.py"), *flags, "--cpu"]
+    command = [sys.executable, str(PROJECT_ROOT / "run_main_enhanced.py"), *as_words(tiny)]
     command += ["--train_epochs", "500", "--log_steps", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as run:
