@@ -149,7 +149,7 @@ original, calls = objective.Objective.__call__, []
 def spied(*args, **kwargs):
     calls.append(1)
     if len(calls) == 3 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.{signal})
+        os.kill(os.getpid(), signal.SIGKILL)
     return original(*args, **kwargs)
 
 objective.Objective.__call__ = spied
@@ -157,23 +157,18 @@ run_main.main(sys.argv[1:], model="TimeLLM_Enhanced")
 """
 
 
-@pytest.mark.parametrize(
-    ("signal", "said", "newest"), [("SIGKILL", "Signal 9", 2), ("SIGTERM", "stopped by another process", 3)]
-)
-def test_one_that_is_ended_ends_the_others_and_the_run_goes_on(
-    found, start_run, as_words, tmp_path, signal, said, newest
-):
-    """In the third step: killed, it leaves the others waiting in a reduction; asked to stop, all save it."""
+def test_one_that_is_killed_ends_the_others_and_the_run_goes_on(found, start_run, as_words, tmp_path):
+    """In the third step it leaves the others waiting in a reduction; asked to stop: test_processes_resume."""
     settings = {**found["common"], "checkpoints": str(tmp_path / "runs"), "save_steps": 1}
     script = tmp_path / "ending.py"
-    script.write_text(ENDING.replace("{signal}", signal))
+    script.write_text(ENDING)
     began = time.monotonic()
     done = torchrun(script, *as_words(settings), count=WORLD)
-    assert done.returncode == 1 and said in done.stdout + done.stderr, done.stderr[-3000:]
+    assert done.returncode == 1 and "Signal 9" in done.stdout + done.stderr, done.stderr[-3000:]
     assert time.monotonic() - began < 60 + 30  # half a minute to start three processes on a busy machine
     (run_dir,) = (tmp_path / "runs").iterdir()
     steps = [int(path.name.split("_")[-1]) for path in run_dir.glob("checkpoint_step_*")]
-    assert max(steps) == newest
+    assert max(steps) == 2
     result = start_run(**settings, resume_from_checkpoint="auto")
     assert result.run_dir == run_dir
     check_close(checkpoint_of(found["remainder 2"][0]["folder"]), checkpoint_of(run_dir))
