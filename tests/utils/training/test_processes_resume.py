@@ -163,49 +163,50 @@ def test_the_mean_losses_since_the_last_validation_are_carried_over(runs):
 STOPPED = """
 import json, os, signal, sys
 from pathlib import Path
+from unittest.mock import patch
 import run_main
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from utils.config import Config
 from utils.training import trainer
-from utils.training.{module} import {name}
+from utils.training.metrics import ScoreSums
+from utils.training.objective import Objective
 from utils.training.stopping import RunStopped
-from accelerate.state import PartialState
 
 trainer.ROUNDS_BETWEEN_LOOKS = 1
-folder, settings, call = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
-original, calls = {name}.{method}, []
+folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+for name, owner, method, call in (("step", Objective, "__call__", 3), ("validation", ScoreSums, "add", 1)):
+    original, calls = getattr(owner, method), []
 
-def spied(*args, **kwargs):
-    calls.append(1)
-    if len(calls) == call and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGTERM)
-    return original(*args, **kwargs)
+    def spied(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
 
-{name}.{method} = spied
-try:
-    run_main.train(Config.from_flat(settings), model="TimeLLM_Enhanced")
-except RunStopped as stopped:
-    said = f"{{stopped.code}} {{PartialState().num_processes}} {{stopped.message}}"
-    (folder / os.environ["RANK"]).write_text(said)
+    try:
+        with patch.object(owner, method, spied):
+            config = Config.from_flat({**settings, "checkpoints": str(folder / name)})
+            run_main.train(config, model="TimeLLM_Enhanced")
+    except RunStopped as stopped:
+        said = f"{stopped.code} {PartialState().num_processes} {stopped.message}"
+        (folder / f"{name} {os.environ['RANK']}").write_text(said)
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
 """
-MOMENTS = {
-    "in a step": (("objective", "Objective", "__call__"), 3, 3),
-    "in a validation": (("metrics", "ScoreSums", "add"), 1, 2),
-}
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_signal_to_one_process_stops_both_at_the_same_step(runs, tmp_path, moment):
+def test_a_signal_to_one_process_stops_both_at_the_same_step(runs, tmp_path):
     """Were it that process alone, the other would wait for it in the next reduction until it is killed."""
-    (module, name, method), call, step = MOMENTS[moment]
-    settings = {**runs["common"], "checkpoints": str(tmp_path / "runs"), "eval_batch_size": 1}
+    settings = {**runs["common"], "eval_batch_size": 1}
     script = tmp_path / "stopped.py"
-    script.write_text(STOPPED.format(module=module, name=name, method=method))
-    done = torchrun(script, str(tmp_path), json.dumps(settings), str(call), count=2)
+    script.write_text(STOPPED)
+    done = torchrun(script, str(tmp_path), json.dumps(settings), count=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    for rank, asked in ((0, "another process"), (1, "SIGTERM")):
-        said = (tmp_path / str(rank)).read_text()
-        assert said.startswith(f"75 2 stopped by {asked} after optimizer step {step}; go on"), said
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    _, resumed = watched({**settings, "resume_from_checkpoint": "auto"})
-    assert resumed == run_dir
-    close(last_payload(Path(runs["two"][0]["folder"]))["model"], last_payload(resumed)["model"])
+    for moment, step in (("step", 3), ("validation", 2)):
+        for rank, asked in ((0, "another process"), (1, "SIGTERM")):
+            said = (tmp_path / f"{moment} {rank}").read_text()
+            assert said.startswith(f"75 2 stopped by {asked} after optimizer step {step}; go on"), said
+        (run_dir,) = (tmp_path / moment).iterdir()
+        again = {**settings, "checkpoints": str(tmp_path / moment), "resume_from_checkpoint": "auto"}
+        assert watched(again)[1] == run_dir
+        close(last_payload(Path(runs["two"][0]["folder"]))["model"], last_payload(run_dir)["model"])
