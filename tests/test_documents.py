@@ -15,7 +15,7 @@ from utils.paths import PROJECT_ROOT
 
 DOCUMENTS = [PROJECT_ROOT / name for name in ("README.md", "claude3.md", "CONTRIBUTING.md")]
 DOCUMENTS += sorted((PROJECT_ROOT / "docs").glob("*.md"))
-OTHER_FLAGS = {"preset", "help", "all", "deps", "nproc_per_node", "config_file", "num_processes"}
+OTHER_FLAGS = {"preset", "help", "all", "cov", "deps", "nproc_per_node", "config_file", "num_processes"}
 """Flags of the shell scripts, and of other programs, that the documents name."""
 OTHER_FLAGS |= {
     flag

@@ -152,11 +152,11 @@ def test_passes_of_one_step_share_their_source_and_keep_every_gradient(folder, s
 
 
 def test_under_data_parallel_forecasts_and_every_gradient_are_the_plain_ones(tmp_path, request):
-    """Two real processes with other windows, two passes a step, each way of each LLM."""
+    """Two real processes with other windows, two passes a step, each way and each LLM."""
     folders = [str(request.getfixturevalue(name)) for name in ("tiny_gpt2", "tiny_llama", "tiny_bert")]
     torch.multiprocessing.spawn(fast_path_process.main, (WORLD, folders, str(tmp_path)), nprocs=WORLD)
     ranks = [torch.load(tmp_path / f"{rank}") for rank in range(WORLD)]
-    assert len(ranks) == WORLD and len(ranks[0]) == len(folders) * len(fast_path_process.WAYS)
+    assert len(ranks) == WORLD and ranks[0].keys() == fast_path_process.WAYS.keys()
     for case, found in ranks[0].items():
         assert found["processes"] == WORLD
         torch.testing.assert_close(found["fast"], found["plain"], rtol=1e-4, atol=1e-5)
