@@ -151,6 +151,7 @@ def test_passes_of_one_step_share_their_source_and_keep_every_gradient(folder, s
     assert_alike(found, accumulated(plain, told=False))
 
 
+@pytest.mark.slow
 def test_under_data_parallel_forecasts_and_every_gradient_are_the_plain_ones(tmp_path, request):
     """Two real processes with other windows, two passes a step, each way and each LLM."""
     folders = [str(request.getfixturevalue(name)) for name in ("tiny_gpt2", "tiny_llama", "tiny_bert")]

@@ -79,6 +79,7 @@ def test_random_weights_are_all_drawn_frozen_and_of_the_seed_alone(folder: Path)
     assert other.content_hash != one.llm_identity.content_hash
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_same_in_another_process(tiny_llama: Path) -> None:
     """A resumed run, and every process of one, must meet the same LLM."""
     own = model_of(tiny_llama, llm_ablation="random").llm_identity
