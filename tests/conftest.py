@@ -285,6 +285,8 @@ LONGEST = (
     "test_not_a_toy.py",
     "test_crash.py",
     "test_processes.py",
+    "test_sharded.py",
+    "test_quiet_ranks.py",
     "test_linear_models.py",
     "test_ablation.py",
     "test_llm.py",
