@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The tests, with their coverage: scripts/test.sh [--all] [words for pytest]
+# The tests: scripts/test.sh [--all] [--cov] [words for pytest]
 #
-# --all adds the slow tests and asks for 90% line coverage. Real-data tests need ETT_ROOT, the
-# folder of ETTh1.csv, and skip without it. The page of scripts/report.py is opened in a browser: where
+# --all adds the slow tests; --cov measures line coverage, and with --all asks for 90%. Real-data tests need
+# ETT_ROOT, the folder of ETTh1.csv, and skip without it. The page of scripts/report.py is opened in a browser: where
 # there is none, --all installs Debian's chromium if it may, or says that this test is skipped and why.
 # Works from any directory; paths count from the project.
 set -euo pipefail
@@ -30,20 +30,30 @@ ensure_browser() {
         "and $obstacle. By hand: apt-get install chromium chromium-driver"
 }
 
-selection=(-m "not slow")
+all=0
+coverage=0
 words=()
 for word in "$@"; do
-    if [[ "$word" == --all ]]; then
-        selection=(--cov-fail-under=90)
-        ensure_browser
-    else
-        words+=("$word")
-    fi
+    case "$word" in
+        --all) all=1 ;;
+        --cov) coverage=1 ;;
+        *) words+=("$word") ;;
+    esac
 done
+selection=()
+if ((all)); then
+    ensure_browser
+else
+    selection+=(-m "not slow")
+fi
+if ((coverage)); then
+    selection+=(--cov --cov-report=term:skip-covered)
+    if ((all)); then selection+=(--cov-fail-under=90); fi
+fi
 
 ensure_venv
 export HF_HUB_OFFLINE=1
 # Two at a time: each test uses one thread. A file stays on one worker, whose fixtures it shares. The order is
 # that of tests/conftest.py; xdist's own puts files with few tests last, however long those take.
 exec "$PYTHON" -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=20 \
-    --cov --cov-report=term:skip-covered "${selection[@]}" ${words[@]+"${words[@]}"}
+    ${selection[@]+"${selection[@]}"} ${words[@]+"${words[@]}"}

@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 
+import gc
 import importlib.util
 import socket
 from collections.abc import Callable
@@ -90,6 +91,7 @@ def _write(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenize
         torch.manual_seed(0)
         AutoModel.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    gc.freeze()  # a run collects garbage at its end: among all imported modules, half of its time
     return folder
 
 
@@ -142,6 +144,13 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = _tokenizer(frame=("<s>", "</s>"))
     tokenizer.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>"})
     return _write(tmp_path_factory.mktemp("llm") / "tiny-bert", config, tokenizer)
+
+
+@pytest.fixture(params=["tiny_gpt2", "tiny_llama", "tiny_bert"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    """The folder of each kind of LLM in turn."""
+    found: Path = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -275,7 +284,9 @@ def etth1_root() -> str:
 LONGEST = (
     "test_not_a_toy.py",
     "test_crash.py",
-    "test_processes_switches.py",
+    "test_processes.py",
+    "test_sharded.py",
+    "test_quiet_ranks.py",
     "test_linear_models.py",
     "test_ablation.py",
     "test_llm.py",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes import python
 from utils.paths import PROJECT_ROOT
 
 DOCUMENT = PROJECT_ROOT / "CONTRIBUTING.md"
@@ -109,14 +108,11 @@ def test_a_model_a_data_set_an_llm_and_a_loss_are_shown():
 
 
 def test_the_additions_do_what_they_say(changed):
-    done = subprocess.run(
-        [sys.executable, "-c", USED], cwd=changed, capture_output=True, text=True, check=False
-    )
+    done = python("-c", USED, cwd=changed)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_additions_are_written_as_the_rest_is(changed):
     for words in (["check"], ["format", "--check"]):
-        ruff = [sys.executable, "-m", "ruff", *words, "--no-cache", *FLOORS]
-        done = subprocess.run(ruff, cwd=changed, capture_output=True, text=True, check=False)
+        done = python("-m", "ruff", *words, "--no-cache", *FLOORS, cwd=changed)
         assert done.returncode == 0, done.stdout

@@ -26,13 +26,13 @@ from data_provider.splits import Split
 from layers.retrieval_keys import WindowKeys
 from layers.retrieval_search import Rows
 from models import TimeLLM_Enhanced
+from tests.models.test_timellm_enhanced import BOTH, SEASON, SIZES, H, L, state_of
 from utils.config import Config
 from utils.training.objective import Objective
 from utils.trend import direction_of, magnitude_of, trend_measure
-from utils.types import Batch, ForecastState
+from utils.types import Batch
 from utils.windows import per_series
 
-L, H, SEASON = 48, 12, 12
 ROWS = 240
 
 
@@ -43,27 +43,8 @@ def values_of(variables: int) -> Tensor:
 
 
 def config_of(llm: Path, **settings: Any) -> Config:
-    small = {
-        "data": "custom",
-        "seq_len": L,
-        "pred_len": H,
-        "label_len": 0,
-        "season": SEASON,
-        "llm_model_path": str(llm),
-        "llm_layers": 1,
-        "d_model": 8,
-        "d_ff": 16,
-        "n_heads": 2,
-        "patch_len": 8,
-        "stride": 4,
-        "num_tokens": 20,
-        "d_repr": 8,
-        "memory_size": 60,
-        "dropout": 0.0,
-        "use_tapr": True,
-        "use_gram": True,
-    }
-    return Config.from_flat({**small, **settings})
+    small = {**SIZES, **BOTH, "llm_model_path": str(llm), "llm_layers": 1, "memory_size": 60}
+    return Config.from_flat({**small, "aux_warmup_steps": Config().training.aux_warmup_steps, **settings})
 
 
 def model_of(llm: Path, *, variables: int = 2, **settings: Any) -> Any:
@@ -87,18 +68,6 @@ def batch_of(*starts: int, variables: int = 2, device: str = "cpu") -> Batch:
     variable = torch.arange(variables).repeat(len(starts), 1)
     batch = Batch(x, y, marks, marks, start, torch.ones_like(start), variable)
     return Batch(*(column.to(device) for column in batch))
-
-
-def state_of(model: Any, batch: Batch) -> ForecastState:
-    state = model(
-        batch.x,
-        start=batch.start,
-        series_id=batch.series_id,
-        variable=batch.variable,
-        return_state=True,
-    )
-    assert isinstance(state, ForecastState)
-    return state
 
 
 def to_device(record: Any, device: str) -> Any:

@@ -15,7 +15,7 @@ from utils.paths import PROJECT_ROOT
 
 DOCUMENTS = [PROJECT_ROOT / name for name in ("README.md", "claude3.md", "CONTRIBUTING.md")]
 DOCUMENTS += sorted((PROJECT_ROOT / "docs").glob("*.md"))
-OTHER_FLAGS = {"preset", "help", "all", "deps", "nproc_per_node", "config_file", "num_processes"}
+OTHER_FLAGS = {"preset", "help", "all", "cov", "deps", "nproc_per_node", "config_file", "num_processes"}
 """Flags of the shell scripts, and of other programs, that the documents name."""
 OTHER_FLAGS |= {
     flag
@@ -23,18 +23,7 @@ OTHER_FLAGS |= {
     for script in (PROJECT_ROOT / place).rglob("*.py")
     for flag in re.findall(r"[\"']--(\w+)[\"']", script.read_text(encoding="utf-8"))
 }
-FLOORS = (
-    "models",
-    "layers",
-    "data_provider",
-    "utils",
-    "scripts",
-    "tests",
-    "docs",
-    "results",
-    ".ci",
-    ".github",
-)
+FLOORS = "models layers data_provider utils scripts tests docs results .ci .github".split()
 
 
 def text_of(path: Path) -> str:

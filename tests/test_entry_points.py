@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 
 import run_main
 import run_main_enhanced
+from tests.processes import python
 from utils.errors import FileMissingError, UserError
 from utils.paths import PROJECT_ROOT
 
@@ -109,12 +108,6 @@ def test_a_users_error_stands_in_the_runs_log_too(tiny_settings, as_words, serie
 
 @pytest.mark.slow
 def test_a_mistake_as_typed_in_any_directory_is_one_message(tmp_path: Path):
-    wrong = subprocess.run(
-        [sys.executable, str(PROJECT_ROOT / "run_main.py"), "--seed", "x"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    wrong = python(PROJECT_ROOT / "run_main.py", "--seed", "x", cwd=tmp_path)
     assert wrong.returncode == 2 and wrong.stderr.startswith("run_main.py: --seed")
     assert "Traceback" not in wrong.stderr and not list(tmp_path.iterdir())

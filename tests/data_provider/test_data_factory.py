@@ -159,14 +159,6 @@ def test_fewer_windows_than_a_batch_is_an_error(write_csv):
         training_loader(build_data(config), config, num_processes=3)
 
 
-def test_the_target_alone_is_its_column_of_all(write_csv):
-    path = write_csv(400)
-    every = build_data(configuration(path))
-    single = build_data(configuration(path, features="S", target="b"))
-    assert list(single.columns) == ["b"]
-    assert torch.equal(single.test[0].x[:, 0], every.test[0].x[:, 1])
-
-
 @pytest.mark.parametrize(("freq", "season"), [("h", 24), ("15min", 96), ("D", 7), ("6h", 4)])
 def test_the_season_follows_the_frequency_and_a_longer_one_is_said(write_csv, freq, season):
     path = write_csv(400, freq=freq)

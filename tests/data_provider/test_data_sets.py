@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_provider.data_factory import build_data
+from data_provider.splits import split_rows
 from utils.config import Config, ConfigError
 from utils.data_sets import DATA_SETS
 from utils.types import DataBundle
@@ -112,14 +115,11 @@ def test_parts_scaler_and_windows_are_those_of_the_published_protocol(name, publ
     )
 
 
-@pytest.mark.parametrize(("lookback", "horizon"), [(96, 96), (336, 720), (512, 192)])
-@pytest.mark.parametrize("name", LENGTHS)
+@given(name=st.sampled_from(list(LENGTHS)), lookback=st.integers(1, 40), horizon=st.integers(1, 40))
 def test_other_lengths_move_the_same_borders(name, lookback, horizon):
-    from data_provider.splits import split_rows
-
     rows = LENGTHS[name][0]
-    if name == "ILI":
-        lookback, horizon = 36, horizon // 16
+    if name != "ILI":
+        lookback, horizon = 16 * lookback, 16 * horizon
     parts = split_rows(name, rows, seq_len=lookback, pred_len=horizon)
     assert [(part.begin, part.end) for part in parts] == restated(name, rows, lookback=lookback)
 

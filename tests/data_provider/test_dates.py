@@ -5,18 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from data_provider.dates import date_column, dates_after, frequency_like, irregular_steps
-
-
-@pytest.mark.parametrize(
-    "freq", ["s", "15min", "h", "6h", "D", "B", "W-WED", "2W-SUN", "ME", "MS", "QE-MAR", "YS", "YE"]
-)
-def test_the_times_after_a_series_are_regular_with_it(freq):
-    """Leap days, month ends and weekends: the series and its future are one regular series."""
-    whole = pd.date_range("2019-11-29 00:00", periods=60, freq=freq)
-    after = dates_after(whole[39], freq, 20)
-    assert after.tolist() == whole[40:].tolist()
-    assert not irregular_steps(whole[:40].append(after), freq).size
+from data_provider.dates import date_column, dates_after, frequency_like
 
 
 def test_weekly_rows_keep_their_own_weekday():

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from data_provider.dates import frequency_alias, irregular_steps
+from data_provider.dates import frequency_alias
 from data_provider.series import Series, read_csv
 
 HOURS = [f"2020-01-01 0{h}:00:00" for h in range(6)]
@@ -71,9 +70,6 @@ def broken(row: int, text: str) -> list[str]:
 
 FAULTS = {
     "text in a number column": (broken(2, f"{HOURS[2]},n.v.,1"), ["'a'", "data row 3", "'n.v.'"]),
-    "empty cell": (broken(3, f"{HOURS[3]},1,"), ["'OT'", "data row 4", "finite"]),
-    "nan": (broken(3, f"{HOURS[3]},nan,1"), ["'a'", "data row 4", "finite"]),
-    "infinity": (broken(1, f"{HOURS[1]},-inf,1"), ["'a'", "data row 2", "-inf"]),
     "missing date": (broken(4, ",1,1"), ["'date'", "data row 5", "nothing"]),
     "unparsable date": (broken(4, "soon,1,1"), ["'date'", "data row 5", "'soon'"]),
     "unsorted dates": (broken(4, "2019-01-01 00:00:00,1,1"), ["'date'", "data row 5", "sort"]),
@@ -102,20 +98,6 @@ def test_a_missing_file_says_what_to_put_where(tmp_path):
         read(tmp_path / "absent.csv")
 
 
-def test_an_empty_file_is_called_empty(tmp_path):
-    (tmp_path / "x.csv").touch()
-    with pytest.raises(ValueError, match="x.csv.*empty file"):
-        read(tmp_path / "x.csv")
-
-
-def test_other_encodings_and_separators_are_errors_with_advice(tmp_path):
-    (tmp_path / "latin.csv").write_bytes("date,Temperatur °C\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="latin.csv.*UTF-8"):
-        read(tmp_path / "latin.csv")
-    with pytest.raises(ValueError, match="separated by commas, found ';' between them"):
-        read(write_rows(tmp_path / "x.csv", [r.replace(",", ";") for r in good_rows()], "date;a;OT"))
-
-
 def test_a_missing_date_column_lists_those_found(tmp_path):
     with pytest.raises(ValueError, match="'date', found time, a, OT"):
         read(write_rows(tmp_path / "x.csv", good_rows(), header="time,a,OT"))
@@ -134,31 +116,6 @@ def test_an_unknown_target_lists_the_columns(tmp_path):
     assert read(path, features="M", target="load").columns == ("a", "OT")
     with pytest.raises(ValueError, match="--target"):
         read(path).select(["load"])
-
-
-@pytest.mark.parametrize("alias", ["h", "15min", "10min", "D", "7D", "W-FRI", "MS", "ME", "B"])
-def test_the_frequency_is_inferred(tmp_path, alias):
-    dates = pd.date_range("2020-01-31", periods=30, freq=alias)
-    path = write_rows(tmp_path / "x.csv", [f"{d},1,1" for d in dates])
-    found = read(path)
-    assert not len(irregular_steps(found.dates, found.frequency))
-    assert list(pd.date_range(found.dates[0], periods=30, freq=found.frequency)) == list(dates)
-
-
-def test_slashes_and_missing_midnights_are_read(tmp_path):
-    """The date styles of the Autoformer files, and of spreadsheets that leave 00:00 out."""
-    slashes = [f"2016/7/1 {h}:00,1,1" for h in range(6)]
-    assert read(write_rows(tmp_path / "x.csv", slashes)).dates[5] == pd.Timestamp("2016-07-01 05:00")
-    bare = ["2020-01-01,1,1", *good_rows()[1:]]
-    assert list(read(write_rows(tmp_path / "y.csv", bare)).dates) == [pd.Timestamp(h) for h in HOURS]
-
-
-def test_a_given_frequency_accepts_gaps_with_a_warning(tmp_path, caplog):
-    """The public Weather file has gaps; nobody should have to edit it, nor miss that it has them."""
-    path = write_rows(tmp_path / "x.csv", broken(5, "2020-01-01 07:00:00,1,1"))
-    with caplog.at_level(logging.WARNING):
-        assert read(path, freq="h").frequency == "h"
-    assert "1 steps are not h" in caplog.text and "data row 6" in caplog.text
 
 
 def test_a_wrong_frequency_is_refused(tmp_path):

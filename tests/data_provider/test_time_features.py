@@ -10,17 +10,6 @@ from data_provider.time_features import season_rows, time_marks
 from utils.frequency import mark_names
 
 
-def test_hourly_marks_are_the_published_formulas():
-    dates = pd.date_range("2016-07-01", periods=10_000, freq="h")
-    expected = [
-        [d.hour / 23, d.weekday() / 6, (d.day - 1) / 30, (d.timetuple().tm_yday - 1) / 365]
-        for d in dates.to_pydatetime()
-    ]
-    marks = time_marks(dates, "h")
-    assert marks.dtype == np.float32
-    np.testing.assert_allclose(marks, np.array(expected) - 0.5, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("frequency", "marks", "season"),
     [

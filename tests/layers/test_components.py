@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from layers.decomposition import SeriesDecomposition
@@ -159,8 +161,8 @@ def test_head_never_drops_the_forecast_itself() -> None:
     assert (head(draw(2, 4, 3)) != 0).all()
 
 
-@pytest.mark.parametrize("kernel", [1, 2, 5, 25])
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 9, 30])
+@given(kernel=st.integers(1, 30), steps=st.integers(1, 30))
+@settings(deadline=None, max_examples=30)
 def test_decomposition_is_a_centred_mean_with_repeated_ends(kernel: int, steps: int) -> None:
     """A kernel wider than the sequence, or an even one, shifts the trend or fails."""
     sequence = draw(2, steps, 3)

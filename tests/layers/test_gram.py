@@ -24,6 +24,7 @@ from layers.GRAM import (
 )
 from layers.retrieval_keys import WindowKeys, raw_key, value_statistics
 from layers.retrieval_search import Rows
+from tests.pairwise import each_pair
 from utils.config import GRAMConfig
 
 L, H, N, T = 20, 6, 2, 130
@@ -124,9 +125,9 @@ def found_rows(found: Neighbours, s: int) -> list[int]:
 # What may be found.
 
 
-@pytest.mark.parametrize("scope", ["variable", "all"])
-@pytest.mark.parametrize("control", ["none", "random", "same_phase", "oracle"])
-@pytest.mark.parametrize("series", [SERIES, OTHER])
+@each_pair(
+    scope=["variable", "all"], control=["none", "random", "same_phase", "oracle"], series=[SERIES, OTHER]
+)
 def test_everything_admissible_and_nothing_else_is_found(scope: str, control: str, series: int) -> None:
     """A training window that finds itself, or one overlapping it, learns to copy what no test offers."""
     retriever = retriever_of(
@@ -159,19 +160,6 @@ def test_border_of_the_mask_is_exactly_lookback_plus_horizon() -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("start", [BEGIN, BEGIN + 40, T - SPAN])
-def test_own_window_is_never_found_although_it_is_nearest(key: str, start: int) -> None:
-    """Every training row is in the memory at distance 0 from itself."""
-    retriever = retriever_of(retrieval_key=key)
-    lookback = SERIES_VALUES[start : start + L].T
-    query = Rows(torch.full((N,), SERIES), torch.arange(N), torch.full((N,), start))
-    found = retriever(lookback, query)
-    assert (found.distance > 1e-4).all()
-    own = (retriever.memory_start[found.rows] - start).abs()
-    assert (own >= SPAN).all()
-
-
-@pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("training", [True, False])
 def test_identical_window_of_another_series_is_at_distance_zero(key: str, training: bool) -> None:
     """A key from another mode, or a stale one, is worse than random: the same window was never found."""
@@ -187,9 +175,7 @@ def test_identical_window_of_another_series_is_at_distance_zero(key: str, traini
 # What is found.
 
 
-@pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("series", [SERIES, OTHER])
-@pytest.mark.parametrize("season", [SEASON, 2])  # seven seasons are longer, and shorter, than L
+@each_pair(key=KEYS, series=[SERIES, OTHER], season=[SEASON, 2])  # 7 seasons longer, and shorter, than L
 def test_neighbours_weights_and_distances_equal_brute_force(key: str, series: int, season: int) -> None:
     """The search leaves out the query's norm and works by matrix products: the order must not change."""
     retriever = retriever_of(retrieval_key=key, top_k=4, season=season)
@@ -373,9 +359,7 @@ def run(gram: GRAM, lookback: Tensor, query: Rows, patches: Tensor, target: Tens
     return gram(patches, lookback=lookback, normalised=normalised, query=query, target=target)
 
 
-@pytest.mark.parametrize("fusion", ["feature", "prediction", "both"])
-@pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("rows", [0, 2])
+@each_pair(fusion=["feature", "prediction", "both"], key=KEYS, rows=[0, 2])
 def test_no_match_passes_patches_and_has_finite_gradients(fusion: str, key: str, rows: int) -> None:
     """Attention over an all-masked row is NaN, forward or backward; with some rows matched and some not."""
     gram = gram_of(retrieval_fusion=fusion, retrieval_key=key)
@@ -419,9 +403,7 @@ def test_empty_memory_is_an_error() -> None:
 # Controls.
 
 
-@pytest.mark.parametrize("key", ["learned", "hybrid"])
-@pytest.mark.parametrize("control", ["random", "same_phase", "oracle"])
-@pytest.mark.parametrize("rows", [6, N * T])
+@each_pair(key=["learned", "hybrid"], control=["random", "same_phase", "oracle"], rows=[6, N * T])
 def test_controls_weigh_what_they_found_equally(key: str, control: str, rows: int) -> None:
     """Weighed by distance, a control is half a retrieval; cut from the graph, it stops DDP."""
     retriever = few(rows, retrieval_key=key, retrieval_control=control, top_k=5)
@@ -459,14 +441,6 @@ def test_random_control_is_repeatable_spread_and_different_per_query() -> None:
     assert counts.max() < 5 * counts.mean()
     place = retriever.memory_start[first].float()
     assert abs((place.mean() - retriever.memory_start.float().mean()).item()) < 3
-
-
-def test_same_phase_control_keeps_the_hour() -> None:
-    """The control for "any window of the same hour would do" must be of the same hour."""
-    retriever = retriever_of(retrieval_control="same_phase", retrieval_key="raw", top_k=5)
-    lookback, query, _ = queries(OTHER)
-    found = retriever(lookback, query)
-    assert ((retriever.memory_start[found.rows] - query.start[:, None]) % SEASON == 0).all()
 
 
 def test_oracle_finds_the_nearest_futures_and_needs_the_target() -> None:
@@ -514,9 +488,7 @@ def test_memory_of_another_series_is_not_refreshed(key: str) -> None:
     assert (retriever.memory_series == OTHER).all()
 
 
-@pytest.mark.parametrize("scope", ["variable", "all"])
-@pytest.mark.parametrize("size", [1, 2, 3, 8, "all"])
-@pytest.mark.parametrize("windows", [1, SPAN, SPAN + 1, 2 * SPAN, 80])
+@each_pair(scope=["variable", "all"], size=[1, 2, 3, 8, "all"], windows=[1, SPAN, SPAN + 1, 2 * SPAN, 80])
 def test_unmatched_share_equals_brute_force(scope: str, size: int | str, windows: int) -> None:
     """The warning about few-shot memories must count what the search would not find."""
     source = TrainingWindows(

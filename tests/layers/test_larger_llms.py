@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +25,8 @@ from tests.conftest import GROUPED_HEADS
 from tests.layers.test_llm import at, write_model
 from tests.models.test_fast_paths import assert_alike, gradients, plainly
 from tests.models.test_timellm_enhanced import BOTH, forecast, model_of, state_of
+from tests.processes import python
 from utils.config import Config, ConfigError
-from utils.paths import PROJECT_ROOT
 from utils.training import experiment
 
 LAYERS, KEPT, WINDOW = 6, 2, 16
@@ -101,6 +99,7 @@ def large(tmp_path_factory, tiny_llama) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kept", "dtype"), [(1, "float32"), (4, "float32"), (4, "bfloat16")])
 def test_only_the_layers_that_are_kept_take_memory(large, kept, dtype, tiny_llama):
     """Whole shards in memory, or a second copy beside the first, would be most of the model.
@@ -109,11 +108,7 @@ def test_only_the_layers_that_are_kept_take_memory(large, kept, dtype, tiny_llam
     Others are converted, tensor by tensor.
     """
     files = sum(file.stat().st_size for file in large.glob("*.safetensors"))
-    said = subprocess.run(
-        [sys.executable, "-c", SECOND_PROCESS, str(tiny_llama), str(large), str(kept), dtype],
-        cwd=PROJECT_ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    found = json.loads(said)
+    found = json.loads(python("-c", SECOND_PROCESS, tiny_llama, large, kept, dtype).stdout)
     print(f"\n{files / 1e6:.0f} MB in files; " + ", ".join(f"{n} {v / 1e6:.1f}" for n, v in found.items()))
     in_files = found["held"] * (2 if dtype == "bfloat16" else 1)
     assert files > 2.5e8 and in_files < files * (kept + 1) / 16

@@ -17,11 +17,6 @@ from layers.llm_pass import LLMPass
 S, PREFIX, FRONT, TAIL = 3, 4, 6, 5
 
 
-@pytest.fixture(params=["tiny_gpt2", "tiny_llama", "tiny_bert"])
-def folder(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(request.param)
-
-
 def loaded(folder: Path) -> Any:
     return AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval().requires_grad_(False)
 

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from layers.decomposition import SeriesDecomposition
@@ -58,8 +60,8 @@ def run(tapr: TAPR, lookback: Tensor, variables: int = 1) -> tuple[Tensor, Tenso
 # Multi-scale decomposition.
 
 
-@pytest.mark.parametrize("n_patches", [1, 2, 3, 5, 63, 64])
-@pytest.mark.parametrize("n_scales", [1, 2, 3, 4, 5])
+@given(n_scales=st.integers(1, 5), n_patches=st.integers(1, 70))
+@settings(deadline=None, max_examples=20)
 def test_any_number_of_scales_at_any_length(n_scales: int, n_patches: int) -> None:
     """A scale coarser than the sequence (256 patches wide at 3) has nothing left to pool."""
     module = MultiScaleDecomposition(d_model=D, n_scales=n_scales, dropout=0.0)

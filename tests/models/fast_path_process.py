@@ -20,6 +20,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "adapters": {**BOTH, "peft": "lora"},
     "prompt first": {**BOTH, "token_order": "prompt_first", "retrieval_fusion": "both"},
 }
+CASES = list(zip([0, 1, 2, 1], WAYS, strict=True))
+"""The number of an LLM's folder with each way: all of both, as every pair meets on one process."""
 BATCHES = [[(0, 100), (20, 130)], [(60, 30), (10, 90)]]
 """Starts of the windows, by process and pass."""
 
@@ -29,7 +31,7 @@ def main(rank: int, world: int, folders: list[str], out: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{out}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    found = {f"{Path(f).name}, {way}": compare(Path(f), WAYS[way]) for f in folders for way in WAYS}
+    found = {way: compare(Path(folders[number]), WAYS[way]) for number, way in CASES}
     torch.save(found, Path(out) / f"{rank}")
     dist.barrier()
     dist.destroy_process_group()

@@ -15,6 +15,7 @@ from models import TimeLLM_Enhanced
 from tests.models.test_fast_paths import assert_alike, gradients, plainly
 from tests.models.test_timellm_enhanced import BOTH, batch_of, config_of, forecast, state_of, train
 from tests.models.test_timellm_enhanced import model_of as any_model_of
+from tests.pairwise import each_pair
 from utils.config import Config, ConfigError
 from utils.reporting.preflight import adapters_text
 from utils.reporting.unread import unread_flags
@@ -23,11 +24,6 @@ FOLDERS = ["tiny_gpt2", "tiny_llama", "tiny_qwen", "tiny_bert"]
 DEFAULTS = {"tiny_gpt2": "c_attn", "tiny_llama": "q_proj v_proj", "tiny_qwen": "q_proj v_proj",
             "tiny_bert": "query value"}  # fmt: skip
 ALL = ("all-linear",)
-
-
-@pytest.fixture(params=FOLDERS)
-def folder(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
 
 
 def model_of(folder: Path, **settings: Any) -> TimeLLM_Enhanced.Model:
@@ -50,12 +46,12 @@ def adapters(model: nn.Module) -> dict[str, Tensor]:
 # Gradients.
 
 
-@pytest.mark.parametrize("order", ["document", "prompt_first"])
-@pytest.mark.parametrize("switches", [{}, BOTH], ids=["baseline", "enhanced"])
-@pytest.mark.parametrize(
-    "choice",
-    [{}, {"lora_targets": ALL}, {"lora_targets": ALL, "gradient_checkpointing": True}],
-    ids=["default", "all maps", "checkpointing"],
+@each_pair(
+    fixture="folder",
+    folder=FOLDERS,
+    order=["document", "prompt_first"],
+    switches=[{}, BOTH],
+    choice=[{}, {"lora_targets": ALL}, {"lora_targets": ALL, "gradient_checkpointing": True}],
 )
 def test_forecast_and_every_gradient_are_the_plain_ones(folder, order, switches, choice):
     """Keys and values of the prompt are no constants any more: a kept prefix would cut their gradient."""

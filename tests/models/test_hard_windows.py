@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
@@ -21,14 +23,13 @@ from layers.GRAM import FARTHEST
 from layers.normalization import InstanceNorm
 from layers.prompt import PromptBuilder
 from models import MODELS
+from tests.models.test_timellm_enhanced import BOTH, SEASON, SIZES, H, L, N
 from utils.config import Config
 from utils.training.objective import Objective
 from utils.training.passes import forecast_state
 from utils.types import Batch
 from utils.windows import per_series
 
-L, H, N, SEASON = 48, 12, 2, 12
-BOTH = {"use_tapr": True, "use_gram": True}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "TimeLLM": ("TimeLLM", {}),
     "tapr": ("TimeLLM_Enhanced", {"use_tapr": True}),
@@ -82,25 +83,13 @@ def model_of(case: str, llm: Path, *, source: TrainingWindows | None = None, **c
     name, settings = CASES.get(case, (case, {}))
     config = Config.from_flat(
         {
-            "data": "custom",
+            **SIZES,
             "model": None if name == "TimeLLM_Enhanced" else name,
             "enc_in": N,
-            "seq_len": L,
-            "pred_len": H,
             "label_len": 24,
-            "season": SEASON,
             "llm_model_path": str(llm),
-            "llm_layers": 2,
-            "d_model": 8,
-            "d_ff": 16,
-            "n_heads": 2,
-            "patch_len": 8,
-            "stride": 4,
-            "num_tokens": 20,
-            "d_repr": 8,
             "memory_size": 100,
             "aux_warmup_steps": 0,
-            "learning_rate": 0.003,
             **settings,
             **changes,
         }
@@ -252,8 +241,8 @@ def test_a_constant_window_is_forecast_within_the_floor_of_its_level(case: str, 
         torch.testing.assert_close(found, at_zero + level, rtol=0, atol=spacing)
 
 
-@pytest.mark.parametrize("rows", [48, 336, 511, 512])
-@pytest.mark.parametrize("level", [0.1, 1e3, 123456.7, 1e8, 3.3e8])
+@given(level=st.floats(0.125, 2.0**30, width=32), rows=st.integers(2, 600))
+@settings(deadline=None)
 def test_instance_norm_of_a_constant_is_zero_at_any_level(level: float, rows: int) -> None:
     normalised, statistics = InstanceNorm()(torch.full((1, rows, 1), level))
     assert torch.equal(normalised, torch.zeros(1, rows, 1))

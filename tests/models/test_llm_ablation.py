@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,14 @@ from models.TimeLLM import Model as Baseline
 from models.TimeLLM_Enhanced import Model as Enhanced
 from tests.models import test_timellm_enhanced as tests_enhanced
 from tests.models.test_timellm import SIZES, H, N, forecast, model_of, windows
+from tests.pairwise import each_pair
+from tests.processes import python
 from utils.config import Config, ConfigError
-from utils.paths import PROJECT_ROOT
 from utils.reporting.unread import unread_flags
 from utils.training.objective import Objective
 from utils.training.optim import trained_parameters
 
 KINDS = ["pretrained", "random", "attention", "none"]
-TINY = ["tiny_gpt2", "tiny_llama", "tiny_bert"]
-
-
-@pytest.fixture(params=TINY)
-def folder(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(request.param)
 
 
 def enhanced(folder: Path, **settings: Any) -> Enhanced:
@@ -86,6 +79,7 @@ def test_random_weights_are_all_drawn_frozen_and_of_the_seed_alone(folder: Path)
     assert other.content_hash != one.llm_identity.content_hash
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_same_in_another_process(tiny_llama: Path) -> None:
     """A resumed run, and every process of one, must meet the same LLM."""
     own = model_of(tiny_llama, llm_ablation="random").llm_identity
@@ -94,13 +88,11 @@ def test_random_weights_are_the_same_in_another_process(tiny_llama: Path) -> Non
         "import torch; from models.TimeLLM import Model; from utils.config import Config; torch.rand(5);"
         f"print(Model(Config.from_flat({flags!r})).llm_identity.content_hash)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    done = python("-c", code)
     assert own is not None and done.stdout.split()[-1] == own.content_hash, done.stderr
 
 
-@pytest.mark.parametrize("order", ["document", "prompt_first"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("modules", [{}, tests_enhanced.BOTH], ids=["baseline", "both"])
+@each_pair(modules=[{}, tests_enhanced.BOTH], kind=KINDS, order=["document", "prompt_first"])
 def test_every_trained_parameter_gets_a_gradient(
     tiny_llama: Path, modules: dict[str, bool], kind: str, order: str
 ) -> None:

@@ -19,7 +19,6 @@ from utils.config import Config
 from utils.training.optim import build_optimizer, trained_parameters
 from utils.types import ForecastState
 
-TINY = ["tiny_gpt2", "tiny_llama", "tiny_bert"]
 L, H, N = 48, 12, 2
 SIZES: dict[str, Any] = {
     "data": "custom",
@@ -35,11 +34,6 @@ SIZES: dict[str, Any] = {
     "num_tokens": 20,
     "dropout": 0.0,
 }
-
-
-@pytest.fixture(params=TINY)
-def folder(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(request.param)
 
 
 def model_of(folder: Path, *, seed: int = 0, **settings: Any) -> Model:
@@ -127,32 +121,6 @@ def test_forecast_is_the_published_equations(folder: Path, padding: str) -> None
 # Shapes.
 
 
-@pytest.mark.parametrize(("padding", "count"), [("end", 64), ("none", 63)])
-def test_shapes_of_the_documents_table(tiny_gpt2: Path, padding: str, count: int) -> None:
-    """Table 3.1 of the document, at 512 rows, 96 ahead, 7 variables, width 64."""
-    sizes = {"seq_len": 512, "pred_len": 96, "patch_len": 16, "stride": 8, "d_model": 64, "n_heads": 8}
-    model = model_of(tiny_gpt2, padding_patch=padding, **sizes).eval()
-    model.use_plain_pass()
-    seen: dict[str, Any] = {}
-    for name in ("patch_embedding", "reprogramming_layer", "output_projection"):
-        module: nn.Module = getattr(model, name)
-        module.register_forward_hook(lambda m, a, out, name=name: seen.update({name: tuple(out.shape)}))
-    model.llm_model.register_forward_pre_hook(
-        lambda m, a, kwargs: seen.update(llm_input=tuple(kwargs["inputs_embeds"].shape)), with_kwargs=True
-    )
-    x = windows(2, length=512, variables=7)
-    out = forecast(model, x)
-    prompt = model.prompt.tokens(model.normalise(x).lookback)[0].shape[1]
-    assert seen == {
-        "patch_embedding": (14, count, 64),
-        "reprogramming_layer": (14, count, 32),
-        "llm_input": (14, prompt + count, 32),
-        "output_projection": (14, 96),
-    }
-    assert model.mapping_layer.weight.shape == (20, 300)
-    assert out.shape == (2, 96, 7)
-
-
 @pytest.mark.parametrize("shape", [(2, L - 1, N), (2, L + 1, N), (2, L), (L,), (1, 2, L, N)])
 def test_wrong_window_shape_is_named(tiny_gpt2: Path, shape: tuple[int, ...]) -> None:
     """A lookback of another length reached the head as a size mismatch of two matrices."""
@@ -168,14 +136,6 @@ def test_head_wider_than_the_llm_is_refused(tiny_gpt2: Path) -> None:
 
 
 # Independence.
-
-
-def test_batch_neighbours_do_not_change_a_forecast(folder: Path) -> None:
-    """Padding attended to between prompt and patches made a forecast depend on its batch."""
-    model, x = model_of(folder).eval(), windows(4)
-    together = forecast(model, x)
-    for i in range(len(x)):
-        torch.testing.assert_close(forecast(model, x[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-4)
 
 
 def test_variables_do_not_change_each_other(tiny_gpt2: Path) -> None:
@@ -236,17 +196,6 @@ def test_llm_takes_no_gradient_and_no_optimizer_state(tiny_gpt2: Path) -> None:
     assert not frozen & {id(p) for group in optimizer.param_groups for p in group["params"]}
     optimizer.step()
     assert all(torch.equal(p, before[name]) for name, p in model.llm_model.named_parameters())
-
-
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_forecast_is_float32_whatever_the_llms_precision(tiny_gpt2: Path, precision: str) -> None:
-    """Mixed bf16 and float met in one matrix product."""
-    model, x = model_of(tiny_gpt2, mixed_precision=precision).eval(), windows()
-    out = forecast(model, x)
-    assert out.dtype == torch.float32
-    assert out.isfinite().all()
-    exact = forecast(model_of(tiny_gpt2).eval(), x)
-    assert (out - exact).abs().mean() < 0.05 * x.std()
 
 
 # Gradients and random state.

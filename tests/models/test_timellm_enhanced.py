@@ -14,7 +14,7 @@ from data_provider.dataset import TrainingWindows
 from data_provider.splits import Split
 from models import TimeLLM, TimeLLM_Enhanced
 from tests.models.test_timellm import SIZES as BASELINE_SIZES
-from tests.models.test_timellm import TINY, H, L, N
+from tests.models.test_timellm import H, L, N
 from utils.config import Config
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
@@ -47,11 +47,6 @@ def _series() -> Tensor:
 
 VALUES = _series()
 SOURCE = TrainingWindows(VALUES, Split(0, TRAIN_END), seq_len=L, pred_len=H, series_id=SERIES)
-
-
-@pytest.fixture(params=TINY)
-def folder(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(request.param)
 
 
 def config_of(folder: Path, **settings: Any) -> Config:
@@ -181,9 +176,9 @@ def test_shapes_of_the_documents_table(tiny_gpt2: Path, padding: str, count: int
 
 
 @pytest.mark.parametrize(
-    ("seq_len", "padding", "patches"), [(8, "none", 1), (16, "none", 3), (256, "none", 63), (256, "end", 64)]
+    ("n_scales", "seq_len", "padding", "patches"),
+    [(1, 8, "none", 1), (2, 16, "none", 3), (3, 8, "none", 1), (4, 256, "end", 64), (5, 256, "none", 63)],
 )
-@pytest.mark.parametrize("n_scales", [1, 2, 3, 4, 5])
 def test_any_number_of_scales_forecasts(
     tiny_gpt2: Path, n_scales: int, seq_len: int, padding: str, patches: int
 ) -> None:
@@ -458,23 +453,6 @@ def test_memory_depends_on_the_seed_setting_alone(tiny_gpt2: Path) -> None:
     assert not torch.equal(other.gram.retriever.memory_start, first.gram.retriever.memory_start)
 
 
-@pytest.mark.parametrize("key", ["raw", "learned", "hybrid"])
-def test_refresh_changes_keys_only_where_encoders_moved(tiny_gpt2: Path, key: str) -> None:
-    """Keys are refreshed before each validation; twice must be as good as once."""
-    model = model_of(tiny_gpt2, retrieval_key=key, **BOTH)
-    memory = model.gram.retriever
-    keys = memory.memory_keys.clone()
-    model.refresh(SOURCE)
-    assert torch.equal(memory.memory_keys, keys)
-    train(model, 3)
-    assert torch.equal(memory.memory_keys, keys)
-    model.refresh(SOURCE)
-    assert torch.equal(memory.memory_keys, keys) == (key == "raw")
-    once = memory.memory_keys.clone()
-    model.refresh(SOURCE)
-    assert torch.equal(memory.memory_keys, once)
-
-
 # Trend fusion.
 
 
@@ -736,26 +714,6 @@ def test_loaded_memory_can_be_refreshed_and_trained(tiny_gpt2: Path) -> None:
     )
     assert torch.equal(model.gram.retriever.memory_start, saved.gram.retriever.memory_start)
     assert all(loss == loss for loss in train(model, 2))
-
-
-@pytest.mark.parametrize("key", ["learned", "hybrid"])
-def test_loaded_memory_of_another_series_is_refused(tiny_gpt2: Path, key: str) -> None:
-    """A checkpoint continued on other data would encode that data's windows beside its own futures."""
-    saved = trained(tiny_gpt2, retrieval_key=key)
-    model = model_of(tiny_gpt2, fit=False, retrieval_key=key, **BOTH)
-    model.load_state_dict(saved.state_dict())
-    other = TrainingWindows(VALUES, Split(0, TRAIN_END), seq_len=L, pred_len=H, series_id=SERIES + 1)
-    with pytest.raises(ValueError, match="another series; --build_memory"):
-        model.refresh(other)
-    model.rebuild_memory(other)
-    model.refresh(other)
-    assert forecast(model, batch_of(0, series_id=SERIES + 1)).isfinite().all()
-
-
-def test_model_without_a_memory_says_so(tiny_gpt2: Path) -> None:
-    """Forecasts without the memory they were trained with are silently worse."""
-    with pytest.raises(RuntimeError, match="memory is empty"):
-        model_of(tiny_gpt2, fit=False, use_gram=True)(BATCH.x)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import re
 import shutil
@@ -129,6 +130,12 @@ def run_cell(cell: Cell, runs: Path) -> None:
     entry.main([*cell.words, "--checkpoints", str(runs / cell.key), "--resume_from_checkpoint", "auto"])
 
 
+@functools.cache
+def known_cells(path: Path, chosen: str | None = None) -> list[Cell]:
+    """Those of a study's file, whose flags are parsed once for all tests."""
+    return [cell for _, cell in cells_of(read_study(path), chosen)]
+
+
 def status(*words: Any) -> int:
     return ablation.main([str(word) for word in words])
 
@@ -139,7 +146,7 @@ def status(*words: Any) -> int:
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_each_study_file_is_whole_and_says_how_it_is_run(path):
     study = read_study(path)
-    cells = [cell for _, cell in cells_of(study)]
+    cells = known_cells(path)
     assert f"python scripts/ablation.py scripts/studies/{path.name}" in path.read_text()
     assert len({cell.key for cell in cells}) == len(cells), "two configurations are the same run"
     assert study.setting and study.question.endswith("?")
@@ -151,11 +158,11 @@ def test_the_studies_the_design_asks_for_are_there():
     names = {path.stem for path in STUDIES}
     assert names >= {"modules", "n_scales", "top_k", "lambda_trend", "lambda_retrieval", "d_repr", "llm"}
     for name, values in {"n_scales": {2, 3, 4}, "top_k": {3, 5, 10}, "lambda_trend": {0.3, 0.5, 0.7}}.items():
-        found = cells_of(read_study(PROJECT_ROOT / "scripts" / "studies" / f"{name}.toml"))
-        assert {cell.config.flat()[name] for _, cell in found} == values
-    modules = read_study(PROJECT_ROOT / "scripts" / "studies" / "modules.toml")
-    cells = [cell for _, cell in cells_of(modules) if cell.configuration == "both" and cell.horizon == 96]
-    assert len(cells) == 8 and len(modules.primary) == 3
+        found = known_cells(PROJECT_ROOT / "scripts" / "studies" / f"{name}.toml")
+        assert {cell.config.flat()[name] for cell in found} == values
+    modules = PROJECT_ROOT / "scripts" / "studies" / "modules.toml"
+    cells = [c for c in known_cells(modules) if c.configuration == "both" and c.horizon == 96]
+    assert len(cells) == 8 and len(read_study(modules).primary) == 3
 
 
 def test_the_default_of_a_sensitivity_study_is_a_cell_of_the_module_study():
@@ -203,10 +210,8 @@ def test_the_kept_cells_of_every_study_are_those_its_file_names():
     """A new way to make keys must not turn the results of this project into strangers."""
     for path in STUDIES:
         kept = {file.stem for file in (PROJECT_ROOT / "results" / path.stem / "cells").glob("*.json")}
-        study = read_study(path)
-        chosen = precision.kept_precision(study, PROJECT_ROOT / "results")
-        named = {cell.key for _, cell in cells_of(study, chosen)}
-        assert kept <= named, path.stem
+        chosen = precision.kept_precision(read_study(path), PROJECT_ROOT / "results") if kept else None
+        assert kept <= {cell.key for cell in known_cells(path, chosen)}, path.stem
 
 
 @pytest.mark.parametrize(
@@ -440,8 +445,11 @@ def test_a_primary_comparison_is_tested_when_all_its_seeds_are_there_and_not_bef
     assert primary.p is None and primary.seeds == (1, 2, 3, 4, 5) and "undecided" in primary.verdict
 
 
-def test_the_overview_stands_between_its_marks_and_names_what_was_not_run(finished, tmp_path):
+def test_the_overview_stands_between_its_marks_and_names_what_was_not_run(finished, tmp_path, monkeypatch):
     path, _, results = finished
+    monkeypatch.setattr(ablation, "STUDIES", tmp_path / "studies")
+    (tmp_path / "studies").mkdir()
+    shutil.copy(PROJECT_ROOT / "scripts/studies/top_k.toml", tmp_path / "studies")
     page = tmp_path / "docs" / "page.md"
     page.parent.mkdir()
     page.write_text("before\n<!-- studies: begin -->\nold\n<!-- studies: end -->\nafter\n")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,20 +10,12 @@ import torch
 
 from scripts.crash_test import TIMES, Trial, table
 from scripts.crashing.comparing import unequal
-from utils.paths import PROJECT_ROOT
+from tests.processes import python
 
 
 def crash(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The script as typed, on one thread."""
-    script = str(PROJECT_ROOT / "scripts" / "crash_test.py")
-    return subprocess.run(
-        [sys.executable, script, *words, "--folder", str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    """The script as typed."""
+    return python("scripts/crash_test.py", *words, "--folder", folder)
 
 
 @pytest.mark.slow

@@ -18,19 +18,9 @@ from scripts import explain, plot, predict, report
 from utils.forecast_columns import DATE, ORIGIN, reserved
 
 ODD = [
-    "wv (m/s)",
-    "../../x",
-    "all",
-    "温度",
-    "<b>$x$</b>",
-    "wv (m_s)",
-    "CON",
-    "é" * 120,
-    "a\nb",
-    "A",
-    "a",
+    "wv (m/s)", "../../x", "all", "温度", "<b>$x$</b>", "wv (m_s)", "CON", "é" * 120, "a\nb", "A", "a",
     "_true",
-]
+]  # fmt: skip
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=30)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from scripts import verify_checkpoint
+from tests.processes import python
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
 from utils.training import checkpoint as checkpoints
@@ -90,8 +88,5 @@ def test_nothing_there_is_status_1(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_it_runs_as_typed_in_any_directory(run_dir):
-    script = str(PROJECT_ROOT / "scripts" / "verify_checkpoint.py")
-    done = subprocess.run(
-        [sys.executable, script, str(run_dir)], cwd=run_dir, capture_output=True, text=True, check=False
-    )
+    done = python(PROJECT_ROOT / "scripts/verify_checkpoint.py", run_dir, cwd=run_dir)
     assert done.returncode == 0 and done.stdout.count("WHOLE") == 3, done.stderr

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 
 import pytest
 
+from tests.processes import python
 from utils.log import MetricsFile, RunLogFile, setup_logging
-from utils.paths import PROJECT_ROOT
 
 
 def records(path):
@@ -102,7 +100,5 @@ def test_the_runs_log_appends_and_stops_when_closed(quiet_logging, tmp_path):
 def test_importing_logs_nothing_and_sets_nothing_up():
     """A library that configures logging on import takes it from its user."""
     code = "import logging, utils.log, utils.config, utils.cli; assert not logging.getLogger().handlers"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == done.stderr == ""
+    done = python("-c", code)
+    assert done.returncode == 0 and done.stdout == done.stderr == ""

@@ -1,9 +1,6 @@
 """Tables and pictures."""
 
-import subprocess
-import sys
-
-from utils.paths import PROJECT_ROOT
+from tests.processes import python
 
 
 def test_drawing_and_tables_leave_no_global_state():
@@ -11,10 +8,7 @@ def test_drawing_and_tables_leave_no_global_state():
     code = (
         "import sys, utils.reporting.plots, utils.reporting.report; print('matplotlib.pyplot' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "False\n"
+    assert python("-c", code).stdout == "False\n"
 
 
 def test_tables_are_aligned():

@@ -89,8 +89,30 @@ def small_settings(
     return settings
 
 
+def torchrun(script: Path, *words: str, count: int, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What ``count`` processes of a script ended with and said, each on one thread and without bars."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    path = os.pathsep.join(filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))))
+    quiet = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    with subprocess.Popen(
+        [*launch, str(script), *words],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, **quiet, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as launcher:
+        try:
+            told, said = launcher.communicate(timeout=TIME_LIMIT)
+        except subprocess.TimeoutExpired:
+            launcher.terminate()  # it ends its processes; one that is killed leaves them waiting
+            _, said = launcher.communicate()
+            pytest.fail(f"{count} processes still ran after {TIME_LIMIT} s:\n{said[-3000:]}")
+    return subprocess.CompletedProcess(launch, launcher.returncode, told, said)
+
+
 @pytest.fixture(scope="session")
-def several_processes(free_port: Callable[[], int]) -> Processes:
+def several_processes() -> Processes:
     """What each of several processes (gloo, on the CPU) found in each run, in one start; see worker.py."""
 
     def start(
@@ -103,35 +125,8 @@ def several_processes(free_port: Callable[[], int]) -> Processes:
     ) -> Found:
         """``launched`` holds the variables that accelerate's launcher would set."""
         (folder / "runs.json").write_text(json.dumps({"runs": runs, "nudged": nudged or {}}))
-        launcher = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)),
-                *("--master_addr", "127.0.0.1", "--master_port", str(free_port())),
-                *(str(WORKER), str(folder)),
-            ],
-            cwd=PROJECT_ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(
-                    filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH")))
-                ),
-                "HF_HUB_OFFLINE": "1",
-                "OMP_NUM_THREADS": "1",
-                "TQDM_DISABLE": "1",
-                **(launched or {}),
-            },
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            _, said = launcher.communicate(timeout=TIME_LIMIT)
-        except subprocess.TimeoutExpired:
-            launcher.terminate()  # it ends its processes; one that is killed leaves them waiting
-            _, said = launcher.communicate()
-            at = [name for name in runs if not all((folder / f"{name}.{i}").exists() for i in range(count))]
-            pytest.fail(f"{count} processes still ran after {TIME_LIMIT} s, at {at[:1]}:\n{said[-3000:]}")
-        assert launcher.returncode == 0, said[-3000:]
+        done = torchrun(WORKER, str(folder), count=count, **(launched or {}))
+        assert done.returncode == 0, done.stderr[-3000:]
         return {name: [torch.load(folder / f"{name}.{rank}") for rank in range(count)] for name in runs}
 
     return start

@@ -207,12 +207,3 @@ def test_the_preset_that_is_named_fits_the_machine(monkeypatch, gigabytes, prese
     assert fitting_preset(torch.device("cuda")) == preset
     assert fitting_preset(torch.device("cpu")) == "cpu"
     assert {"cpu", "6GB", "15GB"} <= set(preset_names())
-
-
-@pytest.mark.slow
-def test_two_processes_choose_together(two_processes, tiny, tmp_path):
-    """Batches of two sizes would make steps of two lengths, and the processes wait for each other."""
-    found = two_processes(tmp_path, {"auto": {**tiny, **AUTO, "batch_size": 4}})
-    assert [rank["error"] for rank in found["auto"]] == [None, None]
-    (record,) = batches(Path(found["auto"][0]["folder"]))
-    assert record["chosen"]["windows"] == 8 and record["chosen"]["processes"] == 2

@@ -319,24 +319,3 @@ def test_many_windows_are_thinned_evenly_whatever_the_stride(longer, monkeypatch
     starts = collector.gather().start
     assert set(np.diff(starts)) <= {3 * stride, 4 * stride} and len(set(np.diff(starts))) <= 1
     assert len(starts) <= -(-len(windows) // 3) and starts[0] == windows[0].start
-
-
-@pytest.mark.slow
-def test_two_processes_calibrate_as_one(start_run, longer, tiny, tmp_path, two_processes):
-    """Each window once, whichever process has it; the same quantiles, and the same coverage."""
-    common = {**tiny, **longer, "model": "DLinear", "levels": [0.5, 0.8, 0.9]}
-    common |= {"max_steps": 2, "batch_size": 2, "eval_batch_size": 4, "dropout": 0.0}
-    common = {k: v for k, v in common.items() if not k.startswith("llm")}
-    runs = {"whole": {**common, "checkpoints": str(tmp_path / "two")}}
-    one, two = two_processes(tmp_path, runs)["whole"]
-    assert not one["error"] and not two["error"]
-    results = [json.loads(process["results"])["best"]["intervals"] for process in (one, two)]
-    assert (
-        results[0] == results[1] and results[0]["calibration_windows"] == 23 and results[0]["windows"] == 53
-    )
-    stored = load(Path(one["folder"]) / "checkpoint")["calibration"]
-    absolute, spread = by_hand(Path(one["folder"]), "validation")
-    scores = absolute / spread[:, None] if stored["score"] == "scaled" else absolute
-    np.testing.assert_allclose(
-        stored["values"].numpy(), np.sort(scores, axis=0)[stored["ranks"].numpy() - 1], rtol=1e-4, atol=1e-6
-    )

@@ -389,11 +389,3 @@ def test_without_modules_the_loss_is_the_forecasts_alone() -> None:
     assert torch.equal(loss.total, (prediction - batch.y).square().mean())
     assert loss.auxiliary.item() == 0
     assert loss.terms == {}
-
-
-def test_documented_weights_are_the_defaults() -> None:
-    """Section 4.2 of the document; the ordinal weight is ours."""
-    t, g = Config().tapr, Config().gram
-    assert (t.lambda_trend, t.lambda_dir, t.lambda_mag, t.lambda_hcl) == (0.5, 0.3, 0.3, 0.1)
-    assert (t.lambda_ord, t.label_smoothing, g.lambda_retrieval) == (0.1, 0.1, 0.3)
-    assert Config().training.aux_warmup_steps == 500

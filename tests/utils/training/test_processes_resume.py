@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,9 @@ from torch.utils.data import DataLoader
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models import MODELS, llm_outline
 from models.inspection import inspection_lines
-from tests.utils.training.comparing import last_payload, load, note_items, records, unequal
+from tests.utils.training.comparing import last_payload, load, note_items, records
+from tests.utils.training.conftest import torchrun
 from utils.config import Config
-from utils.paths import PROJECT_ROOT
 from utils.training import checkpoint as checkpoints
 from utils.training.experiment import Builders, run
 from utils.types import Batch, DataBundle
@@ -74,7 +71,6 @@ def runs(tmp_path_factory, write_series, tiny_settings, two_processes) -> dict[s
         **SWITCHES,
         "dropout": 0.0,
     }
-    dropping = {**common, "dropout": 0.3, "model_comment": "dropping"}
     one = {**common, "batch_size": 8, "model_comment": "one"}
     one_order, one_dir = watched(one)
     found = two_processes(
@@ -83,12 +79,6 @@ def runs(tmp_path_factory, write_series, tiny_settings, two_processes) -> dict[s
             "two": common,
             "one to two": {**one, "resume_from_checkpoint": str(cut(one_dir, folder / "cut one"))},
             "diverging": {**common, "learning_rate": 1e30, "lradj": "constant", "save_steps": 0},
-            "dropping": dropping,
-            "dropping, resumed": {
-                **dropping,
-                "resume_from_checkpoint": f"{{dropping}}/checkpoint_step_{STEPS}/checkpoint.pt",
-                "checkpoints": str(folder / "elsewhere"),
-            },
         },
     )
     assert not [p["error"] for name in {*found} - {"diverging"} for p in found[name] if p["error"]]
@@ -170,76 +160,53 @@ def test_the_mean_losses_since_the_last_validation_are_carried_over(runs):
             assert a["validation"]["mse"] == pytest.approx(b["validation"]["mse"], rel=1e-4)
 
 
-def test_on_the_same_number_of_processes_it_is_exact_with_dropout(runs):
-    """Every process draws its own dropout: with the first one's random state in both, half of it is lost."""
-    whole, resumed = (Path(runs[name][0]["folder"]) for name in ("dropping", "dropping, resumed"))
-    assert [p["processes"] for p in runs["dropping, resumed"]] == [2, 2] and whole == resumed
-    states = last_payload(whole)["rng_state"]
-    assert len(states) == 2 and not torch.equal(states[0]["torch"], states[1]["torch"])
-    for a, b in zip(runs["dropping"], runs["dropping, resumed"], strict=True):
-        assert not unequal(a["model"], b["model"])
-
-
 STOPPED = """
 import json, os, signal, sys
 from pathlib import Path
+from unittest.mock import patch
 import run_main
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from utils.config import Config
 from utils.training import trainer
-from utils.training.{module} import {name}
+from utils.training.metrics import ScoreSums
+from utils.training.objective import Objective
 from utils.training.stopping import RunStopped
-from accelerate.state import PartialState
 
 trainer.ROUNDS_BETWEEN_LOOKS = 1
-folder, settings, call = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
-original, calls = {name}.{method}, []
+folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+for name, owner, method, call in (("step", Objective, "__call__", 3), ("validation", ScoreSums, "add", 1)):
+    original, calls = getattr(owner, method), []
 
-def spied(*args, **kwargs):
-    calls.append(1)
-    if len(calls) == call and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGTERM)
-    return original(*args, **kwargs)
+    def spied(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
 
-{name}.{method} = spied
-try:
-    run_main.train(Config.from_flat(settings), model="TimeLLM_Enhanced")
-except RunStopped as stopped:
-    said = f"{{stopped.code}} {{PartialState().num_processes}} {{stopped.message}}"
-    (folder / os.environ["RANK"]).write_text(said)
+    try:
+        with patch.object(owner, method, spied):
+            config = Config.from_flat({**settings, "checkpoints": str(folder / name)})
+            run_main.train(config, model="TimeLLM_Enhanced")
+    except RunStopped as stopped:
+        said = f"{stopped.code} {PartialState().num_processes} {stopped.message}"
+        (folder / f"{name} {os.environ['RANK']}").write_text(said)
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
 """
-MOMENTS = {
-    "in a step": (("objective", "Objective", "__call__"), 3, 3),
-    "in a validation": (("metrics", "ScoreSums", "add"), 1, 2),
-}
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_signal_to_one_process_stops_both_at_the_same_step(runs, tmp_path, moment):
+def test_a_signal_to_one_process_stops_both_at_the_same_step(runs, tmp_path):
     """Were it that process alone, the other would wait for it in the next reduction until it is killed."""
-    (module, name, method), call, step = MOMENTS[moment]
-    settings = {
-        **runs["common"],
-        "checkpoints": str(tmp_path / "runs"),
-        "eval_batch_size": 1,
-    }
+    settings = {**runs["common"], "eval_batch_size": 1}
     script = tmp_path / "stopped.py"
-    script.write_text(STOPPED.format(module=module, name=name, method=method))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    done = subprocess.run(
-        [*launch, str(script), str(tmp_path), json.dumps(settings), str(call)],
-        cwd=PROJECT_ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    script.write_text(STOPPED)
+    done = torchrun(script, str(tmp_path), json.dumps(settings), count=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    for rank, asked in ((0, "another process"), (1, "SIGTERM")):
-        said = (tmp_path / str(rank)).read_text()
-        assert said.startswith(f"75 2 stopped by {asked} after optimizer step {step}; go on"), said
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    _, resumed = watched({**settings, "resume_from_checkpoint": "auto"})
-    assert resumed == run_dir
-    close(last_payload(Path(runs["two"][0]["folder"]))["model"], last_payload(resumed)["model"])
+    for moment, step in (("step", 3), ("validation", 2)):
+        for rank, asked in ((0, "another process"), (1, "SIGTERM")):
+            said = (tmp_path / f"{moment} {rank}").read_text()
+            assert said.startswith(f"75 2 stopped by {asked} after optimizer step {step}; go on"), said
+        (run_dir,) = (tmp_path / moment).iterdir()
+        again = {**settings, "checkpoints": str(tmp_path / moment), "resume_from_checkpoint": "auto"}
+        assert watched(again)[1] == run_dir
+        close(last_payload(Path(runs["two"][0]["folder"]))["model"], last_payload(run_dir)["model"])

@@ -116,7 +116,7 @@ def test_a_checkpoint_with_what_was_taken_out_is_tested_and_goes_on_exactly(star
     assert not different(whole.run_dir, resumed.run_dir)
 
 
-def test_what_else_decides_the_last_bits_is_recorded_and_announced(start_run, caplog, tmp_path):
+def test_what_else_decides_the_last_bits_is_recorded_and_announced(start_run, caplog, tmp_path, monkeypatch):
     """Another number of threads adds in another order: a resume that differs must say so."""
     first = start_run(max_steps=2, save_steps=1, save_total_limit=0)
     kept = last_payload(first.run_dir)
@@ -126,6 +126,7 @@ def test_what_else_decides_the_last_bits_is_recorded_and_announced(start_run, ca
     with caplog.at_level(logging.WARNING):
         start_run(max_steps=2, save_steps=1, resume_from_checkpoint=str(start))
     assert "resume:" not in caplog.text
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # else a machine of one core takes one
     torch.set_num_threads(2)
     try:
         start_run(max_steps=2, save_steps=1, resume_from_checkpoint=str(start))
@@ -259,14 +260,13 @@ def test_a_full_disk_stops_the_run_and_keeps_what_it_has(start_run, monkeypatch,
     assert start_run(**common, resume_from_checkpoint="auto").results["last"]["step"] == 6
 
 
-def test_a_full_disk_is_one_message_and_status_2(tiny, capsys):
+def test_a_full_disk_is_one_message_and_status_2(tiny, as_words, capsys):
     """A real limit on the size of files, and the command as typed."""
-    flags = [word for name, value in tiny.items() if value is not True for word in (f"--{name}", str(value))]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         with pytest.raises(SystemExit) as caught:
-            run_main.main([*flags, "--cpu", "--max_steps", "1"])
+            run_main.main([*as_words(tiny), "--max_steps", "1"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.code == 2

@@ -20,12 +20,11 @@ LORA = {"peft": "lora", "lora_rank": 2, "lora_targets": ("c_attn", "mlp.c_fc"), 
 WAYS: dict[str, dict[str, Any]] = {
     "document": {"debug_shapes": True},
     "no module": {"use_tapr": False, "use_gram": False, "mixed_precision": "bf16"},
-    "adapters": {**LORA, "dropout": 0.2},
-    "adapters, prompt first": {**LORA, "token_order": "prompt_first"},
-    "adapters, layers computed again": {**LORA, "gradient_checkpointing": True},
-    "accumulating": {"gradient_accumulation_steps": 2, "max_channels_per_step": 1, "max_grad_norm": 0.1},
-    "random, layers computed again": {"llm_ablation": "random", "gradient_checkpointing": True},
-    "prototypes": {"source_tokens": "prototypes", "eval_test_each_epoch": True},
+    "adapters": {**LORA, "dropout": 0.2, "token_order": "prompt_first", "gradient_checkpointing": True},
+    "accumulating": {
+        **{"gradient_accumulation_steps": 2, "max_channels_per_step": 1, "max_grad_norm": 0.1},
+        **{"llm_ablation": "random", "source_tokens": "prototypes", "eval_test_each_epoch": True},
+    },
 }
 STEPS = 4
 

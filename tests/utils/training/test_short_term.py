@@ -47,48 +47,42 @@ def write_group(folder: Path, pattern: str = PATTERN, *, series: int = 24, seed:
     return written
 
 
-@pytest.fixture
-def m4(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a short run on a written group."""
-    write_group(tmp_path / "m4")
-    kept = {
-        k: v for k, v in tiny.items() if k not in ("data", "data_path", "seq_len", "label_len", "pred_len")
-    }
-    own = {"data": "M4", "root_path": str(tmp_path / "m4"), "seasonal_patterns": PATTERN, "max_steps": 6}
+def settings_of(folder: Path, tiny: dict[str, Any]) -> dict[str, Any]:
+    """Those of a short run on a group that is written to the folder."""
+    write_group(folder)
+    series = ("data", "data_path", "seq_len", "label_len", "pred_len")
+    kept = {name: value for name, value in tiny.items() if name not in series}
+    own = {"data": "M4", "root_path": str(folder), "seasonal_patterns": PATTERN, "max_steps": 6}
     return {**kept, **own}
 
 
-def words(settings: dict[str, Any]) -> list[str]:
-    """Settings as a command line."""
-    return [
-        word
-        for name, value in settings.items()
-        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
-    ]
+@pytest.fixture
+def m4(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Any]:
+    return settings_of(tmp_path / "m4", tiny)
 
 
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "TimeLLM_Enhanced"])
-def test_every_model_runs_from_the_command_line(m4, model):
-    result = run_main.main(words({**m4, "model": model}))
+def test_every_model_runs_from_the_command_line(m4, model, as_words):
+    result = run_main.main(as_words({**m4, "model": model}))
     scores = result.results["best"]["test"]
     assert scores["windows"] == 24 and {"smape", "mase", "owa", "naive2_smape", "naive2_mase"} <= set(scores)
     assert all(np.isfinite(value) for value in scores.values())
     assert result.results["data"] == "M4 Quarterly"
 
 
-def test_the_enhanced_model_finds_neighbours_in_other_series(m4):
-    result = run_main_enhanced.main(words({**m4, **ENHANCED}))
+def test_the_enhanced_model_finds_neighbours_in_other_series(m4, as_words):
+    result = run_main_enhanced.main(as_words({**m4, **ENHANCED}))
     scores = result.results["best"]["test"]
     assert scores["matched_share"] == 1.0 and 0 < scores["direction_accuracy"] <= 1
     assert np.isfinite(result.results["best"]["validation_smape"])
-    tested = run_main_enhanced.main(words({**m4, **ENHANCED, "is_training": 0}))
+    tested = run_main_enhanced.main(as_words({**m4, **ENHANCED, "is_training": 0}))
     assert tested.results["checkpoint"]["test"] == scores
 
 
-def test_the_scores_are_the_competitions_formulas(tmp_path, tiny, m4):
+def test_the_scores_are_the_competitions_formulas(tmp_path, tiny, m4, as_words):
     """Persistence over every series, measured with plain sums from the written values."""
     written = write_group(tmp_path / "m4")
-    found = run_main.main(words({**m4, "model": "Persistence"})).results["best"]["test"]
+    found = run_main.main(as_words({**m4, "model": "Persistence"})).results["best"]["test"]
     scores: tuple[list[float], ...] = ([], [], [], [])
     smape, mase, smape2, mase2 = scores
     for values in written:
@@ -169,13 +163,13 @@ def test_the_loss_is_the_familys_smape_and_its_gradient_leaves_the_denominator_a
     assert prediction.grad is not None and prediction.grad[0, 0, 0] == pytest.approx(200 / 3 / 2)
 
 
-def test_the_groups_are_summed_up_as_the_competition_does(tmp_path, tiny, m4, capsys):
+def test_the_groups_are_summed_up_as_the_competition_does(tmp_path, tiny, m4, capsys, as_words):
     """The overall average is that of the means over all series, not of the groups' averages."""
     folders = []
     for pattern, series in (("Quarterly", 24), ("Yearly", 6)):
         write_group(tmp_path / "m4", pattern, series=series, seed=series)
         changes = {**m4, "seasonal_patterns": pattern, "model": "Persistence"}
-        folders.append(run_main.main(words(changes)))
+        folders.append(run_main.main(as_words(changes)))
     assert m4_summary.main([str(found.run_dir) for found in folders]) == 0
     said = capsys.readouterr().out
     scores = [found.results["best"]["test"] for found in folders]
@@ -188,23 +182,3 @@ def test_the_groups_are_summed_up_as_the_competition_does(tmp_path, tiny, m4, ca
     assert "4 of 6 groups are missing: Monthly" in said
     assert m4_summary.main([str(tmp_path)]) == 2
     assert m4_summary.main([str(folders[0].run_dir)] * 2) == 2
-
-
-@pytest.mark.slow
-def test_two_processes_score_every_series_once_and_parts_of_a_window_agree(m4, tmp_path, two_processes, tiny):
-    """Sums over processes of M4's measures; and gradients exchanged in the last part of a window alone."""
-    long = {**tiny, "use_tapr": True, "use_gram": True, "dropout": 0.0, "max_steps": 3}
-    runs = {
-        "m4": {**m4, **ENHANCED, "dropout": 0.0, "max_steps": 3},
-        "whole": long,
-        "parts": {**long, "max_channels_per_step": 1},
-    }
-    found = two_processes(tmp_path, runs)
-    assert [f["error"] for both in found.values() for f in both] == [None] * 6
-    assert json.loads(found["m4"][0]["results"])["best"]["test"]["windows"] == 24
-    for name, weight in found["whole"][0]["model"].items():
-        assert torch.equal(weight, found["whole"][1]["model"][name])
-        assert torch.equal(found["parts"][0]["model"][name], found["parts"][1]["model"][name])
-        torch.testing.assert_close(
-            found["parts"][0]["model"][name], weight, rtol=1e-3, atol=2e-3, check_dtype=True, msg=name
-        )

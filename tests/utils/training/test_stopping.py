@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import run_main
 from layers.GRAM import PatternValueDualRetriever
+from tests.processes import python
 from tests.utils.training.comparing import last_payload, load, records, unequal
+from utils.config import Config
 from utils.paths import PROJECT_ROOT
 from utils.training import checkpoint as checkpoints
 from utils.training import stopping
+from utils.training.experiment import RunResult
 from utils.training.metrics import ScoreSums
 from utils.training.objective import Objective
 from utils.training.stopping import RunStopped, StopRequest
@@ -61,17 +66,24 @@ MOMENTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(series_file, tiny_settings, tmp_path_factory) -> RunResult:
+    """The run that is never stopped."""
+    torch.set_num_threads(1)
+    settings = {**tiny_settings(series_file, tmp_path_factory.mktemp("whole")), **SETTINGS}
+    return run_main.train(Config.from_flat(settings), model="TimeLLM_Enhanced")
+
+
 QUICK = ("step before a validation", "validation", "test of the last weights")
 
 
 @pytest.mark.parametrize(
     "moment", [pytest.param(m, marks=[] if m in QUICK else [pytest.mark.slow]) for m in MOMENTS]
 )
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(start_run, monkeypatch, tmp_path, moment):
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(start_run, whole, monkeypatch, moment):
     """Finish the step, save, say how to go on; then weights, moments, random state and metrics equal
     those of the run that was never stopped, to the bit."""
     owner, method, call, place = MOMENTS[moment]
-    whole = start_run(**SETTINGS, checkpoints=str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         signal_at(patch, owner, method, call, signal.SIGTERM)
         with pytest.raises(RunStopped) as caught:
@@ -172,32 +184,27 @@ print("alive")
 )
 def test_what_a_second_signal_does(more, status):
     """Someone who presses Ctrl-C twice wants out, checkpoint or not."""
-    script = textwrap.dedent(SCRIPT).format(more=more)
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
-    )
+    done = python("-c", textwrap.dedent(SCRIPT).format(more=more))
     assert done.returncode == status, done.stderr
     assert ("alive" in done.stdout) == (status == 0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_command_that_is_told_to_stop_exits_with_75_and_says_how_to_go_on(tiny, tmp_path, number):
+def test_a_command_that_is_told_to_stop_exits_with_75_and_says_how_to_go_on(tiny, as_words, tmp_path):
     """As typed, and killed as a cluster does; then the very words of its last line."""
-    flags = [word for name, value in tiny.items() if value is not True for word in (f"--{name}", str(value))]
-    command = [sys.executable, str(PROJECT_ROOT / "run_main_enhanced.py"), *flags, "--cpu"]
+    command = [sys.executable, str(PROJECT_ROOT / "run_main_enhanced.py"), *as_words(tiny)]
     command += ["--train_epochs", "500", "--log_steps", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         for line in run.stdout:
             if line.startswith("step 5/"):
-                run.send_signal(number)
+                run.send_signal(signal.SIGTERM)
                 break
         rest = run.stdout.read().splitlines()
     assert run.returncode == stopping.STOPPED_STATUS
     said, _, how = rest[-1].partition("; go on with the same command and ")
-    assert said.startswith(f"stopped by {signal.Signals(number).name} after optimizer step ")
+    assert said.startswith("stopped by SIGTERM after optimizer step ")
     step = int(said.split()[-1])
     goes_on = [*command, *shlex.split(how), "--max_steps", str(step + 1)]
     done = subprocess.run(goes_on, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)

@@ -1,11 +1,8 @@
-"""Training on three real processes (gloo, on the CPU): odd shares, and one that dies."""
+"""Training on three real processes (gloo, on the CPU): odd shares, --shard_llm, and one that dies."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,32 +10,46 @@ from typing import Any
 import pytest
 import torch
 
-from utils.paths import PROJECT_ROOT
+from tests.utils.training.comparing import unequal
+from tests.utils.training.conftest import torchrun
 
 pytestmark = pytest.mark.slow
 
 WORLD = 3
-SWITCHES: dict[str, Any] = {"use_tapr": True, "use_gram": True, "dropout": 0.0, "train_epochs": 2}
-ROWS = {"remainder 2": 91, "remainder 1": 86}
-"""Of the series; 11 and 10 windows for the test, over three processes."""
+SWITCHES: dict[str, Any] = {
+    "use_tapr": True,
+    "use_gram": True,
+    "llm_layers": 2,
+    "dropout": 0.0,
+    "train_epochs": 2,
+    "eval_batch_size": 1,
+}
+ROWS = {"remainder 2": (91, {}), "remainder 1": (86, {"max_channels_per_step": 1})}
+"""Of the series, and other settings; validation and test are judged window by window."""
 TEST_WINDOWS = {"remainder 2": 11, "remainder 1": 10}
+"""Of 3 and 2 windows for the validation the third process has one, and none."""
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory, write_series, tiny_settings, several_processes) -> dict[str, Any]:
     """All runs in one launch; ``common`` are the settings of one of them."""
     folder = tmp_path_factory.mktemp("three")
-    series = {name: write_series(folder / f"{rows}.csv", rows) for name, rows in ROWS.items()}
-    runs = {
-        name: {**tiny_settings(path, folder / "checkpoints"), **SWITCHES, "eval_batch_size": 1}
-        for name, path in series.items()
-    }
+    runs = {}
+    for name, (rows, changes) in ROWS.items():
+        series = write_series(folder / f"{rows}.csv", rows)
+        settings = {**tiny_settings(series, folder / "checkpoints"), **SWITCHES, **changes}
+        runs[name] = settings
+        runs[f"{name}, divided"] = {**settings, "shard_llm": True, "model_comment": "divided"}
     common = runs["remainder 2"]
     runs["impatient"] = {**common, "patience": 1, "train_epochs": 9, "learning_rate": 1.0}
     runs["accumulating"] = {**common, "batch_size": 2, "gradient_accumulation_steps": 2}
+    runs["tested"] = {
+        **runs["remainder 1, divided"],
+        "is_training": 0,
+        "resume_from_checkpoint": "{remainder 1, divided}/checkpoint",
+    }
     found = several_processes(folder, runs, count=WORLD)
-    errors = [process["error"] for processes in found.values() for process in processes]
-    assert not [error for error in errors if error]
+    assert not [(name, p["error"]) for name in found for p in found[name] if p["error"]]
     return {**found, "common": common}
 
 
@@ -49,9 +60,7 @@ def test_all_end_with_the_same_weights_and_memory(found, name):
     assert {process["backend"] for process in processes} == {"gloo"}
     first = processes[0]["model"]
     assert any("memory_keys" in key for key in first)
-    for other in processes[1:]:
-        assert first.keys() == other["model"].keys()
-        assert all(torch.equal(tensor, other["model"][key]) for key, tensor in first.items())
+    assert not [line for other in processes[1:] for line in unequal(first, other["model"])]
     assert len({process["folder"] for process in processes}) == 1
 
 
@@ -63,6 +72,34 @@ def test_each_test_window_is_counted_once_whatever_remains(found, name):
     assert scores[0] == scores[1] == scores[2]
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_a_divided_llm_is_that_of_processes_with_fewer_windows_too(found, name):
+    """A layer is gathered from all processes: one that makes a pass less leaves the others waiting."""
+    for one, other in zip(found[name], found[f"{name}, divided"], strict=True):
+        assert one["processes"] == other["processes"] == WORLD
+        assert not unequal(one["model"], other["model"])
+        results = [json.loads(process["results"]) for process in (one, other)]
+        assert [results[0][kind] for kind in ("last", "best")] == [results[1][k] for k in ("last", "best")]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_process_holds_its_share(found, name):
+    """Weights of 32 rows on three processes: 11, 11 and 10; those of one row go to the first."""
+    shares = [process["shares"] for process in found[f"{name}, divided"]]
+    assert shares[0] and shares[0].keys() == shares[1].keys() == shares[2].keys()
+    for key, (_, every) in shares[0].items():
+        assert sum(share[key][0] for share in shares) == every
+    held = [sum(own for own, _ in share.values()) for share in shares]
+    assert max(held) < 1.1 * sum(held) / WORLD
+
+
+def test_a_divided_checkpoint_is_tested_as_it_was(found):
+    tested = [json.loads(process["results"]) for process in found["tested"]]
+    trained = json.loads(found["remainder 1, divided"][0]["results"])
+    assert all(process["shares"] for process in found["tested"])
+    assert [result["checkpoint"]["test"] for result in tested] == [trained["best"]["test"]] * WORLD
+
+
 def test_training_windows_are_shared_without_repetition(found):
     """24 windows: two steps of three times four an epoch."""
     orders = [process["order"] for process in found["remainder 2"]]
@@ -71,19 +108,26 @@ def test_training_windows_are_shared_without_repetition(found):
         assert sorted(sum((order[epoch] for order in orders), [])) == list(range(24))
 
 
+def check_close(alone: dict[str, Any], several: dict[str, Any]) -> None:
+    assert alone["global_step"] == several["global_step"]
+    for key, tensor in alone["model"].items():
+        if not key.endswith("key_projection.bias"):  # softmax takes no notice of it
+            torch.testing.assert_close(tensor, several["model"][key], rtol=2e-3, atol=2e-5, msg=key)
+
+
+def checkpoint_of(folder: Any) -> dict[str, Any]:
+    return torch.load(Path(folder) / "checkpoint", weights_only=True)
+
+
 @pytest.mark.parametrize("name", ["remainder 2", "accumulating"])
 def test_they_train_as_one_with_three_times_the_batch(found, start_run, name):
     """Steps, rates and gradients are those of one process on the same global batch, accumulated or not."""
     several = found[name][0]
     result = start_run(**{**found["common"], "batch_size": 12, "model_comment": "one"})
-    alone = torch.load(result.run_dir / "checkpoint", weights_only=True)
-    kept = torch.load(Path(several["folder"]) / "checkpoint", weights_only=True)
-    assert alone["global_step"] == kept["global_step"] and len(several["order"]) == 16
+    assert len(several["order"]) == 16
     scores = json.loads(several["results"])["last"]["test"]
     assert result.results["last"]["test"]["mse"] == pytest.approx(scores["mse"], rel=1e-3)
-    for key, tensor in alone["model"].items():
-        if not key.endswith("key_projection.bias"):  # softmax takes no notice of it
-            torch.testing.assert_close(tensor, kept["model"][key], rtol=2e-3, atol=2e-5, msg=key)
+    check_close(checkpoint_of(result.run_dir), checkpoint_of(several["folder"]))
 
 
 def test_early_stopping_is_agreed_on(found):
@@ -105,7 +149,7 @@ original, calls = objective.Objective.__call__, []
 def spied(*args, **kwargs):
     calls.append(1)
     if len(calls) == 3 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.{signal})
+        os.kill(os.getpid(), signal.SIGKILL)
     return original(*args, **kwargs)
 
 objective.Objective.__call__ = spied
@@ -113,38 +157,18 @@ run_main.main(sys.argv[1:], model="TimeLLM_Enhanced")
 """
 
 
-def launched(script: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(WORLD)]
-    environment = {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    return subprocess.run(
-        [*launch, str(script), *words], cwd=PROJECT_ROOT, env={**os.environ, **environment},
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("signal", "said", "newest"), [("SIGKILL", "Signal 9", 2), ("SIGTERM", "stopped by another process", 3)]
-)
-def test_one_that_is_ended_ends_the_others_and_the_run_goes_on(
-    found, start_run, as_words, tmp_path, signal, said, newest
-):
-    """In the third step: killed, it leaves the others waiting in a reduction; asked to stop, all save it."""
+def test_one_that_is_killed_ends_the_others_and_the_run_goes_on(found, start_run, as_words, tmp_path):
+    """In the third step it leaves the others waiting in a reduction; asked to stop: test_processes_resume."""
     settings = {**found["common"], "checkpoints": str(tmp_path / "runs"), "save_steps": 1}
     script = tmp_path / "ending.py"
-    script.write_text(ENDING.replace("{signal}", signal))
+    script.write_text(ENDING)
     began = time.monotonic()
-    done = launched(script, *as_words(settings))
-    took = time.monotonic() - began
-    assert done.returncode == 1 and said in done.stdout + done.stderr, done.stderr[-3000:]
-    assert took < 60 + 30  # half a minute to start three processes on a busy machine
+    done = torchrun(script, *as_words(settings), count=WORLD)
+    assert done.returncode == 1 and "Signal 9" in done.stdout + done.stderr, done.stderr[-3000:]
+    assert time.monotonic() - began < 60 + 30  # half a minute to start three processes on a busy machine
     (run_dir,) = (tmp_path / "runs").iterdir()
     steps = [int(path.name.split("_")[-1]) for path in run_dir.glob("checkpoint_step_*")]
-    assert max(steps) == newest
+    assert max(steps) == 2
     result = start_run(**settings, resume_from_checkpoint="auto")
     assert result.run_dir == run_dir
-    whole = torch.load(Path(found["remainder 2"][0]["folder"]) / "checkpoint", weights_only=True)
-    resumed = torch.load(run_dir / "checkpoint", weights_only=True)
-    assert resumed["global_step"] == whole["global_step"]
-    for key, tensor in whole["model"].items():
-        if not key.endswith("key_projection.bias"):
-            torch.testing.assert_close(tensor, resumed["model"][key], rtol=2e-3, atol=2e-5, msg=key)
+    check_close(checkpoint_of(found["remainder 2"][0]["folder"]), checkpoint_of(run_dir))

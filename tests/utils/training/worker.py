@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import json
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,6 @@ class Watched:
 
     def find(self) -> dict[str, Any]:
         """What came out of the run, or how it failed."""
-        began = time.perf_counter()
         builders = Builders(
             self.kind,
             self.model,
@@ -62,8 +60,8 @@ class Watched:
             result = run(Config.from_flat(self.settings), builders)
         except Exception as error:  # any: the test that asked for this run says what it expected
             left = dict(self.built.state_dict()) if hasattr(self, "built") else {}
-            return self.facts(began) | {"error": f"{type(error).__name__}: {error}", "model": left}
-        return self.facts(began) | {
+            return self.facts() | {"error": f"{type(error).__name__}: {error}", "model": left}
+        return self.facts() | {
             "error": None,
             "model": dict(self.built.state_dict()),
             "shares": {
@@ -81,13 +79,12 @@ class Watched:
             "folder": str(result.run_dir),
         }
 
-    def facts(self, began: float) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         return {
             "processes": PartialState().num_processes,
             "backend": torch.distributed.get_backend(),
             "start": self.start,
             "order": self.order,
-            "seconds": time.perf_counter() - began,
         }
 
     def model(self, config: Config) -> Forecaster:
@@ -119,6 +116,7 @@ def main(folder: Path) -> None:
     asked = json.loads((folder / "runs.json").read_text())
     folders: dict[str, str] = {}
     for name, settings in asked["runs"].items():
+        print(f"run: {name}", file=sys.stderr)  # the last one, where the processes wait for each other
         gc.freeze()  # a run collects garbage at its end: among all imported modules, half of its time
         for flag in {"resume_from_checkpoint", "init_from"} & settings.keys():
             settings[flag] = settings[flag].format(**folders)
