@@ -151,7 +151,7 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
         return build_m4(config)
     own = _prepared(data)
     _check_names(own)
-    _check_variables(data, read=len(own.series.columns), forecast=own.n_targets)
+    _check_variables(data, found=len(own.series.columns))
     tested = own if data.eval_data is None else _prepared(transfer_config(data), flags=False)
     if tested is not own:
         _check_transfer(config, model, own, tested)
@@ -292,17 +292,15 @@ def _workers(count: int, prompts: PromptMaker | None) -> dict[str, Any]:
     }
 
 
-def _check_variables(data: DataConfig, *, read: int, forecast: int) -> None:
-    """The family's numbers of variables, where they are given, are those of the file."""
-    given = {"enc_in": read, "dec_in": read, "c_out": forecast}
-    wrong = [
-        f"--{name}: expected {found} (the variables of {data.file_name} with --features {data.features}) "
-        f"or no flag, found {getattr(data, name)}"
-        for name, found in given.items()
-        if getattr(data, name) not in (None, found)
-    ]
-    if wrong:
-        raise ConfigError(wrong)
+def _check_variables(data: DataConfig, *, found: int) -> None:
+    """The family's number of variables, where it is given, is that of the file."""
+    if data.enc_in not in (None, found):
+        raise ConfigError(
+            [
+                f"--enc_in: expected {found} (the variables of {data.file_name} with --features "
+                f"{data.features}) or no flag, found {data.enc_in}"
+            ]
+        )
 
 
 def _check_names(own: Prepared) -> None:

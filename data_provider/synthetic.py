@@ -1,7 +1,7 @@
-"""Made-up series: a plausible load set, and two focused ones whose structure is known.
+"""Made-up series: a plausible load set.
 
-They depend on their arguments alone (a numpy Generator of their own), need no file and no network,
-and are never called by the name of a real data set. T rows, N variables.
+It depends on its arguments alone (a numpy Generator of its own), needs no file and no network, and is
+never called by the name of a real data set. T rows, N variables.
 
 ``python -m data_provider.synthetic my.csv --rows 17544 --variables 862`` writes one to a file, of any
 length, width and frequency, with gaps where they are asked for.
@@ -103,78 +103,6 @@ def make_series(
     offsets = np.linspace(4.0, 12.0, variables)  # plausible magnitudes that differ by column
     values = offsets * (1 + 0.25 * values)
     return _series(name, values, frequency)
-
-
-def planted_recurrences(
-    *,
-    seed: int,
-    seq_len: int,
-    pred_len: int,
-    variables: int = 1,
-    motifs: int = 8,
-    motif_rows: int | None = None,
-    noise: float = 0.1,
-) -> Series:
-    """A series whose future can be remembered but not extrapolated.
-
-    It is a chain of random curves from a bank of ``motifs``: the rest of a curve says nothing to who
-    has not met it before, and is known up to noise to who has. The chain has 10 rounds, each of which
-    plays every curve once in an order of its own, so that with the fractions 0.7/0.1/0.2 each occurs
-    7 times in training, once in validation and twice in test. Windows at any offset are helped whose
-    lookback shows enough of the curve that their future continues. Curves have mean 0 and deviation 1;
-    white noise of deviation ``noise``, new at each occurrence, lies on top.
-
-    Args:
-        seed: of everything random.
-        seq_len: lookback L of the windows to be helped.
-        pred_len: their horizon H.
-        variables: columns N, each with a bank of its own and all in the same order.
-        motifs: curves in the bank; the series has 10 * motifs * motif_rows rows.
-        motif_rows: length of a curve, 2 * (L + H) where None: at L + H alone nearly every lookback
-            mixes two curves, and neighbours that share only the older one win.
-        noise: deviation of the noise.
-    """
-    rng = np.random.default_rng(seed)
-    length = motif_rows or 2 * (seq_len + pred_len)
-    # correlated over H / 12 rows: nothing local reaches far into the horizon
-    bank = _smooth_noise((length, motifs * variables), max(1.5, pred_len / 12), rng)
-    bank = bank.reshape(length, motifs, variables)
-    order = np.concatenate([rng.permutation(motifs) for _ in range(10)])
-    values = bank[:, order].transpose(1, 0, 2).reshape(-1, variables)  # [10 * motifs * length, N]
-    values = values + noise * rng.standard_normal(values.shape)
-    return _series("planted_recurrences", values, "h")
-
-
-def planted_trends(
-    *,
-    seed: int,
-    seq_len: int,
-    pred_len: int,
-    rows: int = 6000,
-    variables: int = 1,
-    season: int = 24,
-    noise: float = 0.1,
-) -> Series:
-    """A series whose level rises, stays or falls over the horizon, as its lookback shows.
-
-    Straight ramps of one to two times ``seq_len + 2 * pred_len`` rows follow each other; each
-    group of three holds one up, one flat and one down, equally long and in random order, so the
-    three directions have equal shares and the level stays bounded. A ramp moves by about 1 per
-    horizon; a season of amplitude 0.5 and white noise of deviation ``noise`` lie on top.
-    """
-    rng = np.random.default_rng(seed)
-    shortest = seq_len + 2 * pred_len
-    level = np.empty((rows, variables))
-    for variable in range(variables):
-        slopes: list[FloatArray] = []
-        while sum(map(len, slopes)) < rows:
-            length = int(rng.integers(shortest, 2 * shortest))
-            slope = rng.uniform(0.8, 1.2) / pred_len
-            slopes += [np.full(length, sign * slope) for sign in rng.permutation([-1.0, 0.0, 1.0])]
-        level[:, variable] = np.cumsum(np.concatenate(slopes)[:rows])
-    phase = rng.uniform(0, 2 * np.pi, variables)
-    cycle = 0.5 * np.sin(2 * np.pi * np.arange(rows)[:, None] / season + phase)  # [T, N]
-    return _series("planted_trends", level + cycle + noise * rng.standard_normal(level.shape), "h")
 
 
 def with_gaps(

@@ -6,8 +6,7 @@ M memory rows, K width of a key, k neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from layers.retrieval_keys import PatternEncoder as PatternEncoder
 from layers.retrieval_memory import RetrievalMemory
 from layers.retrieval_search import (
     Candidates,
-    MemoryPart,
+    MemoryRows,
     Queries,
     Rows,
     SearchRule,
@@ -34,8 +33,6 @@ FARTHEST = 1e6
 There float32's spacing (0.06) nears the temperature: rounding would choose among such neighbours, and
 its gradient, times the distance, would be without bounds.
 """
-GATE_HISTORY_DECAY = 0.9
-"""Weight of the past in the running mean of the gate, per optimizer step."""
 
 
 class Neighbours(NamedTuple):
@@ -54,8 +51,7 @@ class Neighbours(NamedTuple):
 class PatternValueDualRetriever(RetrievalMemory):
     """The memory, and the search in it by shape and by value.
 
-    Rows of the query's own window, or overlapping it, are never found. Where several processes divide the
-    rows they search together: one that has nothing more to search for has to `help_others`.
+    Rows of the query's own window, or overlapping it, are never found.
     """
 
     def forward(self, lookback: Tensor, query: Rows, *, target: Tensor | None = None) -> Neighbours:
@@ -70,7 +66,7 @@ class PatternValueDualRetriever(RetrievalMemory):
         """
         key = self.keys(lookback)
         weights = self.keys.column_weights(self.distance_scale)
-        candidates = self._search(key, query, lookback, target)
+        candidates = self._search(key, query, lookback, target, weights=weights)
         index, values = candidates.rows, candidates.futures
         found = index >= 0
         distance = ((key[:, None, :] - candidates.keys).square() * weights).sum(-1)  # [S, k]
@@ -80,36 +76,26 @@ class PatternValueDualRetriever(RetrievalMemory):
             index, found, distance = (t.gather(1, order) for t in (index, found, distance))
             values = values.take_along_dim(order[..., None], dim=1)  # [S, k, H]
         closeness = -distance.clamp(max=FARTHEST) / self.config.temperature
-        closeness = closeness.masked_fill(~found, -torch.inf)
         if self.config.retrieval_control != "none":
             # A control's rows weigh the same: weighing them by distance would be half a retrieval.
             # Times 0 keeps the encoders in the graph, as every process expects.
-            closeness = (0 * closeness.masked_fill(~found, 0.0)).masked_fill(~found, -torch.inf)
-        logits = closeness.masked_fill(~found.any(1, keepdim=True), 0.0)
+            closeness = 0 * closeness
+        logits = closeness.masked_fill(~found & found.any(1, keepdim=True), -torch.inf)
         share = logits.softmax(dim=1).masked_fill(~found, 0.0)
         return Neighbours(index, distance, share, values)
 
     @torch.no_grad()
-    def _search(self, key: Tensor, query: Rows, lookback: Tensor, target: Tensor | None) -> Candidates:
-        """The ``top_k`` best-scored admissible rows of each query."""
+    def _search(
+        self, key: Tensor, query: Rows, lookback: Tensor, target: Tensor | None, *, weights: Tensor
+    ) -> Candidates:
+        """The ``top_k`` best-scored admissible rows of each query; ``weights`` [K] of a key's columns."""
+        if not len(self.memory_start):
+            raise RuntimeError("the retrieval memory is empty: build it, or load a checkpoint that has one")
         future = lookback[:, :0]
         if self.config.retrieval_control == "oracle":
             if target is None:
                 raise UserError("--retrieval_control oracle needs the target; it exists for studies only")
             future = target - lookback[:, -1:]
-        return self.division.search(Queries(key, query, future), len(self.memory_start), self._search_part)
-
-    @torch.no_grad()
-    def help_others(self) -> None:
-        """Take part in the searches of other processes until each of them is here as well."""
-        width = self.horizon if self.config.retrieval_control == "oracle" else 0
-        nothing = self.key_centre.new_empty((0, len(self.key_centre)))
-        places = Rows(*(column[:0] for column in self._places))
-        none = Queries(nothing, places, nothing.new_empty((0, width)))
-        self.division.help_others(none, len(self.memory_start), self._search_part)
-
-    def _search_part(self, asked: Sequence[Queries], first: int, count: int) -> list[Candidates]:
-        """What the rows held, ``first`` and on of ``count``, have for each set of queries."""
         rule = SearchRule(
             top_k=self.config.top_k,
             control=self.config.retrieval_control,
@@ -117,9 +103,10 @@ class PatternValueDualRetriever(RetrievalMemory):
             span=self.span,
             season=self.season,
         )
-        part = MemoryPart(self.memory_keys, self.memory_values, self._places, first, count)
-        weights = self.keys.column_weights(self.distance_scale)
-        return nearest_rows(part, asked, rule, centre=self.key_centre, weights=weights)
+        memory = MemoryRows(self.memory_keys, self.memory_values, self._places)
+        return nearest_rows(
+            memory, Queries(key, query, future), rule, centre=self.key_centre, weights=weights
+        )
 
 
 class GatingOutput(NamedTuple):
@@ -198,8 +185,6 @@ class RetrievalAugmentedPrompt(nn.Module):
 class GRAM(nn.Module):
     """Patches [S, P, D] to patches, retrieval tokens [S, 2, d_llm], a forecast and a record."""
 
-    gate_history: Tensor
-
     def __init__(
         self,
         config: GRAMConfig,
@@ -224,7 +209,11 @@ class GRAM(nn.Module):
             d_model, dropout=dropout, fuse_features=config.retrieval_fusion != "prediction"
         )
         self.prompt = RetrievalAugmentedPrompt(d_model=d_model, d_llm=d_llm)
-        self.register_buffer("gate_history", torch.tensor(0.5))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Weights of earlier versions have a running mean of the gate beside them: nothing reads it."""
+        state_dict.pop(prefix + "gate_history", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(
         self,
@@ -255,11 +244,5 @@ class GRAM(nn.Module):
             rows=found.rows,
             distance=found.distance,
             matched=present.any(dim=1),
-            gate_history=self.gate_history.clone(),
         )
         return decided.patches, tokens, retrieved, record
-
-    @torch.no_grad()
-    def remember_gate(self, mean: Tensor) -> None:
-        """Move the running mean of the gate towards one optimizer step's mean (a scalar)."""
-        self.gate_history.lerp_(mean.to(self.gate_history), 1 - GATE_HISTORY_DECAY)

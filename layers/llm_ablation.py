@@ -82,8 +82,6 @@ def pass_through(llm: FrozenLLM, layer: TokenAttention | None, config: Config) -
     taken = LLMPass(llm.model)
     if config.training.gradient_checkpointing:
         taken.recompute_layers()
-    if config.training.compile:
-        taken.compile_layers()
     return taken
 
 

@@ -1,7 +1,7 @@
-"""The layers of a frozen LLM: their keys and values, and other ways to compute them.
+"""The layers of a frozen LLM: their keys and values, and another way to compute them.
 
-A layer may be computed a second time in the backward pass, or be compiled; both act on the model's
-own modules, in place, and leave states and gradients what they were (compiled ones up to rounding).
+A layer may be computed a second time in the backward pass; that acts on the model's own modules, in
+place, and leaves states and gradients what they were.
 
 Shape legend: S series, T_past and T tokens before and in a pass.
 """
@@ -21,9 +21,6 @@ from utils.errors import UserError
 
 KeysValues = tuple[Tensor, Tensor]
 """Of one layer, each [S, heads, T, width]."""
-
-ATTENTION = "Attention"
-"""In the class names of the parts that take a cache; the others take one or two tensors."""
 
 
 class HasKeys(Exception):  # noqa: N818  it ends a pass; nothing went wrong
@@ -110,14 +107,3 @@ def _recomputing(forward: Callable[..., Any], index: int) -> Callable[..., Any]:
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return run
-
-
-def compile_parts(layers: nn.ModuleList) -> None:
-    """Compile what surrounds the attentions: norms and feed-forward parts, for any number of tokens.
-
-    Whole layers are compiled anew for every state of their cache, which costs more than it gains.
-    """
-    for layer in layers:
-        for part in layer.children():
-            if ATTENTION not in type(part).__name__:
-                part.compile(dynamic=True)

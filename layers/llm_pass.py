@@ -22,9 +22,8 @@ from transformers import PreTrainedModel
 
 from layers import llm_attention, llm_fused
 from layers.llm_attention import masks_unseen, usual_attention
-from layers.llm_layers import HasKeys, KeysValues, PassCache, compile_parts, recompute, stack_of
+from layers.llm_layers import HasKeys, KeysValues, PassCache, recompute, stack_of
 from layers.llm_twin import twin_of
-from utils.errors import UserError
 from utils.training.precision import matmul_precision
 
 log = getLogger(__name__)
@@ -121,7 +120,7 @@ class LLMPass:
         """A pass through the same LLM that shortens nothing, for comparison."""
         return LLMPass(self.llm, plain=True)
 
-    # Other ways to compute the LLM's layers, for all passes through it.
+    # Another way to compute the LLM's layers, for all passes through it.
 
     def recompute_layers(self) -> None:
         """Keep only the layers' inputs for the backward pass.
@@ -130,29 +129,6 @@ class LLMPass:
             ValueError: the LLM has no stack of layers.
         """
         recompute(stack_of(self.llm, self.n_layers))
-
-    def compile_layers(self) -> None:
-        """Compile what is not attention in each layer.
-
-        Raises:
-            ValueError: torch.compile does not work here, or gives other states.
-        """
-        wanted = self._check_states()
-        layers = stack_of(self.llm, self.n_layers)
-        llm_fused.restore(layers)  # its functions would pass the compiled parts over
-        compile_parts(layers)
-        try:
-            found = self._check_states()
-        except Exception as error:  # whatever a compiler raises, there is one thing to do about it
-            raise UserError(
-                f"--compile: expected torch.compile to work on this machine (on a CPU it takes a C++ "
-                f"compiler), found {type(error).__name__}: {str(error).strip().splitlines()[0]}; leave it out"
-            ) from error
-        if not _close(found, wanted):
-            raise UserError(
-                f"--compile: expected the states of {type(self.llm).__name__} as without it, found others "
-                f"(by up to {(found - wanted).abs().max():.2g}); leave it out"
-            )
 
     # The ways.
 

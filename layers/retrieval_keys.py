@@ -5,8 +5,6 @@ Shape legend: R rows (one variable of one window each), L lookback, K width of a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -21,12 +19,6 @@ BLOCK = 65536
 """Keys taken to float64 at once."""
 INITIAL_SHAPE_LOGIT = 1.4
 """sigmoid of it is 0.8: the shape decides at first, the statistics break ties."""
-Total = Callable[[Tensor], Tensor]
-"""A tensor to its sum over the processes that divide a memory."""
-
-
-def _alone(own: Tensor) -> Tensor:
-    return own
 
 
 class PatternEncoder(nn.Module):
@@ -91,18 +83,10 @@ def raw_key(lookback: Tensor, width: int) -> Tensor:
     return (latest - latest[:, -1:]) / width**0.5
 
 
-def mean_key(keys: Tensor, *, total: Total = _alone) -> Tensor:
-    """Mean of the rows of ``keys`` [R, K], in float64: [K]; zeros where there is none.
-
-    ``total`` adds a tensor up over the processes that hold the other rows, where there are such.
-    """
+def mean_key(keys: Tensor) -> Tensor:
+    """Mean of the rows of ``keys`` [R, K], in float64: [K]; zeros where there is none."""
     sums = torch.stack([block.sum(dim=0, dtype=torch.float64) for block in keys.split(BLOCK)])
-    return total(sums.sum(dim=0)) / _count(keys, total)
-
-
-def _count(keys: Tensor, total: Total) -> Tensor:
-    """Rows of all processes, one at least."""
-    return total(torch.tensor(len(keys), device=keys.device)).clamp(min=1)
+    return sums.sum(dim=0) / max(len(keys), 1)
 
 
 class WindowKeys(nn.Module):
@@ -139,15 +123,14 @@ class WindowKeys(nn.Module):
             ]
         return torch.cat(parts, dim=-1)
 
-    def mean_distances(self, keys: Tensor, *, total: Total = _alone) -> Tensor:
+    def mean_distances(self, keys: Tensor) -> Tensor:
         """Mean squared distance between two rows of ``keys`` [R, K], part by part: [parts].
 
-        Over all ordered pairs it is twice the sum of the variances, so no pair is formed. ``total`` as
-        for `mean_key`.
+        Over all ordered pairs it is twice the sum of the variances, so no pair is formed.
         """
-        mean = mean_key(keys, total=total)
+        mean = mean_key(keys)
         squares = [(block - mean).square().sum(dim=0) for block in keys.split(BLOCK)]
-        variances = total(torch.stack(squares).sum(dim=0)) / _count(keys, total)
+        variances = torch.stack(squares).sum(dim=0) / max(len(keys), 1)
         return torch.stack([2 * v.sum() for v in variances.split(self.widths)]).float().clamp(min=1e-12)
 
     def column_weights(self, scale: Tensor) -> Tensor:

@@ -1,27 +1,25 @@
 """Exact nearest-neighbour search over the memory, with the rows that must not be found masked.
 
-Shape legend: S queries, M memory rows, R of them held by this process, K width of a key, k neighbours,
-H horizon.
+Shape legend: S queries, M memory rows, K width of a key, k neighbours, H horizon.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SEARCH_BLOCK = 32768
 """Memory rows compared at once."""
-NOWHERE = torch.iinfo(torch.int64).max
 _HASH_PRIMES = (2654435761, 40503, 2246822519, 3266489917)
 _HASH_MODULUS = 2**31 - 1
 
 
 class Rows(NamedTuple):
-    """Where rows come from: series, variable and absolute start, each [R] int64."""
+    """Where rows come from: series, variable and absolute start, each [M] int64."""
 
     series_id: Tensor
     variable: Tensor
@@ -39,26 +37,22 @@ class Queries(NamedTuple):
     """[S, H] less the lookback's last value, for the oracle control; [S, 0] for all others."""
 
 
-class MemoryPart(NamedTuple):
-    """The rows of a memory that this process holds: the ones from ``first`` on, of ``whole``."""
+class MemoryRows(NamedTuple):
+    """What is searched."""
 
     keys: Tensor
-    """[R, K]."""
+    """[M, K]."""
     futures: Tensor
-    """[R, H]."""
+    """[M, H]."""
     places: Rows
-    """[R] each."""
-    first: int
-    whole: int
+    """[M] each."""
 
 
 class Candidates(NamedTuple):
-    """The best-scored rows of each query, in order; where there are too few -1, score inf, and zeros."""
+    """The best-scored rows of each query, in order; where there are too few -1, and zeros."""
 
-    scores: Tensor
-    """[S, k]."""
     rows: Tensor
-    """[S, k] int64, numbers in the whole memory."""
+    """[S, k] int64."""
     keys: Tensor
     """[S, k, K] float32."""
     futures: Tensor
@@ -77,121 +71,63 @@ class SearchRule:
 
 
 def nearest_rows(
-    part: MemoryPart, asked: Sequence[Queries], rule: SearchRule, *, centre: Tensor, weights: Tensor
-) -> list[Candidates]:
-    """The ``top_k`` best admissible rows of a part for each of several sets of queries.
-
-    Blocks are those of the whole memory, zeros in place of the rows that others hold: so each score is
-    to the bit what it is where one process holds all rows. Equal scores go by the lower row.
+    memory: MemoryRows, queries: Queries, rule: SearchRule, *, centre: Tensor, weights: Tensor
+) -> Candidates:
+    """The ``top_k`` best admissible rows for each query; equal scores go by the lower row.
 
     Args:
-        part: of the memory.
-        asked: sets of queries, searched for one after the other.
+        memory: of one row at least.
+        queries: what is searched for.
         rule: of the search.
         centre: about what all keys have in common [K], which would drown their differences in
             float32's rounding; any other gives the same order but for rounding.
         weights: of a key's columns, [K].
     """
-    best: list[list[tuple[Tensor, Tensor]]] = [[] for _ in asked]
-    for begin in range(0, part.whole, SEARCH_BLOCK):
-        block = _Block.of(part, begin, min(begin + SEARCH_BLOCK, part.whole), centre=centre, weights=weights)
-        if block is None:
-            continue
-        for found, queries in zip(best, asked, strict=True):
-            found.append(block.smallest(queries, rule))
-            found[:] = [merged(found, rule.top_k)]
-    return [_candidates(part, found, len(q.key), rule.top_k) for found, q in zip(best, asked, strict=True)]
-
-
-class _Block(NamedTuple):
-    """Some rows of a memory, those that other processes hold as zeros."""
-
-    keys: Tensor
-    """Less their centre."""
-    norms: Tensor
-    """Their weighted squares."""
-    weights: Tensor
-    centre: Tensor
-    futures: Tensor
-    """Of the rows held alone, and their places."""
-    places: Rows
-    begin: int
-    held: slice
-    """Which rows of the block this process holds."""
-
-    @classmethod
-    def of(cls, part: MemoryPart, begin: int, end: int, *, centre: Tensor, weights: Tensor) -> _Block | None:
-        """Rows ``begin`` to ``end`` of the whole memory; None where this process holds none of them."""
-        low, high = max(begin, part.first), min(end, part.first + len(part.keys))
-        if low >= high:
-            return None
-        own, held = slice(low - part.first, high - part.first), slice(low - begin, high - begin)
-        keys = _placed(part.keys[own], held, end - begin) - centre
-        return cls(
-            keys=keys,
-            norms=keys.square() @ weights,
-            weights=weights,
-            centre=centre,
-            futures=part.futures[own],
-            places=Rows(*(column[own] for column in part.places)),
-            begin=begin,
-            held=held,
+    shape = (len(queries.key), 0)
+    best, rows = centre.new_empty(shape), memory.places.start.new_empty(shape)
+    for begin in range(0, len(memory.keys), SEARCH_BLOCK):
+        held = slice(begin, begin + SEARCH_BLOCK)
+        block = MemoryRows(
+            memory.keys[held], memory.futures[held], Rows(*(column[held] for column in memory.places))
         )
-
-    def smallest(self, queries: Queries, rule: SearchRule) -> tuple[Tensor, Tensor]:
-        """The ``top_k`` smallest scores of the admissible rows that are held, and the rows: [S, k] each."""
-        scores = self._scores(queries, rule.control)
-        allowed = admissible(queries.rows, self.places, span=rule.span, same_variable=rule.same_variable)
-        if rule.control == "same_phase":
-            allowed &= (queries.rows.start[:, None] - self.places.start[None, :]) % rule.season == 0
-        scores[:, : self.held.start] = torch.inf
-        scores[:, self.held.stop :] = torch.inf
-        scores[:, self.held].masked_fill_(allowed.logical_not_(), torch.inf)
+        scores = _scores(block, begin, queries, rule, centre=centre, weights=weights)
         found, column = smallest(scores, rule.top_k)
-        return found, column + self.begin
-
-    def _scores(self, queries: Queries, control: str) -> Tensor:
-        """[S, rows of the block], the smaller the better."""
-        if control == "none":
-            return _euclidean(queries.key - self.centre, self.keys, self.weights, self.norms)
-        if control == "oracle":
-            futures = _placed(self.futures, self.held, len(self.keys)).float()
-            ones = futures.new_ones(futures.shape[1])
-            return _euclidean(queries.future, futures, ones, futures.square() @ ones)
-        numbers = torch.arange(self.begin, self.begin + len(self.keys), device=self.keys.device)
-        return random_scores(queries.rows, numbers)
+        best, order = torch.cat([best, found], dim=1).sort(dim=1, stable=True)
+        rows = torch.cat([rows, column + begin], dim=1).gather(1, order[:, : rule.top_k])
+        best = best[:, : rule.top_k]
+    return _candidates(memory, best, rows, rule.top_k)
 
 
-def _placed(rows: Tensor, at: slice, length: int) -> Tensor:
-    """``rows`` at these places among ``length``, zeros elsewhere."""
-    if len(rows) == length:
-        return rows
-    whole = rows.new_zeros((length, *rows.shape[1:]))
-    whole[at] = rows
-    return whole
+def _scores(
+    block: MemoryRows, begin: int, queries: Queries, rule: SearchRule, *, centre: Tensor, weights: Tensor
+) -> Tensor:
+    """[S, rows of the block from ``begin`` on], the smaller the better; inf where a row is not admissible."""
+    if rule.control == "none":
+        scores = _euclidean(queries.key - centre, block.keys - centre, weights)
+    elif rule.control == "oracle":
+        futures = block.futures.float()
+        scores = _euclidean(queries.future, futures, futures.new_ones(futures.shape[1]))
+    else:
+        numbers = torch.arange(begin, begin + len(block.keys), device=block.keys.device)
+        scores = random_scores(queries.rows, numbers)
+    allowed = admissible(queries.rows, block.places, span=rule.span, same_variable=rule.same_variable)
+    if rule.control == "same_phase":
+        allowed &= (queries.rows.start[:, None] - block.places.start[None, :]) % rule.season == 0
+    return scores.masked_fill_(allowed.logical_not_(), torch.inf)
 
 
-def _euclidean(query: Tensor, keys: Tensor, weights: Tensor, norms: Tensor) -> Tensor:
+def _euclidean(query: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
     """Weighted squared distance [S, M] less the query's own norm, which does not change the order."""
+    norms = keys.square() @ weights
     return torch.addmm(norms[None, :], query * weights, keys.T, alpha=-2)
 
 
-def _candidates(part: MemoryPart, found: list[tuple[Tensor, Tensor]], count: int, top_k: int) -> Candidates:
-    """What a search found for ``count`` queries, with the keys and futures of the rows."""
-    shape = (count, top_k)
-    scores = part.keys.new_full(shape, torch.inf, dtype=torch.float32)
-    rows = part.places.start.new_full(shape, -1)
-    if not found:
-        keys, futures = (t.new_zeros((*shape, t.shape[1])).float() for t in (part.keys, part.futures))
-        return Candidates(scores, rows, keys, futures)
-    ((best, numbers),) = found
-    scores[:, : best.shape[1]] = best
-    rows[:, : best.shape[1]] = numbers
-    missing = torch.isinf(scores)
-    rows.masked_fill_(missing, -1)
-    own = (rows - part.first).clamp(min=0)
-    keys, futures = (t[own].float().masked_fill(missing[..., None], 0.0) for t in (part.keys, part.futures))
-    return Candidates(scores, rows, keys, futures)
+def _candidates(memory: MemoryRows, scores: Tensor, rows: Tensor, top_k: int) -> Candidates:
+    """The rows that a search found, [S, k or fewer], with their keys and futures."""
+    rows = F.pad(rows.masked_fill(torch.isinf(scores), -1), (0, top_k - rows.shape[1]), value=-1)
+    missing, held = (rows < 0)[..., None], rows.clamp(min=0)
+    keys, futures = (t[held].float().masked_fill(missing, 0.0) for t in (memory.keys, memory.futures))
+    return Candidates(rows, keys, futures)
 
 
 def smallest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -222,18 +158,6 @@ def _lowest_of_equal(scores: Tensor, found: Tensor, column: Tensor) -> Tensor:
     return torch.where(smaller, column, equal.gather(1, place.clamp(min=0)))
 
 
-def merged(found: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` smallest of several rising lists of scores [S, any], and their rows.
-
-    Equal scores stay in the order of the lists, and within each as they are.
-    """
-    if len(found) == 1:
-        return found[0]
-    scores, rows = (torch.cat(column, dim=1) for column in zip(*found, strict=True))
-    scores, order = scores.sort(dim=1, stable=True)
-    return scores[:, :k], rows.gather(1, order[:, :k])
-
-
 def admissible(query: Rows, memory: Rows, *, span: int, same_variable: bool) -> Tensor:
     """Which memory rows each query may see, [S, M] bool.
 
@@ -260,19 +184,3 @@ def random_scores(query: Rows, memory_rows: Tensor) -> Tensor:
     mixed = (mixed % _HASH_MODULUS) * 48271 % _HASH_MODULUS
     mixed = (mixed ^ (mixed >> 15)) * _HASH_PRIMES[3] % _HASH_MODULUS
     return mixed.float() / _HASH_MODULUS
-
-
-def extremes(places: Rows, n_variables: int) -> Tensor:
-    """The lowest start of each of ``n_variables``, and the lowest series, [2, V + 1]; below them, of ``~``.
-
-    The lowest ``~x`` is the highest ``x``. Where there is no row, `NOWHERE`.
-    """
-    found = places.start.new_full((2, n_variables + 1), NOWHERE)
-    known = places.variable < n_variables
-    for line, (start, series) in enumerate(
-        ((places.start, places.series_id), (~places.start, ~places.series_id))
-    ):
-        found[line].scatter_reduce_(0, places.variable[known], start[known], "amin")
-        if len(series):
-            found[line, -1] = series.min()
-    return found

@@ -9,9 +9,6 @@ P patches, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from logging import getLogger
 from typing import Any
 
@@ -26,7 +23,6 @@ from layers.fusion import (
     trend_bound,
 )
 from layers.GRAM import GRAM
-from layers.retrieval_parts import Division
 from layers.retrieval_search import Rows
 from layers.TAPR import TAPR
 from models import TimeLLM
@@ -123,7 +119,7 @@ class Model(TimeLLM.Model):
             leading.append(token)
         if self.config.gram.use_gram:
             shape = series.statistics.mean[:, 0]  # [B, M]
-            query = _query_rows(shape, start=start, series_id=series_id, variable=variable)
+            query = query_rows(shape, start=start, series_id=series_id, variable=variable)
             patches, tokens, retrieved, retrieval = self.gram(
                 patches,
                 lookback=series.lookback,
@@ -162,8 +158,10 @@ class Model(TimeLLM.Model):
         self.rebuild_memory(source)
 
     def recalibrate(self, source: WindowSource) -> None:
-        """Fix the class cuts anew under loaded weights; the thresholds stay as learned."""
+        """Fix the class cuts anew; thresholds stay as learned, and the memory but with ``--build_memory``."""
         self._calibrate(source, place_thresholds=False)
+        if self.config.gram.build_memory:
+            self.rebuild_memory(source)
 
     @torch.no_grad()
     def _calibrate(self, source: WindowSource, *, place_thresholds: bool) -> None:
@@ -197,56 +195,8 @@ class Model(TimeLLM.Model):
         if self.config.gram.use_gram:
             self.gram.retriever.refresh(source)
 
-    def divide(self, index: int, processes: int) -> None:
-        """Divide the memory's rows among the processes, where ``--shard_memory`` asks for it."""
-        if not (self.config.gram.use_gram and self.config.gram.shard_memory):
-            return
-        if processes == 1:
-            log.info("--shard_memory: one process, which holds the whole memory")
-            return
-        log.info("--shard_memory: the memory's rows are divided among %d processes", processes)
-        self.gram.retriever.divide(Division(index, processes))
 
-    def help_others(self) -> None:
-        """Take part in the searches of other processes in a divided memory."""
-        if self.config.gram.use_gram:
-            self.gram.retriever.help_others()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Inside, of a divided memory this process's own part is searched."""
-        if not self.config.gram.use_gram:
-            yield
-            return
-        retriever = self.gram.retriever
-        division, retriever.division = retriever.division, replace(retriever.division, together=False)
-        try:
-            yield
-        finally:
-            retriever.division = division
-
-    def whole_state(self) -> dict[str, Any]:
-        """`state_dict` with the whole of a divided memory on the first process; every one must ask."""
-        state = self.state_dict()
-        if self.config.gram.use_gram:
-            columns = self.gram.retriever.gathered()
-            state |= {f"gram.retriever.{name}": rows for name, rows in columns.items()}
-        return state
-
-    def batch_statistics(self, state: ForecastState) -> Tensor | None:
-        """The gate's mean over this pass, for its running mean, which unmatched series do not move."""
-        if state.retrieval is None:
-            return None
-        found = state.retrieval
-        gate = torch.where(found.matched[:, None], found.gate.detach().float(), found.gate_history)
-        return gate.mean()
-
-    def absorb_statistics(self, mean: Tensor) -> None:
-        """Move the gate's running mean."""
-        self.gram.remember_gate(mean)
-
-
-def _query_rows(
+def query_rows(
     like: Tensor, *, start: Tensor | None, series_id: Tensor | None, variable: Tensor | None
 ) -> Rows:
     """Where each series of a batch [B, M] comes from, each [S] int64, on the device of ``like``."""

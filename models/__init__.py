@@ -9,6 +9,7 @@ from models import (
     Linear,
     PatchTST,
     Persistence,
+    RetrievalRidge,
     Ridge,
     SeasonalNaive,
     TimeLLM,
@@ -26,6 +27,7 @@ MODELS: dict[str, type[Forecaster]] = {
     "Linear": Linear.Model,
     "PatchTST": PatchTST.Model,
     "Persistence": Persistence.Model,
+    "RetrievalRidge": RetrievalRidge.Model,
     "Ridge": Ridge.Model,
     "SeasonalNaive": SeasonalNaive.Model,
 }

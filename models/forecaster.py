@@ -6,7 +6,6 @@ Shape legend: B windows, N variables, L lookback, H horizon.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -108,40 +107,10 @@ class Forecaster(nn.Module):
         """Solve for the weights, where they have a closed form; settings by validation alone."""
 
     def recalibrate(self, source: WindowSource) -> None:
-        """Count anew, under weights that were loaded, what is not learned."""
-
-    def rebuild_memory(self, source: WindowSource) -> None:
-        """Replace a memory that came with loaded weights."""
+        """Count anew, under another run's weights that this one starts from, what is not learned."""
 
     def refresh(self, source: WindowSource) -> None:
         """Recompute what was derived from weights that have moved since."""
 
-    def divide(self, index: int, processes: int) -> None:
-        """From here on hold the ``index``-th part of what the processes divide, where that is asked for.
-
-        Then all of them forecast together: see `help_others`.
-        """
-
-    def help_others(self) -> None:
-        """Take part in what other processes forecast, until each of them is here as well.
-
-        Said wherever processes may have forecast another number of times.
-        """
-
-    def alone(self) -> AbstractContextManager[None]:
-        """Inside, nobody takes part in a forecast: what others hold is left out of it."""
-        return nullcontext()
-
-    def whole_state(self) -> dict[str, Any]:
-        """`state_dict` with all that is divided, which the first process alone gets; every one must ask."""
-        return self.state_dict()
-
     def begin_pass(self, place: PassOfStep) -> None:
         """A forward pass in training begins; said before each, or every pass is a step of its own."""
-
-    def batch_statistics(self, state: ForecastState) -> Tensor | None:
-        """Means over this forward pass that `absorb_statistics` wants once per optimizer step."""
-        return None
-
-    def absorb_statistics(self, mean: Tensor) -> None:
-        """Take in the batch statistics, averaged over passes and processes."""

@@ -182,7 +182,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         home[name] = parts[name]()
     facts = results["scenarios"][wanted[0].name]["cases"][PLAIN]["facts"]
     results["llm"] = " ".join(filter(None, (facts["llm"], facts["llm_note"] and f"({facts['llm_note']})")))
-    results["floors"] = floor_rows(results, floors(layers=layers))
+    results["floors"] = floor_rows(results, floors(layers=layers, processor=results["machine"]["processor"]))
     return results
 
 
@@ -197,7 +197,7 @@ def _with_kinds(results: dict[str, Any], kinds: dict[str, Any], out: Path | None
 def gpu_scenarios(base: dict[str, Any], layers: tuple[int, int]) -> list[Any]:
     """The baseline with the short and with the long LLM, as trained on a GPU."""
     both = scenarios(base={**base, **GPU_SETTINGS}, layers=layers, quick=False)[:2]
-    return [s.only(DEFAULT, "prototypes", "compile", "gradient checkpointing") for s in both]
+    return [s.only(DEFAULT, "prototypes", "gradient checkpointing") for s in both]
 
 
 def effort_of(args: argparse.Namespace) -> measure.Effort:

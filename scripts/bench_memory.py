@@ -5,9 +5,6 @@ built, kept and searched in a process of its own. Prints a table; recall is the 
 nearest rows (float32) that a memory of other numbers finds as well. Times are the processor's, which other
 work on the machine does not lengthen much.
 
-``--processes N`` takes N processes that search at once: each with the whole memory, then with a part of it;
-the search by the clock, and what of it was computing.
-
 ``--approximate`` compares the exact search with FAISS's graph index (pip install faiss-cpu) over the same
 keys: what building it takes, and recall and time of its searches.
 """
@@ -19,7 +16,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,14 +25,11 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from data_provider.dataset import TrainingWindows
 from data_provider.splits import Split
 from data_provider.synthetic import make_series
 from layers.GRAM import Neighbours, PatternValueDualRetriever
-from layers.retrieval_parts import Division
 from layers.retrieval_search import Rows
 from scripts.benching.worker import reset_peak
 from utils.config import Config
@@ -45,9 +38,6 @@ from utils.process_memory import give_back_freed, mib, peak_bytes, resident_byte
 
 SIZES = (10_000, 100_000, 1_000_000)
 VARIABLES, SEASON = 7, 24
-WHOLE = Division()
-MOST = ("build", "held", "most", "search", "computing")
-"""Of what several processes measure, the largest is shown."""
 LINKS, EFFORTS = 32, (64, 256, 1024, 4096)
 """Of FAISS's graph: links of a row, and how many rows a search keeps in sight (efSearch)."""
 WINDOWS, ROUNDS = 8, 5
@@ -60,12 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("sizes", nargs="*", type=int, default=list(SIZES), metavar="ROWS")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="divide the memory among N")
     parser.add_argument("--approximate", action="store_true", help="compare with FAISS's HNSW")
     parser.add_argument("--measure", type=int, metavar="ROWS", help="one size here, in both numbers, as JSON")
     args = parser.parse_args(argv)
-    if args.processes > 1:
-        return _several(args.sizes, processes=args.processes, threads=args.threads)
     if args.approximate:
         return _against_approximate(args.sizes, threads=args.threads)
     if args.measure is not None:
@@ -88,26 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{mib(found['peak'])} | {1000 * found['computing']:.0f} ms | {found['recall']:.3f} |",
                 flush=True,
             )
-    return 0
-
-
-def _several(sizes: Sequence[int], *, processes: int, threads: int) -> int:
-    """The table of memories that several processes hold, and divide."""
-    head = f"| rows | numbers | each of {processes} holds | built in | held | peak "
-    print(head + "| search of 56 series each | computing in it | same rows |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for rows in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(
-                _measure_together, args=(processes, rows, threads, Path(folder)), nprocs=processes
-            )
-            for found in json.loads((Path(folder) / "found.json").read_text()):
-                print(
-                    f"| {rows:,} | {found['numbers']} | {found['holds']} | {found['build']:.1f} s | "
-                    f"{mib(found['held'])} | {mib(found['most'])} | {1000 * found['search']:.0f} ms | "
-                    f"{1000 * found['computing']:.0f} ms | {found['same']:.3f} |",
-                    flush=True,
-                )
     return 0
 
 
@@ -160,31 +127,6 @@ def _against_approximate(sizes: Sequence[int], *, threads: int) -> int:
     return 0
 
 
-def _measure_together(index: int, processes: int, rows: int, threads: int, folder: Path) -> None:
-    """What one of several processes measures; the first writes the most of all of them."""
-    torch.set_num_threads(threads)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=index, world_size=processes)
-    source, lookback, query = _source_and_queries(rows)
-    table = []
-    for numbers in ("fp16", "fp32"):
-        exact: Neighbours | None = None
-        for division in (WHOLE, Division(index, processes)):
-            dist.barrier()
-            facts, found = _one(numbers, source, lookback=lookback, query=query, division=division)
-            same = 1.0 if exact is None else float((found.rows == exact.rows).float().mean())
-            exact = found
-            every: list[Any] = [None] * processes
-            dist.all_gather_object(every, facts | {"same": same})
-            most = {name: max(one[name] for one in every) for name in MOST}
-            holds = "all rows" if division is WHOLE else "a part"
-            table.append(
-                {"numbers": numbers, "holds": holds, **most, "same": min(one["same"] for one in every)}
-            )
-    if not index:
-        (folder / "found.json").write_text(json.dumps(table))
-    dist.destroy_process_group()
-
-
 def measured(rows: int) -> list[dict[str, Any]]:
     """Half numbers, then float32 ones, which say what the exact neighbours are."""
     source, lookback, query = _source_and_queries(rows)
@@ -215,12 +157,10 @@ def _one(
     *,
     lookback: torch.Tensor,
     query: Rows,
-    division: Division = WHOLE,
     retriever: PatternValueDualRetriever | None = None,
 ) -> tuple[dict[str, Any], Neighbours]:
     """A memory in these numbers, in ``retriever`` or one of its own: seconds and bytes, and what it finds."""
     retriever = retriever or _retriever(numbers)
-    retriever.divide(division)
     give_back_freed()
     reset_peak()
     before, began = resident_bytes(), time.process_time()
@@ -228,20 +168,17 @@ def _one(
     build, peak = time.process_time() - began, peak_bytes()
     give_back_freed()
     held = resident_bytes() - before
-    seconds, computing = [], []
+    computing = []
     with torch.no_grad():
         for _ in range(ROUNDS):
-            began, computed = time.perf_counter(), time.process_time()
+            began = time.process_time()
             found = retriever(lookback, query)
-            seconds.append(time.perf_counter() - began)
-            computing.append(time.process_time() - computed)
+            computing.append(time.process_time() - began)
     facts = {
         "numbers": numbers,
         "build": build,
         "held": held,
         "peak": peak - before,
-        "most": peak_bytes() - before,
-        "search": statistics.median(seconds),
         "computing": statistics.median(computing),
     }
     return facts, found

@@ -14,6 +14,8 @@ from pathlib import Path
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import pandas as pd
+
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.errors import UserError
@@ -21,6 +23,7 @@ from utils.m4_scores import owa
 from utils.m4_table import M4_PATTERNS
 from utils.training.run_folder import RESULTS_FILE, read_json
 
+COLUMNS = ["windows", "smape", "mase", "owa", "naive2_smape", "naive2_mase"]
 MEANS = ("smape", "mase", "naive2_smape", "naive2_mase")
 Scores = Mapping[str, float]
 
@@ -33,14 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "folders", nargs="+", action=PathFlag, kind=Path, metavar="RUN_FOLDER", help="runs with --data M4"
     )
     groups = groups_of(parser.parse_args(argv).folders)
-    print(
-        "| group | series | SMAPE | MASE | OWA | Naive2 SMAPE | Naive2 MASE |\n|---|---|---|---|---|---|---|"
-    )
-    for name, scores in {**groups, "all": together(list(groups.values()))}.items():
-        print(
-            f"| {name} | {scores['windows']:.0f} | {scores['smape']:.3f} | {scores['mase']:.3f} | "
-            f"{scores['owa']:.3f} | {scores['naive2_smape']:.3f} | {scores['naive2_mase']:.3f} |"
-        )
+    scores = pd.DataFrame({**groups, "all": together(list(groups.values()))}).T[COLUMNS]
+    print(scores.astype({"windows": int}).to_string(float_format="%.3f"))
     missing = [name for name in M4_PATTERNS if name not in groups]
     if missing:
         print(f"\n{len(missing)} of {len(M4_PATTERNS)} groups are missing: {', '.join(missing)}")

@@ -299,7 +299,6 @@ LONGEST = (
     "test_fast_paths.py",
     "test_stopping.py",
     "test_launch.py",
-    "test_shard_memory.py",
 )
 """Files that begin first, so that none of them is left to one worker at the end; see scripts/test.sh."""
 

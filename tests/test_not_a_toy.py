@@ -11,9 +11,9 @@ from torch import Tensor
 import run_main
 from data_provider.data_factory import build_data
 from data_provider.series import Series
-from data_provider.synthetic import planted_recurrences, planted_trends
 from layers.prompt import PromptBuilder
 from models.TimeLLM_Enhanced import Model
+from tests.planted import planted_recurrences, planted_trends
 from utils.config import Config
 from utils.training import checkpoint
 from utils.training.experiment import RunResult

@@ -133,7 +133,7 @@ def parse_config(
     problems = [
         f"--{name}: not offered; {REFUSED[name]}" for name in REFUSED if values.pop(name, None) is not None
     ]
-    problems += _removed(values)
+    problems += _removed(values, parser.prog)
     problems += _unknown(strays)
     try:
         config = Config.from_flat(values, models=models)
@@ -144,11 +144,13 @@ def parse_config(
     return config
 
 
-def _removed(values: dict[str, Any]) -> list[str]:
-    """What to say of flags that were taken out, which leave ``values``."""
-    given = [name for name in REMOVED if name in values]
-    lines = [removed_line(name, values.pop(name)) for name in given]
-    return [line for line in lines if line is not None]
+def _removed(values: dict[str, Any], prog: str) -> list[str]:
+    """What to say of flags that were taken out, which leave ``values``; those passed over are named here."""
+    lines = {name: removed_line(name, values.pop(name)) for name in REMOVED if name in values}
+    passed = [f"--{name}" for name, line in lines.items() if line is None]
+    if passed and first_of_machine():
+        print(f"{prog}: without effect: {', '.join(passed)}", file=sys.stderr)
+    return [line for line in lines.values() if line is not None]
 
 
 def _unknown(strays: list[str]) -> list[str]:

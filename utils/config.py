@@ -77,8 +77,6 @@ class DataConfig:
     )
     target: str = setting("OT", "target column, used with --features S and MS")
     enc_in: int | None = setting(None, "expected number of variables read (default: the file's)")
-    dec_in: int | None = setting(None, "as --enc_in, for the decoder (checked only)")
-    c_out: int | None = setting(None, "expected number of variables forecast (checked only)")
     freq: str | None = setting(
         None, "frequency of the rows, a pandas alias or MS-15 for each 15th; accepts gaps (default: inferred)"
     )
@@ -96,7 +94,6 @@ class DataConfig:
         None, "missing and infinite numbers: interpolate between rows, or ffill (default: an error)"
     )
     seq_len: int = setting(512, "lookback window L, rows")
-    embed: Literal["timeF"] = setting("timeF", "time features: hour, weekday, ... as numbers")
     label_len: int = setting(48, "decoder start length, rows (read by encoder-decoder models only)")
     pred_len: int = setting(96, "horizon H, rows")
     percent: int = setting(100, "share of the training part that is used, percent")
@@ -227,9 +224,6 @@ class GRAMConfig:
     memory_size: int | Literal["all"] = setting(5000, "memory rows, or all training rows")
     max_memory_size: int = setting(10000, "most rows that --memory_size may ask for as a number")
     memory_dtype: Literal["fp32", "fp16"] = setting("fp32", "numbers of the memory's keys and futures")
-    shard_memory: bool = setting(
-        False, "divide the memory's rows among the processes: the same result in less memory each"
-    )
     retrieval_key: Literal["auto", "raw", "learned", "hybrid"] = setting(
         "auto", "what is compared; auto: hybrid, and raw in a memory of more than 100,000 rows"
     )
@@ -280,7 +274,6 @@ class TrainingConfig:
     matmul_precision: Literal["auto", "highest", "medium"] = setting(
         "auto", "float32 products: torch's highest or medium; auto: medium where as exact, and faster"
     )
-    compile: bool = setting(False, "compile the LLM's norms and feed-forward parts (torch.compile)")
     gradient_checkpointing: bool = setting(
         False, "keep less for the backward pass and compute it again: less memory, more time"
     )
@@ -337,9 +330,9 @@ GROUPS: dict[str, type] = {
 NOT_IDENTITY = frozenset(
     "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
-    "build_memory model_id model_comment des eval_batch_size enc_in dec_in c_out itr max_minutes "
+    "build_memory model_id model_comment des eval_batch_size enc_in itr max_minutes "
     "auto_batch_size gradient_checkpointing levels interval_score report_to debug_shapes "
-    "dump_prompt eval_data eval_root_path eval_data_path llm_device_map shard_llm shard_memory".split()
+    "dump_prompt eval_data eval_root_path eval_data_path llm_device_map shard_llm".split()
 )
 """Settings that do not change what is trained: two runs that differ only here share a hash."""
 TESTED_ON = frozenset({"eval_data", "eval_root_path", "eval_data_path"})

@@ -22,7 +22,7 @@ AT_LEAST: Mapping[str, float] = {
         "seq_len pred_len percent eval_stride llm_layers d_model d_ff n_heads patch_len stride "
         "num_tokens n_scales top_k d_repr memory_size max_memory_size train_epochs max_steps "
         "batch_size eval_batch_size gradient_accumulation_steps patience eval_steps log_steps "
-        "season llm_dim enc_in dec_in c_out itr e_layers d_layers moving_avg "
+        "season llm_dim enc_in itr e_layers d_layers moving_avg "
         "max_channels_per_step lora_rank lora_alpha".split(),
         1,
     ),
@@ -183,7 +183,6 @@ def _sharding(s: SimpleNamespace) -> Iterator[str]:
             s.llm_device_map is not None
         ),
         "--load_in_4bit: weights in 4 bits are not divided": s.load_in_4bit,
-        "--compile: layers that are gathered anew for each pass are not compiled": s.compile,
         f"--llm_ablation {s.llm_ablation}: it leaves no layers to divide": (
             s.llm_ablation in ("attention", "none")
         ),

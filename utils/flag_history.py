@@ -19,12 +19,20 @@ class Removed(NamedTuple):
 
     default: Any
     """Its value that asks for nothing: there it is passed over."""
-    instead: str
-    """What took its place, as the end of a sentence."""
+    instead: str | None
+    """What took its place, as the end of a sentence; None where no value of it asked for anything."""
 
 
-REMOVED: dict[str, Removed] = {}
-"""By name."""
+REMOVED: dict[str, Removed] = {
+    "shard_memory": Removed(
+        False, "leave it out: every process holds the whole memory, which --memory_dtype fp16 halves"
+    ),
+    "compile": Removed(False, "it gained no more than the noise of a measurement; leave it out"),
+    "embed": Removed("timeF", "time features are always numbers, as timeF has them; leave it out"),
+    "dec_in": Removed(None, None),
+    "c_out": Removed(None, None),
+}
+"""By name; scripts of the Time-LLM family pass the last three."""
 
 
 def removed_line(name: str, value: Any) -> str | None:
@@ -33,7 +41,8 @@ def removed_line(name: str, value: Any) -> str | None:
     ``value`` as a checkpoint, a file of JSON or the words of a command line have it.
     """
     gone = REMOVED[name]
-    return None if _text(value) == _text(gone.default) else f"--{name}: taken out; {gone.instead}"
+    is_harmless = gone.instead is None or _text(value) == _text(gone.default)
+    return None if is_harmless else f"--{name}: taken out; {gone.instead}"
 
 
 def read_settings(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

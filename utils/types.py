@@ -139,7 +139,7 @@ class TrendRecord(NamedTuple):
 
 
 class RetrievalRecord(NamedTuple):
-    """What GRA-M found for each series, and all that its losses need."""
+    """What GRA-M found, and all that its losses need; one row a series, window by window."""
 
     gate: Tensor
     """[S, 1] in (0, 1]: 1 trusts the current window alone, 0 history alone."""
@@ -153,8 +153,6 @@ class RetrievalRecord(NamedTuple):
     """[S, K], squared distance to each neighbour, inf at the missing ones."""
     matched: Tensor
     """[S] bool, whether any admissible row was found."""
-    gate_history: Tensor
-    """Scalar, running mean of the gate over past optimizer steps, without gradient."""
 
 
 class PassOfStep(NamedTuple):

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from scripts.ablating.findings import Findings, Place, Result
+from utils.reporting import style
 from utils.training.details import BINS
 
 PANEL = (5.0, 3.4)
@@ -27,12 +26,10 @@ def _panels(
     *,
     x: str,
     y: str,
-    share_y: bool = False,
 ) -> Path:
     """A row of panels with one legend; the file, which is returned, is written by the caller's ``draw``."""
-    figure = Figure(figsize=(PANEL[0] * len(titles), PANEL[1] + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(titles), squeeze=False, sharey=share_y)[0]
+    figure = style.new_figure(PANEL[0] * len(titles), PANEL[1] + 0.6)
+    axes = figure.subplots(1, len(titles), squeeze=False)[0]
     for i, (axis, title) in enumerate(zip(axes, titles, strict=True)):
         draw(i, axis)
         axis.set_title(title, fontsize=10)
@@ -41,9 +38,7 @@ def _panels(
     axes[0].set_ylabel(y, fontsize=9)
     handles = {label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110, metadata={"Software": None})
-    return out
+    return style.save(figure, out)
 
 
 def _lines(findings: Findings, place: Place, axis: Axes, values: Callable[[Result], np.ndarray]) -> None:
@@ -122,8 +117,7 @@ def forest(findings: Findings, out: Path) -> Path | None:
     found = [*findings.differences("primary"), *findings.differences("secondary")]
     if not found:
         return None
-    figure = Figure(figsize=(8.5, 0.42 * len(found) + 1.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = style.new_figure(8.5, 0.42 * len(found) + 1.4)
     axis = figure.subplots()
     for row, difference in enumerate(found):
         for shift, interval, colour, name in (
@@ -146,5 +140,4 @@ def forest(findings: Findings, out: Path) -> Path | None:
     axis.set_xlabel("difference in test MSE, best weights, 95% intervals (left of 0: better)", fontsize=9)
     axis.tick_params(axis="x", labelsize=8)
     axis.legend(fontsize=8)
-    figure.savefig(out, dpi=110, metadata={"Software": None})
-    return out
+    return style.save(figure, out)

@@ -97,7 +97,6 @@ def cases(*, quick: bool, all_choices: dict[str, Any]) -> tuple[Case, ...]:
         Case(AUTO_CASE, BY_MACHINE),
         Case("prototypes", PROTOTYPES),
         Case("1 digit", DIGITS),
-        Case("compile", {"compile": True}),
         Case("gradient checkpointing", {"gradient_checkpointing": True}, exact=True),
     )
     return first if quick else first + tuple(case for case in alone if case.is_offered)
@@ -135,19 +134,32 @@ def scenarios(*, base: dict[str, Any], layers: tuple[int, int], quick: bool) -> 
     return [small, document] if quick else [small, large, document, prompt_first]
 
 
-def floors(*, layers: tuple[int, int]) -> list[Floor]:
-    """What is expected on SmolLM2, lookback 512, horizon 96."""
+def floors(*, layers: tuple[int, int], processor: str = "AMD") -> list[Floor]:
+    """What is expected on SmolLM2, lookback 512, horizon 96.
+
+    Times beside the plain path's depend on the processor: all are known of AMD's with bf16 instructions; of
+    others two steps are, and theirs alone. Shares of memory, checkpoint and search are expected anywhere.
+    """
     short, long = layers
     small = f"baseline-{short}"
-    return [
+    found = [
         Floor(f"baseline training step, {short} layers", small, "train", 2.5, 6),
         Floor(
             f"baseline training step, {long} layers, long prompt", f"baseline-{long}-long", "train", 4.5, 10
         ),
         Floor("baseline evaluation", small, "evaluate", 3, 5),
-        Floor("enhanced training step, document order", "enhanced-document", "train", 1.8, 3.5),
+        Floor("enhanced training step, document order", "enhanced-document", "train", 2.2, 3.5),
         Floor("enhanced training step, prompt first", "enhanced-prompt-first", "train", 2.4, 5.5),
         Floor("peak memory, training, beyond the libraries", small, "peak_train", 0.55, 0.22, at_most=True),
         Floor("checkpoint, weights", small, "checkpoint", None, 0.03, at_most=True),
         Floor("retrieval, 10,000 keys, with backward", "retrieval", "retrieval", 100, None),
+    ]
+    if "AMD" in processor:
+        return found
+    known = {small: 1.9, "enhanced-document": 1.3}
+    return [
+        replace(floor, default=known.get(floor.scenario) if floor.measure == "train" else None, all=None)
+        if floor.measure in ("train", "evaluate")
+        else floor
+        for floor in found
     ]

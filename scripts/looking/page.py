@@ -6,11 +6,11 @@ forbids the rest. Shape legend: W windows, H horizon, M variables forecast, K ne
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from models.baselines import evaluate_baselines
 from scripts.looking.evidence import gather
@@ -21,7 +21,14 @@ from utils.log import MetricsFile
 from utils.reporting.run_plots import LOSS_TERMS, Evidence
 from utils.training import run_folder as folders
 
-TEMPLATE = Path(__file__).with_name("template")
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("template")),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
 DIGITS = 4
 """Significant digits of the numbers in the page."""
 BASELINES = {"persistence": "persistence", "seasonal_naive": "last season repeated", "ridge": "ridge"}
@@ -47,27 +54,13 @@ def page_of(run: LoadedRun, *, windows: int) -> str:
         "windows": [_window(run, evidence, place) for place in range(len(evidence.start))],
         "curves": list(_curves(MetricsFile(run.folder / folders.METRICS_FILE).read(skip_broken=True))),
     }
-    parts = {
-        "title": escape(f"{evidence.name}: {run.forecaster.model.name}"),
-        "facts": _facts(run, evidence),
-        "scores": _scores(run),
-        "configuration": _configuration(run.forecaster.config),
-        "style": _template("page.css"),
-        "script": _template("page.js"),
-        # "<" inside a string could end the script element that holds the data
-        "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    page = _template("page.html")
-    pieces = page.split("{{")
-    filled = [pieces[0]]
-    for piece in pieces[1:]:
-        name, rest = piece.split("}}", 1)
-        filled.append(parts[name] + rest)
-    return "".join(filled)
-
-
-def _template(name: str) -> str:
-    return (TEMPLATE / name).read_text(encoding="utf-8")
+    return TEMPLATES.get_template("page.html").render(
+        title=f"{evidence.name}: {run.forecaster.model.name}",
+        facts=_facts(run, evidence),
+        **_scores(run),
+        **_configuration(run.forecaster.config),
+        data=data,
+    )
 
 
 def _window(run: LoadedRun, evidence: Evidence, place: int) -> dict[str, Any]:
@@ -153,33 +146,24 @@ def _facts(run: LoadedRun, evidence: Evidence) -> str:
         f"shown: {evidence.scope}",
         "" if evidence.half_width else "this run has no calibration, so there are no intervals",
     ]
-    return escape("; ".join(fact for fact in known if fact))
+    return "; ".join(fact for fact in known if fact)
 
 
-def _scores(run: LoadedRun) -> str:
-    """The run's own scores beside forecasts that need no training, over every test window."""
+def _scores(run: LoadedRun) -> dict[str, Any]:
+    """The run's own results beside forecasts that need no training, over every test window.
+
+    ``results`` is empty and ``modules`` None before the test, ``baselines`` are rows of a name, MSE and MAE,
+    and ``note`` says why one is missing.
+    """
     path = run.folder / folders.RESULTS_FILE
-    rows: list[tuple[str, float, float]] = []
-    extra = '<p class="note">This run has not been tested yet.</p>'
-    if path.is_file():
-        results = folders.read_json(path)
-        for name in ("best", "last"):
-            test = results[name]["test"]
-            rows.append(
-                (f"this run, {name} weights (step {results[name]['step']})", test["mse"], test["mae"])
-            )
-        extra = _table(("", "best weights"), list(_module_scores(results["best"])))
+    results = folders.read_json(path) if path.is_file() else {}
     baselines = evaluate_baselines(run.data)
-    rows += [(text, *baselines[name]) for name, text in BASELINES.items() if name in baselines]
-    if "seasonal_naive" not in baselines:
-        extra += f'<p class="note">{escape(run.data.notes["season"])}</p>'
-    body = "".join(
-        f"<tr{' class=own' if place < len(rows) - len(baselines) else ''}><td>{escape(name)}</td>"
-        f'<td class="number">{mse:.4f}</td><td class="number">{mae:.4f}</td></tr>'
-        for place, (name, mse, mae) in enumerate(rows)
-    )
-    head = "<tr><th>every test window, standardised units</th><th>MSE</th><th>MAE</th></tr>"
-    return f"<table>{head}{body}</table>{extra}"
+    return {
+        "results": results,
+        "baselines": [(text, *baselines[name]) for name, text in BASELINES.items() if name in baselines],
+        "modules": list(_module_scores(results["best"])) if results else None,
+        "note": "" if "seasonal_naive" in baselines else run.data.notes["season"],
+    }
 
 
 def _module_scores(best: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -200,25 +184,19 @@ def _module_scores(best: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield f"{float(level):.0%} intervals", f"cover {covered:.1%}, width {width:.2f} (standardised units)"
 
 
-def _configuration(config: Config) -> str:
-    """The settings that are not at their defaults, and behind a click all of them."""
+def _configuration(config: Config) -> dict[str, Any]:
+    """Rows of the settings that are not at their defaults, and of all by group."""
     values = config.flat()
-    changed = [
-        (f"--{name}", str(values[name])) for _, name, item in iter_settings() if values[name] != item.default
-    ]
-    everything = "".join(
-        f"<h3>{escape(group)}</h3>"
-        + _table(("setting", "value", ""), [
-            (f"--{name}", str(values[name]), str(item.metadata["help"]))
-            for own, name, item in iter_settings() if own == group
-        ])
-        for group in GROUPS
-    )  # fmt: skip
-    shown = _table(("not at its default", "value"), changed)
-    return f"{shown}<details><summary>all settings</summary>{everything}</details>"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return {
+        "changed": [
+            (f"--{name}", values[name]) for _, name, item in iter_settings() if values[name] != item.default
+        ],
+        "settings": {
+            group: [
+                (f"--{name}", values[name], item.metadata["help"])
+                for own, name, item in iter_settings()
+                if own == group
+            ]
+            for group in GROUPS
+        },
+    }

@@ -1,4 +1,4 @@
-"""Layers computed a second time in the backward pass, or compiled: the same states and gradients."""
+"""Layers computed a second time in the backward pass: the same states and gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel, DistilBertConfig
 
 from layers import llm_layers
@@ -84,51 +84,6 @@ def test_a_cache_is_the_same_after_a_second_computation() -> None:
     with pytest.raises(HasKeys):
         cache.update(more, more, 1)
     assert cache.kept[0][0] is first[0] and cache.kept[1][0] is more
-
-
-@pytest.mark.slow
-def test_compiled_parts_give_the_same_but_for_rounding(folder: Path) -> None:
-    usual, compiled = LLMPass(loaded(folder)), LLMPass(loaded(folder))
-    compiled.compile_layers()
-    wanted, _ = states_and_gradients(usual, train_front=False, keep=True)
-    found, _ = states_and_gradients(compiled, train_front=False, keep=True)
-    for own, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4 * float(other.detach().abs().max()))
-
-
-def test_only_what_is_not_attention_is_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append(self))
-    way = LLMPass(loaded(folder))
-    way.compile_layers()
-    per_layer = {"gpt2": 3, "llama": 3, "bert": 2}[way.llm.config.model_type]
-    assert len(compiled) == per_layer * way.n_layers
-    assert not any("ttention" in type(part).__name__ for part in compiled)
-
-
-@pytest.mark.parametrize(
-    ("break_it", "said"),
-    [
-        (RuntimeError("no C++ compiler"), "no C\\+\\+ compiler"),
-        (None, "other states|others"),
-    ],
-)
-def test_a_compiler_that_fails_or_lies_is_refused(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, break_it: Exception | None, said: str
-) -> None:
-    def compile_wrongly(self: nn.Module, **options: Any) -> None:
-        right = self.forward
-
-        def forward(*args: Any) -> Any:
-            if break_it is not None:
-                raise break_it
-            return 2 * right(*args)
-
-        self.forward = forward
-
-    monkeypatch.setattr(nn.Module, "compile", compile_wrongly)
-    with pytest.raises(ValueError, match=f"--compile.*({said})"):
-        LLMPass(loaded(tiny_llama)).compile_layers()
 
 
 def test_a_model_without_a_stack_of_layers_is_named() -> None:

@@ -69,13 +69,6 @@ def test_forecast_and_every_gradient_are_the_plain_ones(folder, order, switches,
     assert_alike(found, wanted)
 
 
-@pytest.mark.slow
-def test_compiled_parts_keep_the_gradients_of_the_adapters_in_them(tiny_llama):
-    """The feed-forward part is compiled with its adapters inside."""
-    compiled, usual = (shaken(model_of(tiny_llama, lora_targets=ALL, compile=c)) for c in (True, False))
-    assert_alike(gradients(compiled), gradients(usual))
-
-
 def test_a_prefix_that_was_kept_for_evaluation_is_not_trained_with_nor_used_after_a_step(tiny_llama):
     model = shaken(model_of(tiny_llama, learning_rate=0.05))
     plain = plainly(shaken(model_of(tiny_llama, learning_rate=0.05)))

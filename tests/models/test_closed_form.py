@@ -49,7 +49,7 @@ def test_a_run_has_the_scores_of_the_plain_formulas(name: str, tmp_path: Path) -
     assert run.results["best"]["validation_mse"] == lines[0]["validation"]["mse"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "RetrievalRidge"])
 def test_its_checkpoint_is_tested_again_and_resumed_with_the_same_scores(name: str, tmp_path: Path) -> None:
     """Kept in float32, or not kept at all, the map would score otherwise."""
     first = run_of(name, tmp_path)

@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "both learned": ("TimeLLM_Enhanced", {**BOTH, "retrieval_fusion": "both", "retrieval_key": "learned"}),
     **{name: (name, {}) for name in ("Autoformer", "DLinear", "Linear", "PatchTST")},
 }
-UNTRAINED = ("Persistence", "Ridge", "SeasonalNaive")
+UNTRAINED = ("Persistence", "RetrievalRidge", "Ridge", "SeasonalNaive")
 NORMALISED = ("TimeLLM", "tapr", "Linear", "PatchTST")
 """Cases whose forecast follows the window's level and scale: nothing in them reads either."""
 

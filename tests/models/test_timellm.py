@@ -164,7 +164,6 @@ def test_other_arguments_of_the_family_are_not_read(tiny_gpt2: Path) -> None:
     assert torch.equal(plain, full.prediction)
     assert full.trend is None
     assert full.retrieval is None
-    assert model.batch_statistics(full) is None
 
 
 # The frozen LLM.

@@ -117,9 +117,6 @@ def train(model: nn.Module, steps: int, batch: Batch = BATCH) -> list[float]:
         loss.total.backward()
         optimizer.step()
         optimizer.zero_grad()
-        statistics = model.batch_statistics(state)
-        if statistics is not None:
-            model.absorb_statistics(statistics)
         losses.append(loss.main.item())
     return losses
 
@@ -456,23 +453,6 @@ def test_memory_depends_on_the_seed_setting_alone(tiny_gpt2: Path) -> None:
     assert not torch.equal(other.gram.retriever.memory_start, first.gram.retriever.memory_start)
 
 
-def test_unmatched_series_do_not_move_the_gates_mean(tiny_gpt2: Path) -> None:
-    """Their gate is 1 by rule: few-shot runs would teach every matched gate to sink."""
-    model = model_of(tiny_gpt2, fit=False, **BOTH)
-    model.rebuild_memory(TrainingWindows(VALUES, Split(0, 70), seq_len=L, pred_len=H, series_id=SERIES))
-    state = state_of(model, batch_of(5, 160))
-    assert state.retrieval is not None
-    matched = state.retrieval.matched
-    assert matched.tolist() == [False] * N + [True] * N
-    mean = model.batch_statistics(state)
-    assert mean is not None
-    half = state.retrieval.gate[matched].mean() / 2 + 0.5 / 2  # the other half stays at the past mean
-    torch.testing.assert_close(mean, half.detach())
-    for _ in range(200):
-        model.absorb_statistics(torch.tensor(0.8))
-    assert model.gram.gate_history.item() == pytest.approx(0.8, abs=1e-4)
-
-
 # Trend fusion.
 
 
@@ -690,12 +670,12 @@ def test_section_7_3_of_the_document_runs(
 
 
 def test_state_dict_has_the_documents_parts_and_no_llm(tiny_gpt2: Path) -> None:
-    """What a checkpoint lacks cannot be loaded: keys, futures, cuts, the gate's mean."""
+    """What a checkpoint lacks cannot be loaded: keys, futures, cuts."""
     state = model_of(tiny_gpt2, **BOTH).state_dict()
     assert not any("llm_model" in name for name in state)
     for name in ("memory_keys", "memory_values", "memory_series", "memory_variable", "memory_start"):
         assert len(state[f"gram.retriever.{name}"]) == 200
-    for name in ("tapr.label_cuts", "tapr.magnitude_given_direction", "gram.gate_history"):
+    for name in ("tapr.label_cuts", "tapr.magnitude_given_direction"):
         assert name in state
     for part in ("scale_encoders", "cross_scale_attn", "scale_weights", "output_projection"):
         assert any(name.startswith(f"tapr.decomposition.{part}") for name in state), part

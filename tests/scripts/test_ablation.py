@@ -550,7 +550,7 @@ def test_markup_of_a_page_is_escaped_and_its_cells_hold_together(tmp_path):
     assert "| x/y | **z** |" in page.markdown() and "![" in page.markdown()
     text = page.html(tmp_path)
     assert "1 &lt; 2 &amp; <code>a&lt;b</code>" in text and "<strong>z</strong>" in text
-    assert 'alt="&quot;q&quot;"' in text
+    assert 'alt="&#34;q&#34;"' in text
 
 
 # Running: processes of their own.

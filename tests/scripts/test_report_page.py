@@ -91,7 +91,7 @@ def test_a_name_cannot_break_out_of_the_data(looked_at, tmp_path, monkeypatch):
     from scripts.looking.page import page_of
 
     text = page_of(run, windows=1)
-    assert text.count("</script>") == 2 and "\\u003c/script>" in text
+    assert text.count("</script>") == 2 and "\\u003c/script\\u003e" in text
 
 
 def test_a_run_that_was_not_tested_says_so(looked_at, tmp_path, capsys):

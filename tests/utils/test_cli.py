@@ -39,8 +39,7 @@ FLAGS = """
 --preset --prompt_digits --prompt_domain --prompt_file --report_to --resume_counter
 --resume_from_checkpoint --retrieval_control --retrieval_fusion --retrieval_key --retrieval_scope --revin
 --root_path --round_dates --save_steps --save_total_limit --season --seasonal_patterns --seed --seq_len
---shard_llm
---shard_memory
+--shard_llm --shard_memory
 --source_tokens
 --stride --target --task_name --temperature --time_zone --token_order --top_k --top_p --train_epochs
 --trend_fusion
@@ -176,8 +175,8 @@ def test_a_misspelt_flag_is_told_its_neighbour_and_its_value_is_not_a_mistake(ca
     assert "did you mean --use_gram?" in said and "\n3:" not in said
 
 
-def test_the_command_line_of_the_family_is_understood():
-    """A script of the Time-LLM repository, but for what is refused."""
+def test_the_command_line_of_the_family_is_understood(capsys):
+    """A script of the Time-LLM repository, but for what is refused; what has no effect is said in a line."""
     words = """--task_name long_term_forecast --is_training 1 --root_path ./dataset/ETT-small --data_path
     ETTh1.csv --model_id ETTh1_512_96 --model TimeLLM --data ETTh1 --features M --seq_len 512 --label_len
     48 --pred_len 96 --factor 3 --enc_in 7 --dec_in 7 --c_out 7 --des Exp --itr 1 --d_model 32 --d_ff 128
@@ -185,8 +184,10 @@ def test_the_command_line_of_the_family_is_understood():
     --embed timeF --freq h --patch_len 16 --stride 8 --prompt_domain 1 --llm_model LLAMA --llm_dim 4096
     --num_workers 10 --e_layers 2 --d_layers 1 --moving_avg 25 --dropout 0.1 --patience 10 --percent 100
     --loss MSE --lradj type1"""
-    config = parse_config(words.split())
+    config = parse_config(words.split(), prog="run_main.py")
     assert config.data.enc_in == 7 and config.llm.llm_dim == 4096
+    assert capsys.readouterr().err == "run_main.py: without effect: --embed, --dec_in, --c_out\n"
+    assert "--embed: taken out; time features are always numbers" in refused(capsys, "--embed", "fixed")
 
 
 def test_ms_needs_joint_samples_and_a_model_that_mixes_variables(capsys):

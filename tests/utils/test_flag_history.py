@@ -18,12 +18,13 @@ GONE = {
     "depth": Removed(3, "use --llm_layers"),
     "bands": Removed((0.1, 0.9), "use --levels"),
     "folder": Removed(None, "use --checkpoints"),
+    "unheard": Removed(None, None),
 }
 
 
 @pytest.fixture
 def gone(monkeypatch):
-    """Four flags that were taken out."""
+    """Flags that were taken out."""
     monkeypatch.setattr(flag_history, "REMOVED", GONE)
     monkeypatch.setattr(cli, "REMOVED", GONE)
 
@@ -49,6 +50,7 @@ def test_what_a_version_did_not_know_counts_as_it_did_then(missing):
         ({"bands": []}, ["--bands"], "--bands: taken out; use --levels"),
         ({"folder": None}, ["--folder", "none"], None),
         ({"folder": "x"}, ["--folder", "x"], "--folder: taken out; use --checkpoints"),
+        ({"unheard": 7}, ["--unheard", "7"], None),
     ],
 )
 def test_a_flag_taken_out_is_passed_over_at_its_default_and_else_named(gone, saved, words, said, capsys):
@@ -56,6 +58,7 @@ def test_a_flag_taken_out_is_passed_over_at_its_default_and_else_named(gone, sav
     assert lost == ([said] if said else []) and not settings.keys() & GONE.keys()
     if said is None:
         assert cli.parse_config(words) == Config()
+        assert f"without effect: {words[0].replace('--no-', '--')}\n" in capsys.readouterr().err
         return
     with pytest.raises(SystemExit) as ended:
         cli.parse_config(words)

@@ -160,8 +160,6 @@ class MemorySizes:
     trained: float
     """Bytes of the trained weights."""
     on_gpu: bool = False
-    memory_parts: int = 1
-    """Processes that divide the memory; ``memory_rows`` are those of one."""
 
     def tokens(self) -> Tokens:
         """The sequence of one series, as the model's pass divides it."""
@@ -368,9 +366,9 @@ def _rows(sizes: MemorySizes) -> float:
 
 
 def _search(sizes: MemorySizes, series: int) -> float:
-    """A block of the search among the rows, and copies of its keys; blocks are those of the whole memory."""
+    """A block of the search among the rows, and copies of its keys."""
     keys = SEARCH_COPIES * FLOAT * _key_width(sizes.config)
-    block = min(sizes.memory_rows * sizes.memory_parts, SEARCH_BLOCK)
+    block = min(sizes.memory_rows, SEARCH_BLOCK)
     return float(block * (series * SEARCH_BYTES + keys))
 
 
@@ -409,7 +407,6 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
         memory_rows=len(retriever.memory_start) if retriever is not None else 0,
         trained=float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)),
         on_gpu=on_gpu,
-        memory_parts=retriever.division.processes if retriever is not None else 1,
     )
 
 

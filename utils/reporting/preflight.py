@@ -129,20 +129,16 @@ def memory_line(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) -
 def checkpoint_line(model: Any) -> str:
     """The size of one checkpoint: all weights but the LLM's, the retrieval memory, Adam's two moments."""
     saved = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    if hasattr(model, "gram"):
-        saved += model.gram.retriever.divided_bytes()
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return f"checkpoint: {(saved + 2 * trained) / 1e6:.1f} MB"
 
 
 def retrieval_line(retriever: Any, data: DataBundle) -> str:
     """The memory, and how much of the training finds nothing in it."""
-    rows, share = retriever.rows_in_all(), retriever.unmatched_share(data.source)
-    processes = retriever.division.processes
-    divided = f", divided among {processes} processes" if processes > 1 else ""
+    rows, share = len(retriever.memory_start), retriever.unmatched_share(data.source)
     return (
-        f"retrieval: {rows} rows of {data.source.num_rows} in memory{divided}; {share:.1%} of "
-        "the training windows have no admissible neighbour"
+        f"retrieval: {rows} rows of {data.source.num_rows} in memory; {share:.1%} of the training windows "
+        "have no admissible neighbour"
     )
 
 

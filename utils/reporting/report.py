@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
+
+import pandas as pd
 
 
 def score_table(rows: Sequence[tuple[str, float, float]]) -> str:
@@ -39,22 +41,14 @@ def spread_text(tests: Sequence[Mapping[str, float]]) -> str:
     return f"test over {len(tests)} seeds, best weights: {', '.join(parts)}"
 
 
-def text_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Columns of text, all to the left."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, tuple("-" * width for width in widths), *rows]
-    )
+    frame = pd.DataFrame(rows, columns=list(header))
+    padded = frame.apply(lambda column: column.str.ljust(column.str.len().max()))
+    return str(padded.to_string(index=False, justify="left"))
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns as wide as their widest cell: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    rule = tuple("-" * width for width in widths)
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in [header, rule, *rows]
-    )
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The first column to the left, the others to the right."""
+    frame = pd.DataFrame(rows, columns=list(header)).set_index(header[0])
+    return str(frame.rename_axis(index=None, columns=header[0]).to_string())

@@ -45,7 +45,7 @@ def unread_flags(config: Config, model: Any) -> list[str]:
 def _unread(config: Config, model: Any) -> Iterator[tuple[str, set[str]]]:
     """(reason, settings that are not read for it), the most telling reason first."""
     if not model.uses_llm:
-        own = _group("tapr") | _group("gram") | _group("llm") | {"compile", "gradient_checkpointing"}
+        own = _group("tapr") | _group("gram") | _group("llm") | {"gradient_checkpointing"}
         yield f"{model.name} has no LLM", own
     else:
         yield from _unread_modules(config)

@@ -48,8 +48,7 @@ def choose_batch_size(this: RunContext) -> None:
         return
     sizes = possible_sizes(this.plan)
     if tries(this):
-        with this.plain.alone():  # processes try unequally often, and fail in the midst of a forecast
-            size = largest_by_trial(this, sizes)
+        size = largest_by_trial(this, sizes)
     else:
         found = memory_sizes(this)
         size = largest_by_estimate(found, sizes, passes=this.plan.passes, available=available_bytes())

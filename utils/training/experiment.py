@@ -314,17 +314,14 @@ def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
         # where torch would copy what lies on the CPU, the LLM's mapped files with it
         on_cpu = this.accelerator.device.type == "cpu"
         this.plain.to("cpu" if on_cpu else this.accelerator.device)
-        this.plain.divide(this.accelerator.process_index, this.accelerator.num_processes)
         if payload is not None:
             _take_weights(this, payload, source="--resume_from_checkpoint")
-            del payload["model"]  # nobody reads it again: with it goes the whole of a memory
+            del payload["model"]  # nobody reads it again: with it goes a copy of a memory
         elif run_settings.init_from:
             path = checkpoints.locate(run_settings.init_from, flag="--init_from")
             weights = this.plain.starting_weights(checkpoints.load_weights(path)["model"])
             _take_weights(this, {"model": weights}, source=f"--init_from {path}")
             this.plain.recalibrate(this.data.source)
-            if this.config.gram.build_memory:
-                this.plain.rebuild_memory(this.data.source)
         else:
             this.plain.fit_statistics(this.data.source)
             this.plain.fit_closed_form(this.data.source, this.data.validation)
@@ -350,7 +347,7 @@ def _take_weights(this: RunContext, payload: dict[str, Any], *, source: str) -> 
 
 
 def _check_same_everywhere(this: RunContext) -> None:
-    """Every process must start from the same weights, LLM, data and memory; parts of one follow from data."""
+    """Every process must start from the same weights, LLM, data and memory."""
     if this.accelerator.num_processes == 1:
         return
     digest = hashlib.sha256(this.data.content_hash.encode())
@@ -408,8 +405,7 @@ def _look_inside(this: RunContext, builders: Builders) -> None:
     if asked and (this.accelerator.is_main_process or this.sharded):
         batch = first_items(this.data.train, this.config.training.batch_size, this.accelerator.device)
         shapes, prompt = run_settings.debug_shapes, run_settings.dump_prompt
-        with this.plain.alone():
-            lines = builders.inspect(this.plain, batch, list(this.data.targets), shapes=shapes, prompt=prompt)
+        lines = builders.inspect(this.plain, batch, list(this.data.targets), shapes=shapes, prompt=prompt)
         for line in lines:
             log.info("%s", line)
 

@@ -20,6 +20,8 @@ from utils.windows import per_series
 
 SMALLEST_SIZE = 1e-8
 """Of what SMAPE divides by, in standardised units."""
+LEAST_GATE = torch.finfo(torch.float32).eps
+"""Of a mean gate, and most but for so much: the slope of its entropy has no bound at 0 and 1."""
 NEVER = 1e4
 """A logit beyond which there is no bin."""
 
@@ -76,7 +78,7 @@ class Objective:
             auxiliary = auxiliary + self.config.tapr.lambda_trend * _weighted(trend_terms, self.config.tapr)
             terms.update(trend_terms)
         if state.retrieval is not None:
-            retrieval_terms = retrieval_losses(state.retrieval)
+            retrieval_terms = retrieval_losses(state.retrieval, batch.y.shape[-1])
             auxiliary = auxiliary + self.config.gram.lambda_retrieval * sum(retrieval_terms.values())
             terms.update(retrieval_terms)
         warmup = warmup_factor(step, training.aux_warmup_steps)
@@ -160,22 +162,24 @@ def _weighted(terms: dict[str, Tensor], config: TAPRConfig) -> Tensor:
     )
 
 
-def retrieval_losses(record: RetrievalRecord) -> dict[str, Tensor]:
-    """GRA-M's two losses on the gate g, each a scalar.
+def retrieval_losses(record: RetrievalRecord, variables: int) -> dict[str, Tensor]:
+    """GRA-M's two losses on the gate g of a pass's windows, each of ``variables`` series; each a scalar.
 
     Consistency: mean(confidence * 4 g (1 - g)), confidence without gradient: a confident match
-    makes the gate leave 0.5. Diversity: ln 2 - H(m), lowest where the running mean m of the gate
-    is 0.5, so that not all windows decide alike; it is linearised at the past mean, so that its
-    gradient is the same however a step is split into passes and processes. Series without a match
-    have no decision to make: their gate is 1 by rule, and counts as the past mean.
+    makes the gate leave 0.5. Diversity: the mean over the variables of ln 2 - H(m), lowest where a
+    variable's mean gate m over the windows is 0.5, so that not all windows decide alike. Series without a
+    match have no decision to make: their gate is 1 by rule, and m is that of the others; where there are
+    none, it is 0.5.
     """
     gate = record.gate.float()
-    past = record.gate_history.float().clamp(1e-4, 1 - 1e-4)
-    entropy = torch.special.entr(past) + torch.special.entr(1 - past)
-    departure = torch.where(record.matched[:, None], gate - past, 0.0).mean()
+    decides = record.matched.view(-1, variables)  # [B, M]
+    count = decides.sum(dim=0)
+    mean = torch.where(decides, gate.view(-1, variables), 0.0).sum(dim=0) / count.clamp(min=1)  # [M]
+    mean = torch.where(count > 0, mean, 0.5).clamp(LEAST_GATE, 1 - LEAST_GATE)
+    entropy = torch.special.entr(mean) + torch.special.entr(1 - mean)
     return {
         "gate_consistency": (record.confidence.detach().float() * 4 * gate * (1 - gate)).mean(),
-        "gate_entropy": math.log(2) - entropy + torch.logit(past) * departure,
+        "gate_entropy": (math.log(2) - entropy).mean(),
     }
 
 

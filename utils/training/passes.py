@@ -13,10 +13,7 @@ from torch import Tensor
 
 from utils.batches import batched
 from utils.errors import UserError
-from utils.types import Batch, ForecastState, PromptMaker
-
-OF_SERIES = ("gate", "confidence", "weights", "rows", "distance", "matched")
-"""What a retrieval record has one row a series of."""
+from utils.types import Batch, ForecastState, PromptMaker, RetrievalRecord
 
 
 class ShapeError(UserError):
@@ -93,10 +90,8 @@ def joined(states: Sequence[ForecastState]) -> ForecastState:
     if len(states) == 1:
         return states[0]
     records = [state.retrieval for state in states if state.retrieval is not None]
-    retrieval = None
-    if records:
-        by_series = {name: torch.cat([getattr(r, name) for r in records]) for name in OF_SERIES}
-        retrieval = records[0]._replace(**by_series)
+    columns = [torch.cat(column) for column in zip(*records, strict=True)]
+    retrieval = RetrievalRecord(*columns) if columns else None
     return ForecastState(torch.cat([state.prediction for state in states], dim=-1), None, retrieval)
 
 

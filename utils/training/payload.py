@@ -32,7 +32,7 @@ def gather(this: RunContext, trainer: Trainer) -> dict[str, Any]:
     scaler = this.accelerator.scaler
     return {
         "format_version": checkpoints.FORMAT_VERSION,
-        "model": {name: tensor.detach().cpu() for name, tensor in this.plain.whole_state().items()},
+        "model": {name: tensor.detach().cpu() for name, tensor in this.plain.state_dict().items()},
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": _plain_schedule(trainer.scheduler.state_dict()),
         "epoch": progress.epoch,

@@ -149,30 +149,23 @@ class Trainer:
             # reaches the sampler that decides the order; through the rest of a sharded loader it would not
             loader.set_epoch(progress.epoch)  # type: ignore[attr-defined]
             done = progress.epoch_steps * passes
-            gathered: list[Tensor] = []
             for batch in skip_first_batches(loader, done) if done else loader:
-                loss, statistics = self.train_step(batch)
-                if statistics is not None:
-                    gathered.append(statistics)
+                loss = self.train_step(batch)
                 if not self.accelerator.sync_gradients:
                     continue
                 progress.global_step += 1
                 progress.epoch_steps += 1
-                if gathered:
-                    mean = torch.stack(gathered).mean()
-                    self.plain_model.absorb_statistics(self.accelerator.reduce(mean, "mean"))
-                    gathered = []
                 if progress.epoch_steps == steps:
                     progress.epoch, progress.epoch_steps = progress.epoch + 1, 0
                 yield loss
                 if progress.global_step >= self.total_steps:
                     return
 
-    def train_step(self, batch: Batch) -> tuple[Loss, Tensor | None]:
+    def train_step(self, batch: Batch) -> Loss:
         """Forward, backward, and where accumulation is complete the optimizer's step."""
         self.model.train()
         with self.accelerator.accumulate(self.model):
-            loss, statistics = self._backward(batch)
+            loss = self._backward(batch)
             if self.accelerator.sync_gradients and self.config.max_grad_norm:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
             self.optimizer.step()
@@ -181,12 +174,12 @@ class Trainer:
                 self.scheduler.step()
             self.optimizer.zero_grad(set_to_none=True)
         self._count(loss)
-        return loss, statistics
+        return loss
 
-    def _backward(self, batch: Batch) -> tuple[Loss, Tensor | None]:
-        """The gradients of a batch, some variables at a time; its loss, and its statistics."""
+    def _backward(self, batch: Batch) -> Loss:
+        """The gradients of a batch, some variables at a time, and its loss."""
         completes = self.accelerator.sync_gradients
-        losses, shares, statistics = [], [], []
+        losses, shares = [], []
         whole: Loss | None = None
         for part in channel_parts(batch, self.config.max_channels_per_step):
             with nullcontext() if part.last else self._gradients_kept():
@@ -202,11 +195,8 @@ class Trainer:
                     if completes:
                         self._agree()
                 self.accelerator.backward(part.share * loss.total)
-            found = self.plain_model.batch_statistics(state)
-            if found is not None:
-                statistics.append(part.share * found)
         assert whole is not None, "a batch has a last part"
-        return whole, torch.stack(statistics).sum() if statistics else None
+        return whole
 
     @contextmanager
     def _gradients_kept(self) -> Iterator[None]:
@@ -282,8 +272,7 @@ class Trainer:
     def _until_stop(self, loader: DataLoader[Batch]) -> Iterator[Batch]:
         """The batches, with a look now and then at whether any process was asked to stop.
 
-        Processes may have one batch more or less; all of them look equally often, and take part in each
-        other's forecasts.
+        Processes may have one batch more or less; all of them look equally often.
 
         Raises:
             EvaluationStopped: in all processes alike.
@@ -302,8 +291,6 @@ class Trainer:
                 yield batch
             elif self.lockstep:
                 self._keep_up(loader.dataset)
-            if not alone:
-                self.plain_model.help_others()
         assert next(batches, None) is None  # lets the loader see its end
 
     def _keep_up(self, dataset: Dataset[Batch]) -> None:

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from layers.retrieval_memory import COLUMNS
-from layers.retrieval_parts import Division
 from models import MODELS
 from scripts.benching.client import workers
 from utils.config import Config
@@ -77,23 +75,6 @@ def test_the_estimate_is_near_what_was_measured(settings, prompt, trained, train
     built = LIBRARIES + step.weights + step.rows
     assert (built + taken_by_cpu(step)) / 1e6 == pytest.approx(training, rel=0.15)
     assert (built + batch.to_come) / 1e6 == pytest.approx(evaluation, rel=0.1)
-
-
-def test_of_a_divided_memory_one_part_is_counted(tiny_llama):
-    """Blocks of its search stay as wide as in a whole one."""
-    settings = {"llm_model_path": str(tiny_llama), "llm_layers": 2, "use_gram": True, "d_ff": 16}
-    config = Config.from_flat(settings)
-    model: Any = MODELS["TimeLLM_Enhanced"](config)
-    retriever = model.gram.retriever
-    for name in COLUMNS:
-        rows = getattr(retriever, name)
-        setattr(retriever, name, rows.new_zeros((4000, *rows.shape[1:])))
-    whole = sizes_of(model, config=config, forecast=7)
-    retriever.divide(Division(1, 4))
-    part = sizes_of(model, config=config, forecast=7)
-    assert (whole.memory_rows, part.memory_rows) == (4000, 1000)
-    assert 4 * training_memory(part).rows == training_memory(whole).rows
-    assert training_memory(part).search == training_memory(whole).search
 
 
 def test_trained_weights_are_those_of_the_built_model(tiny_llama):

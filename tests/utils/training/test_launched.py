@@ -124,7 +124,6 @@ def test_options_that_are_not_read_are_said(launched, monkeypatch):
     [
         ({"llm_device_map": "auto"}, "--llm_device_map auto: it spreads the LLM over one process's devices"),
         ({"load_in_4bit": True}, "--load_in_4bit: weights in 4 bits are not divided"),
-        ({"compile": True}, "--compile: layers that are gathered anew for each pass are not compiled"),
         ({"llm_ablation": "none"}, "--llm_ablation none: it leaves no layers to divide"),
     ],
 )

@@ -48,7 +48,7 @@ def trend_of(size: int, seed: int = 3) -> TrendRecord:
 def retrieval_of(gate: Tensor, confidence: Tensor, matched: Tensor) -> RetrievalRecord:
     size = len(gate)
     none = torch.zeros(size, 2)
-    return RetrievalRecord(gate, confidence, none, none.long(), none, matched, torch.tensor(0.5))
+    return RetrievalRecord(gate, confidence, none, none.long(), none, matched)
 
 
 def scores_of(*batches: tuple[ForecastState, Batch], label: TrendLabel = "level") -> dict[str, float]:
@@ -92,9 +92,7 @@ def test_processes_add_up() -> None:
         rows = slice((where.start or 0) * N, where.stop * N)
         shared = ("label_cuts", "magnitude_given_direction", "thresholds", "scale_weights")
         t = TrendRecord(**{k: v if k in shared else v[rows] for k, v in trend._asdict().items()})
-        r = RetrievalRecord(
-            **{k: v if k == "gate_history" else v[rows] for k, v in retrieval._asdict().items()}
-        )
+        r = RetrievalRecord(*(column[rows] for column in retrieval))
         return ForecastState(prediction[where], t, r), batch_of(y[where])
 
     whole = scores_of(part(slice(0, 11)))

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from utils.config import Config
@@ -54,7 +56,7 @@ def trend_of(size: int = S, seed: int = 3) -> TrendRecord:
     )
 
 
-def retrieval_of(gate: Tensor, confidence: Tensor, *, history: float = 0.5, matched: Any = None) -> Any:
+def retrieval_of(gate: Tensor, confidence: Tensor, *, matched: Any = None) -> Any:
     size = len(gate)
     return RetrievalRecord(
         gate=gate,
@@ -63,7 +65,6 @@ def retrieval_of(gate: Tensor, confidence: Tensor, *, history: float = 0.5, matc
         rows=torch.zeros(size, 2).long(),
         distance=torch.ones(size, 2),
         matched=torch.ones(size, dtype=torch.bool) if matched is None else matched,
-        gate_history=torch.tensor(history),
     )
 
 
@@ -255,17 +256,34 @@ def test_ordinal_gradient_does_not_vanish_where_the_path_is_most_wrong(level: in
 # The gate's losses.
 
 
-def test_retrieval_losses_are_their_formulas() -> None:
-    """Confidence weighs without being trained; the diversity is linear around the past mean."""
-    gate, confidence = torch.rand(S, 1), torch.rand(S, 1)
-    found = retrieval_losses(retrieval_of(gate, confidence, history=0.7))
-    pairs = zip(gate.flatten().tolist(), confidence.flatten().tolist(), strict=True)
-    consistency = sum(c * 4 * g * (1 - g) for g, c in pairs) / S
-    entropy = -(0.7 * math.log(0.7) + 0.3 * math.log(0.3))
-    slope = math.log(0.7 / 0.3)
-    diversity = math.log(2) - entropy + slope * (gate.double().mean().item() - 0.7)
-    assert found["gate_consistency"].item() == pytest.approx(consistency, rel=1e-5)
-    assert found["gate_entropy"].item() == pytest.approx(diversity, rel=1e-4)
+def plain_retrieval_losses(gate: Tensor, confidence: Tensor, matched: Tensor) -> dict[str, float]:
+    """The two, from what windows [B, M] decided, number by number in float64."""
+    windows, variables = gate.shape
+    consistency = diversity = 0.0
+    for m in range(variables):
+        decided = []
+        for b in range(windows):
+            g = gate[b, m].item()
+            consistency += confidence[b, m].item() * 4 * g * (1 - g)
+            decided += [g] if matched[b, m] else []
+        if decided:
+            p = sum(decided) / len(decided)
+            diversity += math.log(2) + sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
+    return {
+        "gate_consistency": consistency / windows / variables,
+        "gate_entropy": diversity / variables,
+    }
+
+
+@given(windows=st.integers(1, 6), variables=st.integers(1, 4), seed=st.integers(0, 10**6))
+def test_retrieval_losses_are_their_formulas(windows: int, variables: int, seed: int) -> None:
+    """Also where a variable, or all of them, found nothing; series stand window by window."""
+    gate, confidence, found = (draw(windows, variables, seed=seed + i).sigmoid() for i in range(3))
+    gate, matched = (3 * (gate - 0.5)).sigmoid() ** 2, found > 0.5
+    gate[~matched] = 1.0  # by rule
+    record = retrieval_of(gate.view(-1, 1), confidence.view(-1, 1), matched=matched.view(-1))
+    losses = {name: value.item() for name, value in retrieval_losses(record, variables).items()}
+    assert losses == pytest.approx(plain_retrieval_losses(gate, confidence, matched), abs=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.1, 0.4, 0.6, 0.9])
@@ -273,14 +291,14 @@ def test_consistency_is_lower_when_the_gate_leaves_a_half(value: float) -> None:
     """The usual way pays for 0.5: a confident match would make the gate undecided."""
     gate = torch.full((S, 1), value, requires_grad=True)
     confidence = torch.full((S, 1), 0.9, requires_grad=True)
-    loss = retrieval_losses(retrieval_of(gate, confidence))["gate_consistency"]
+    loss = retrieval_losses(retrieval_of(gate, confidence), N)["gate_consistency"]
     slopes: Any = torch.autograd.grad(loss, (gate, confidence), allow_unused=True)
     slope, other = slopes
     assert other is None  # else the loss is lowest where nothing is trusted
     assert (slope.sign() == math.copysign(1, 0.5 - value)).all()  # descent moves away from 0.5
-    at_half = retrieval_losses(retrieval_of(torch.full((S, 1), 0.5), confidence))["gate_consistency"]
+    at_half = retrieval_losses(retrieval_of(torch.full((S, 1), 0.5), confidence), N)["gate_consistency"]
     assert loss < at_half
-    none = retrieval_losses(retrieval_of(gate, torch.zeros(S, 1)))["gate_consistency"]
+    none = retrieval_losses(retrieval_of(gate, torch.zeros(S, 1)), N)["gate_consistency"]
     assert none.item() == 0
 
 
@@ -288,34 +306,35 @@ def test_consistency_is_lower_when_the_gate_leaves_a_half(value: float) -> None:
 def test_diversity_pushes_the_mean_towards_a_half(mean: float, direction: int) -> None:
     """A gate that says the same for every window is no gate; the wrong sign makes it so."""
     gate = torch.full((S, 1), mean, requires_grad=True)
-    loss = retrieval_losses(retrieval_of(gate, torch.zeros(S, 1), history=mean))["gate_entropy"]
+    loss = retrieval_losses(retrieval_of(gate, torch.zeros(S, 1)), N)["gate_entropy"]
     (slope,) = torch.autograd.grad(loss, gate)
+    # of a mean over the N variables of a function of a mean over B windows
+    torch.testing.assert_close(slope, torch.full((S, 1), math.log(mean / (1 - mean)) / S), atol=1e-6, rtol=0)
     assert slope.sign().unique().tolist() == [direction]
-    assert loss.item() == pytest.approx(
-        math.log(2) + mean * math.log(mean) + (1 - mean) * math.log(1 - mean), abs=1e-6
-    )
 
 
-@pytest.mark.parametrize("history", [0.0, 1.0])
-def test_diversity_of_a_shut_gate_is_finite(history: float) -> None:
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_diversity_of_a_shut_gate_is_finite(value: float) -> None:
     """The slope of an entropy at 0 and 1 is infinite."""
-    gate = torch.full((S, 1), history, requires_grad=True)
-    loss = retrieval_losses(retrieval_of(gate, torch.ones(S, 1), history=history))
-    (slope,) = torch.autograd.grad(sum(loss.values(), start=torch.zeros(())), gate)
+    logit = torch.full((S, 1), -200.0 if value == 0 else 200.0, requires_grad=True)
+    loss = retrieval_losses(retrieval_of(logit.sigmoid(), torch.ones(S, 1)), N)
+    (slope,) = torch.autograd.grad(sum(loss.values(), start=torch.zeros(())), logit)
     assert all(v.isfinite() for v in loss.values())
     assert slope.isfinite().all()
 
 
-def test_gate_losses_decompose_over_micro_batches() -> None:
-    """Accumulation and several processes must give the gradient of the whole batch."""
-    gate, confidence = torch.rand(12, 1, requires_grad=True), torch.rand(12, 1)
-    matched = torch.arange(12) % 3 > 0
+def test_gate_losses_decompose_over_variables() -> None:
+    """--max_channels_per_step must give the gradient of the whole batch."""
+    windows, variables = 3, 12
+    gate, confidence = torch.rand(windows, variables, requires_grad=True), torch.rand(windows, variables)
+    matched = torch.rand(windows, variables) > 0.3
 
     def gradient(parts: int) -> Tensor:
         losses = []
-        for part in torch.arange(12).chunk(parts):
-            record = retrieval_of(gate[part], confidence[part], history=0.7, matched=matched[part])
-            losses.append(sum(retrieval_losses(record).values(), start=torch.zeros(())) / parts)
+        for part in torch.arange(variables).chunk(parts):
+            columns = (one[:, part].reshape(-1, 1) for one in (gate, confidence))
+            record = retrieval_of(*columns, matched=matched[:, part].reshape(-1))
+            losses.append(sum(retrieval_losses(record, len(part)).values(), start=torch.zeros(())) / parts)
         (found,) = torch.autograd.grad(torch.stack(losses).sum(), gate)
         return found
 
@@ -327,13 +346,11 @@ def test_series_without_a_match_do_not_count_as_decisions() -> None:
     """Their gate is 1 by rule; counted, they would push every other gate down."""
     gate = torch.tensor([[0.6], [0.6], [1.0], [1.0]], requires_grad=True)
     matched = torch.tensor([True, True, False, False])
-    record = retrieval_of(gate, torch.zeros(4, 1), history=0.6, matched=matched)
-    alone = retrieval_of(gate[:2], torch.zeros(2, 1), history=0.6)
-    assert retrieval_losses(record)["gate_entropy"].item() == pytest.approx(
-        retrieval_losses(alone)["gate_entropy"].item(), abs=1e-6
-    )
-    (slope,) = torch.autograd.grad(retrieval_losses(record)["gate_entropy"], gate)
-    assert (slope[~matched] == 0).all()
+    loss = retrieval_losses(retrieval_of(gate, torch.zeros(4, 1), matched=matched), 1)["gate_entropy"]
+    alone = retrieval_losses(retrieval_of(gate[:2], torch.zeros(2, 1)), 1)["gate_entropy"]
+    assert loss.item() == pytest.approx(alone.item(), abs=1e-6)
+    (slope,) = torch.autograd.grad(loss, gate)
+    assert (slope[~matched] == 0).all() and (slope[matched] > 0).all()
 
 
 # All together.
@@ -351,7 +368,7 @@ def test_total_is_main_plus_warmup_times_the_weighted_terms() -> None:
         "aux_warmup_steps": 500,
     }
     batch, prediction = batch_of(), draw(B, H, N, seed=9).requires_grad_()
-    state = state_of(prediction, trend_of(), retrieval_of(torch.rand(S, 1), torch.rand(S, 1), history=0.3))
+    state = state_of(prediction, trend_of(), retrieval_of(torch.rand(S, 1), torch.rand(S, 1)))
     loss = Objective(Config.from_flat(weights))(state, batch, step=100)
     t = {name: value.item() for name, value in loss.terms.items()}
     inner = 0.31 * t["direction"] + 0.32 * t["magnitude"] + 0.13 * t["consistency"] + 0.14 * t["ordinal"]

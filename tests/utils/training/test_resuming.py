@@ -98,6 +98,24 @@ def test_a_kill_between_a_validation_and_the_checkpoint_of_its_step_costs_nothin
         shutil.rmtree(run_dir)
 
 
+def test_a_checkpoint_with_what_was_taken_out_is_tested_and_goes_on_exactly(start_run, tmp_path, caplog):
+    """Earlier versions kept a running mean of the gate, and could divide the memory: neither is there now."""
+    common = dict(max_steps=4, save_steps=2, save_total_limit=0, use_gram=True)
+    whole = start_run(**common)
+    start = copied(whole.run_dir, tmp_path / "copy", up_to=2)
+    wanted = start_run(**common, is_training=0, resume_from_checkpoint=str(start))
+    payload = load(start)
+    payload["model"]["gram.gate_history"] = torch.tensor(0.3)
+    payload["config"]["shard_memory"] = True
+    checkpoints.save(payload, start)
+    checkpoints._say_once.cache_clear()
+    tested = start_run(**common, is_training=0, resume_from_checkpoint=str(start))
+    assert tested.results["checkpoint"]["test"] == wanted.results["checkpoint"]["test"]
+    assert "--shard_memory: taken out; leave it out: every process holds the whole memory" in caplog.text
+    resumed = start_run(**common, resume_from_checkpoint=str(start))
+    assert not different(whole.run_dir, resumed.run_dir)
+
+
 def test_what_else_decides_the_last_bits_is_recorded_and_announced(start_run, caplog, tmp_path, monkeypatch):
     """Another number of threads adds in another order: a resume that differs must say so."""
     first = start_run(max_steps=2, save_steps=1, save_total_limit=0)

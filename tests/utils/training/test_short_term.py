@@ -178,7 +178,7 @@ def test_the_groups_are_summed_up_as_the_competition_does(tmp_path, tiny, m4, ca
         for name in ("smape", "mase", "naive2_smape", "naive2_mase")
     }
     owa = (means["smape"] / means["naive2_smape"] + means["mase"] / means["naive2_mase"]) / 2
-    assert f"| all | 30 | {means['smape']:.3f} | {means['mase']:.3f} | {owa:.3f} |" in said
+    assert f"all 30 {means['smape']:.3f} {means['mase']:.3f} {owa:.3f} " in " ".join(said.split())
     assert "4 of 6 groups are missing: Monthly" in said
     assert m4_summary.main([str(tmp_path)]) == 2
     assert m4_summary.main([str(folders[0].run_dir)] * 2) == 2

@@ -28,7 +28,6 @@ class Linear(nn.Module):
         super().__init__()
         self.map = nn.Linear(LOOKBACK, HORIZON)
         self.dropout = nn.Dropout(dropout)
-        self.absorbed: list[float] = []
 
     def forward(self, x_enc: Tensor, *, return_state: bool = False, **_: Any) -> Any:
         prediction = self.map(self.dropout(x_enc).transpose(1, 2)).transpose(1, 2)
@@ -36,12 +35,6 @@ class Linear(nn.Module):
 
     def begin_pass(self, place: PassOfStep) -> None:
         pass
-
-    def batch_statistics(self, state: ForecastState) -> Tensor | None:
-        return state.prediction.new_ones(())
-
-    def absorb_statistics(self, mean: Tensor) -> None:
-        self.absorbed.append(mean.item())
 
 
 def windows(count: int = 10, *, seed: int = 0) -> list[Batch]:
@@ -157,13 +150,13 @@ def test_training_equals_a_plain_loop(tmp_path):
 
 
 def test_accumulated_passes_equal_one_large_batch(tmp_path):
-    """Two passes of two windows are one step of four; statistics are absorbed once a step."""
+    """Two passes of two windows are one step of four."""
     data = windows(8)
     parts = Parts(tmp_path, data=data, total=4, gradient_accumulation_steps=2, lradj="constant")
     trainer = parts.fit()
     expected = reference_weights(data, [[0, 1, 2, 3], [4, 5, 6, 7]] * 2)
     torch.testing.assert_close(parts.model.map.weight, expected, rtol=1e-5, atol=1e-7)
-    assert trainer.progress.global_step == 4 and parts.model.absorbed == [1.0] * 4
+    assert trainer.progress.global_step == 4
 
 
 def test_an_epoch_of_a_broken_number_of_steps_is_a_fault_of_ours(tmp_path):

@@ -29,7 +29,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "bf16": {"use_tapr": False, "use_gram": False, "mixed_precision": "bf16"},
     "adapters, prompt first": {**LORA, "token_order": "prompt_first", "learning_rate": 0.01},
     "accumulating": {"gradient_accumulation_steps": 2, "max_channels_per_step": 1, "max_grad_norm": 0.1},
-    "compiled": {"compile": True},
 }
 STEPS = 4
 

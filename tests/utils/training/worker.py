@@ -80,9 +80,7 @@ class Watched:
         }
 
     def facts(self) -> dict[str, Any]:
-        gram: Any = getattr(getattr(self, "built", None), "gram", None)
         return {
-            "memory_rows": len(gram.retriever.memory_start) if gram is not None else 0,
             "processes": PartialState().num_processes,
             "backend": torch.distributed.get_backend(),
             "start": self.start,
