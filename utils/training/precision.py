@@ -59,7 +59,8 @@ def subnormals_flushed() -> Iterator[None]:
     """Compute with subnormal numbers (below 1.2e-38) as zero inside, where the processor can.
 
     An attention map whose softmax has sharpened holds some per cent of them, and a product with it takes
-    up to nine times as long as without. Threads that begin inside do as this one.
+    up to nine times as long as without. Threads that begin inside do as this one, those that run already go
+    on as before (torch 2.13.0): enter it before the first operation that is divided among them.
     Source: `torch.set_flush_denormal`.
     """
     smallest = torch.tensor(1e-40)

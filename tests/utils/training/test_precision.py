@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from utils.paths import PROJECT_ROOT
 from utils.training import experiment, precision
 from utils.training.precision import FP32_GRADE, matmul_precision, medium_error, subnormals_flushed
 
@@ -68,3 +72,21 @@ def test_a_run_flushes_subnormals_while_it_trains(start_run, monkeypatch):
     monkeypatch.setattr(experiment, "_train", lambda *_: sums.append(float(smallest + smallest)))
     start_run(max_steps=1)
     assert sums == [0.0] and float(smallest + smallest) > 0
+
+
+@pytest.mark.slow
+def test_all_threads_of_a_command_flush_subnormals():
+    """torch 2.13.0 flushes them in the calling thread; others do only if they begin afterwards."""
+    script = (
+        "import torch, run_main\n"
+        "from utils.threads import fit_threads\n"
+        "from utils.training.precision import subnormals_flushed\n"
+        "fit_threads()\n"
+        "torch.set_num_threads(2)\n"
+        "with subnormals_flushed():\n"
+        "    print(bool((torch.full((1024, 1024), 1e-39) @ torch.eye(1024) == 0).all()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "True", done.stderr
