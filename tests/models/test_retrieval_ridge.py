@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -60,7 +62,7 @@ def by_hand(source: Source, lookback: np.ndarray, *, variable: int, start: int, 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 999), known=st.booleans())
 def test_a_retrieved_future_is_the_mean_of_what_followed_the_nearest_windows(seed, known):
-    source = Source(seed)
+    source: Any = Source(seed)
     memory = RetrievedFutures(seq_len=L, horizon=H, season=SEASON)
     memory.width = L
     memory.keys = memory.keys.new_empty(0, L)
@@ -80,7 +82,7 @@ def test_a_retrieved_future_is_the_mean_of_what_followed_the_nearest_windows(see
 
 
 def test_a_window_that_overlaps_all_others_goes_on_at_its_last_value():
-    source = Source(3)
+    source: Any = Source(3)
     memory = RetrievedFutures(seq_len=L, horizon=ROWS, season=SEASON)
     assert memory.span > ROWS
     memory.futures = memory.futures[:, :H]
@@ -115,8 +117,9 @@ def test_the_penalty_is_the_one_that_errs_least_on_validation():
         moments.add(x, y, torch.ones(40, 1, dtype=torch.float64))
         parts.append(moments)
     penalties = [0.01, 1.0, 30.0, 1e4]
-    errors = {p: parts[1].error(solve(*parts, [p])[0]) for p in penalties}
-    assert solve(*parts, penalties)[1] == min(errors, key=errors.__getitem__)
+    train, valid = parts
+    errors = {p: valid.error(solve(train, valid, [p])[0]) for p in penalties}
+    assert solve(train, valid, penalties)[1] == min(errors, key=errors.__getitem__)
 
 
 def test_a_run_is_ahead_of_ridge_where_the_past_recurs_and_loads_again(tmp_path):
@@ -143,6 +146,6 @@ def test_a_run_is_ahead_of_ridge_where_the_past_recurs_and_loads_again(tmp_path)
         test[name] = result.results["best"]["test"]["mse"]
     assert test["RetrievalRidge"] < 0.95 * test["Ridge"]
     saved = torch.load(result.run_dir / "checkpoint", weights_only=True)["model"]
-    model = MODELS["RetrievalRidge"](Config.from_flat({**flags, "model": "RetrievalRidge"}))
+    model: Any = MODELS["RetrievalRidge"](Config.from_flat({**flags, "model": "RetrievalRidge"}))
     model.load_state_dict(saved)
     assert len(model.retrieved.keys) == len(saved["retrieved.keys"]) > 1000

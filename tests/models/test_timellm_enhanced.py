@@ -453,6 +453,23 @@ def test_memory_depends_on_the_seed_setting_alone(tiny_gpt2: Path) -> None:
     assert not torch.equal(other.gram.retriever.memory_start, first.gram.retriever.memory_start)
 
 
+@pytest.mark.parametrize("key", ["raw", "learned", "hybrid"])
+def test_refresh_changes_keys_only_where_encoders_moved(tiny_gpt2: Path, key: str) -> None:
+    """Keys are refreshed before each validation; twice must be as good as once."""
+    model = model_of(tiny_gpt2, retrieval_key=key, **BOTH)
+    memory = model.gram.retriever
+    keys = memory.memory_keys.clone()
+    model.refresh(SOURCE)
+    assert torch.equal(memory.memory_keys, keys)
+    train(model, 3)
+    assert torch.equal(memory.memory_keys, keys)
+    model.refresh(SOURCE)
+    assert torch.equal(memory.memory_keys, keys) == (key == "raw")
+    once = memory.memory_keys.clone()
+    model.refresh(SOURCE)
+    assert torch.equal(memory.memory_keys, once)
+
+
 # Trend fusion.
 
 
