@@ -45,7 +45,6 @@ ELSEWHERE = {
     "dump_prompt": "takes windows of its own",
     "shard_llm": "see test_sharded.py",
     "cpu": "always",
-    "compile": "see tests/layers/test_llm_fused.py",
     "use_tapr": "both modules are on",
     "use_gram": "both modules are on",
     "round_dates": "decides how a file is read",
