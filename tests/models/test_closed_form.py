@@ -52,10 +52,11 @@ def test_a_run_has_the_scores_of_the_plain_formulas(name: str, tmp_path: Path) -
 @pytest.mark.parametrize("name", [*NAMES, "RetrievalRidge"])
 def test_its_checkpoint_is_tested_again_and_resumed_with_the_same_scores(name: str, tmp_path: Path) -> None:
     """Kept in float32, or not kept at all, the map would score otherwise."""
-    first = run_of(name, tmp_path)
-    again = run_of(name, tmp_path, is_training=0)
+    few = {"percent": 3, "eval_batch_size": 500}
+    first = run_of(name, tmp_path, **few)
+    again = run_of(name, tmp_path, is_training=0, **few)
     assert again.results["checkpoint"]["test"] == first.results["best"]["test"]
-    resumed = run_of(name, tmp_path, resume_from_checkpoint=str(first.run_dir / BEST))
+    resumed = run_of(name, tmp_path, resume_from_checkpoint=str(first.run_dir / BEST), **few)
     assert resumed.results["best"]["test"] == first.results["best"]["test"]
 
 
