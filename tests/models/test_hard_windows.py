@@ -20,7 +20,7 @@ from data_provider.splits import Split
 from layers.GRAM import FARTHEST
 from layers.normalization import InstanceNorm
 from layers.prompt import PromptBuilder
-from models import MODELS
+from models.registry import MODELS
 from utils.config import Config
 from utils.training.objective import Objective
 from utils.training.passes import forecast_state

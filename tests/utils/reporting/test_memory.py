@@ -9,7 +9,7 @@ import pytest
 
 from layers.retrieval_memory import COLUMNS
 from layers.retrieval_parts import Division
-from models import MODELS
+from models.registry import MODELS
 from scripts.benching.client import workers
 from utils.config import Config
 from utils.process_memory import available_bytes, mib, peak_bytes, resident_bytes

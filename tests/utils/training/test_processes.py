@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_provider.data_factory import build_data, evaluation_loader
-from models import MODELS as BUILDERS
+from models.registry import MODELS as BUILDERS
 from utils.config import Config
 from utils.training.details import read_details
 from utils.training.passes import forecast_state

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models import MODELS, llm_outline
 from models.inspection import inspection_lines
+from models.registry import MODELS, llm_outline
 from tests.utils.training.comparing import last_payload, load, note_items, records, unequal
 from utils.config import Config
 from utils.paths import PROJECT_ROOT

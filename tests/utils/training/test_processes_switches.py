@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from models import MODELS
+from models.registry import MODELS
 from tests.models.test_timellm_enhanced import BOTH, SWITCHES
 from utils.config import Config, iter_settings, setting_type
 from utils.training.run_folder import METRICS_FILE
