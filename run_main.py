@@ -7,8 +7,8 @@ from functools import partial
 from logging import getLogger
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models import MODELS, llm_outline
 from models.inspection import inspection_lines
+from models.registry import MODELS, llm_outline, model_name
 from utils.cli import parse_config
 from utils.config import Config
 from utils.ending import ending
@@ -48,7 +48,24 @@ def _main(config: Config, model: str) -> experiment.RunResult:
         raise UserError(f"--model: this entry point trains {model}; {config.run.model} is run_main.py's")
     if model == "TimeLLM" and (config.tapr.use_tapr or config.gram.use_gram):
         raise UserError("--use_tapr, --use_gram: run_main.py is for baselines; use run_main_enhanced.py")
-    model = config.run.model or model
+    return _train_all(config, config.run.model or model)
+
+
+def command(argv: Sequence[str] | None = None) -> None:
+    """``timellm-train`` of the installed package: either entry point, by the flags; ends as `main` does."""
+    with ending():
+        config = parse_config(argv, models=MODELS)
+        model = model_name(config)
+        if config.run.model not in (None, model):
+            raise UserError(
+                f"--model {config.run.model}: expected no --model beside --use_tapr or --use_gram, which are "
+                f"parts of {model}; leave one of them out"
+            )
+        _train_all(config, model)
+
+
+def _train_all(config: Config, model: str) -> experiment.RunResult:
+    """The runs that ``--itr`` asks for; the last of them."""
     results = [train(one, model=model) for one in repetitions(config)]
     if len(results) > 1:
         log.info("%s", spread_text([r.results["best"]["test"] for r in results]))

@@ -139,7 +139,7 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
     The scaler is fitted on the training rows that are used (``--percent``), nothing else. Validation
     takes every ``--eval_stride``-th window, the test all of them: of the data set of ``--eval_data``
     where one is named, which is standardised by its own training part, as the published protocol has it.
-    Whether ``model`` (a `models.forecaster.Forecaster`, or its class), where it is given, can forecast that
+    Whether ``model`` (a `models.base.ForecastModel`, or its class), where it is given, can forecast that
     data set is checked.
 
     Raises:

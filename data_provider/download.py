@@ -281,7 +281,7 @@ def _copy(response: http.client.HTTPResponse, part: Path, *, begin: int, total: 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Command line: fetch the files of the named data sets and print where they are."""
-    parser = argparse.ArgumentParser(prog="python -m data_provider.download", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=main.__doc__)
     parser.add_argument(
         "names", nargs="+", type=known_as, choices=DOWNLOADABLE, metavar="NAME",
         help=f"data sets to fetch: {', '.join(DOWNLOADABLE)}",

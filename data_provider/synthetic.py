@@ -254,7 +254,7 @@ def _valid_part(values: FloatArray, kernel: FloatArray) -> FloatArray:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Command line: write a made-up series to a CSV file."""
-    parser = argparse.ArgumentParser(prog="python -m data_provider.synthetic", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=main.__doc__)
     parser.add_argument("path", action=PathFlag, kind=Path, help="the file to write, .csv or another ending")
     parser.add_argument("--rows", type=int, default=DEFAULT_ROWS, help="length [%(default)s]")
     parser.add_argument("--variables", type=int, default=DEFAULT_VARIABLES, help="columns [%(default)s]")

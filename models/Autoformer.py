@@ -23,7 +23,7 @@ from layers.autoformer_layers import (
     SeriesEmbedding,
 )
 from layers.decomposition import SeriesDecomposition
-from models.forecaster import Forecaster
+from models.base import ForecastModel
 from utils.config import Config
 from utils.data_sets import SHORT_TERM
 from utils.errors import UserError
@@ -35,7 +35,7 @@ DEFAULT_FREQUENCY = "h"
 """Where neither the data nor the settings say: hourly rows, the family's default."""
 
 
-class Model(Forecaster):
+class Model(ForecastModel):
     """Windows [B, L, N] with marks [B, L, F] and [B, H, F] to [B, H, M]."""
 
     name = "Autoformer"

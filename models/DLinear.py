@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from layers.decomposition import SeriesDecomposition
-from models.forecaster import Forecaster
+from models.base import ForecastModel
 from utils.config import Config
 
 
-class Model(Forecaster):
+class Model(ForecastModel):
     """Windows [B, L, N] to [B, H, N]."""
 
     name = "DLinear"

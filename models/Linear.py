@@ -13,13 +13,13 @@ from torch.utils.data import Dataset
 
 from layers.linear_path import LinearPath
 from layers.normalization import InstanceNorm
-from models.baselines import begin_at_ridge
-from models.forecaster import Forecaster
+from models.base import ForecastModel
+from models.closed_form import begin_at_ridge
 from utils.config import Config
 from utils.types import Batch, WindowSource
 
 
-class Model(Forecaster):
+class Model(ForecastModel):
     """Windows [B, L, N] to [B, H, N]."""
 
     name = "Linear"

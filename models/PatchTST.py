@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from layers.heads import FlattenHead
 from layers.normalization import InstanceNorm
-from models.forecaster import Forecaster
+from models.base import ForecastModel
 from utils.config import Config
 
 ENCODER_LAYERS = 3
 """``--e_layers`` of the paper."""
 
 
-class Model(Forecaster):
+class Model(ForecastModel):
     """Windows [B, L, N] to [B, H, N]."""
 
     name = "PatchTST"

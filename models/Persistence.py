@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.forecaster import Forecaster
+from models.base import ForecastModel
 
 
-class Model(Forecaster):
+class Model(ForecastModel):
     """Windows [B, L, N] to [B, H, N]; there is nothing to fit."""
 
     name = "Persistence"

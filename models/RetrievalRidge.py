@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from layers.retrieval_search import Rows
 from layers.retrieved_futures import KINDS, RetrievedFutures
-from models.forecaster import Forecaster
+from models.base import ForecastModel
 from models.TimeLLM import DEFAULT_SEASON
 from models.TimeLLM_Enhanced import query_rows
 from utils.config import Config
@@ -36,7 +36,7 @@ ROWS_AT_ONCE = 4096
 WINDOWS_AT_ONCE = 256
 
 
-class Model(Forecaster):
+class Model(ForecastModel):
     """Windows [B, L, N] to [B, H, N] float64; the lookback's mean until it is fitted."""
 
     name = "RetrievalRidge"

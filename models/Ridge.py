@@ -2,7 +2,7 @@
 
 The penalty is chosen on the validation windows. Source of the model as a baseline: Toner and Darlow,
 "An Analysis of Linear Time Series Forecasting Models", ICML 2024. The solution is that of
-`models.baselines.RidgeForecaster`; here it takes part in the same runs as every other model.
+`models.closed_form.RidgeMap`; here it takes part in the same runs as every other model.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from models.baselines import fit_ridge
-from models.forecaster import Forecaster
+from models.base import ForecastModel
+from models.closed_form import fit_ridge
 from utils.config import Config
 from utils.types import Batch, WindowSource
 
 log = getLogger(__name__)
 
 
-class Model(Forecaster):
+class Model(ForecastModel):
     """Windows [B, L, N] to [B, H, N] float64; all zeros around the window's mean until it is fitted."""
 
     name = "Ridge"

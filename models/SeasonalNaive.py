@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.forecaster import Forecaster
+from models.base import ForecastModel
 from models.TimeLLM import DEFAULT_SEASON
 from utils.config import Config, ConfigError
 from utils.config_checks import season_problem
 
 
-class Model(Forecaster):
+class Model(ForecastModel):
     """Windows [B, L, N] to [B, H, N]; there is nothing to fit."""
 
     name = "SeasonalNaive"

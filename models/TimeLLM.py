@@ -35,8 +35,8 @@ from layers.prompt import PromptBuilder, WindowPrompts
 from layers.reprogramming import ReprogrammingLayer
 from layers.step_value import StepValue
 from layers.time_marks import TimeMarks
-from models.baselines import begin_at_ridge
-from models.forecaster import Forecaster
+from models.base import ForecastModel
+from models.closed_form import begin_at_ridge
 from utils.config import AUTO, BackboneConfig, Config
 from utils.data_sets import SHORT_TERM
 from utils.errors import UserError
@@ -85,7 +85,7 @@ class Series(NamedTuple):
     """[S, L], 1 where a row exists; None where all do."""
 
 
-class Model(Forecaster):
+class Model(ForecastModel):
     """Windows [B, L, N] to forecasts [B, H, N].
 
     The frozen LLM is always in eval mode, is not part of `state_dict`, and is passed over by

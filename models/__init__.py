@@ -1,46 +1,23 @@
-"""The models, by name."""
+"""Time-LLM, its enhanced variant, the models beside it, and the door to a trained run.
 
-from collections.abc import Callable
+``from models import Forecaster``: a run that was trained, loaded to forecast tables; how a table is read,
+`ReadOptions` says. The models themselves are in modules of their own, by name in `models.registry`.
+"""
 
-from layers.llm import outline_of
-from models import (
-    Autoformer,
-    DLinear,
-    Linear,
-    PatchTST,
-    Persistence,
-    RetrievalRidge,
-    Ridge,
-    SeasonalNaive,
-    TimeLLM,
-    TimeLLM_Enhanced,
-)
-from models.forecaster import Forecaster
-from utils.config import Config
-from utils.types import LLMOutline
+from typing import TYPE_CHECKING, Any
 
-MODELS: dict[str, type[Forecaster]] = {
-    "TimeLLM": TimeLLM.Model,
-    "TimeLLM_Enhanced": TimeLLM_Enhanced.Model,
-    "Autoformer": Autoformer.Model,
-    "DLinear": DLinear.Model,
-    "Linear": Linear.Model,
-    "PatchTST": PatchTST.Model,
-    "Persistence": Persistence.Model,
-    "RetrievalRidge": RetrievalRidge.Model,
-    "Ridge": Ridge.Model,
-    "SeasonalNaive": SeasonalNaive.Model,
-}
+if TYPE_CHECKING:
+    from models.forecaster import Forecaster as Forecaster
+    from models.trained import ReadOptions as ReadOptions
+else:
+
+    def __getattr__(name: str) -> Any:
+        """What the door offers, imported when it is asked for: training needs none of it."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from models import forecaster
+
+        return getattr(forecaster, name)
 
 
-def llm_outline(name: str) -> Callable[[Config], LLMOutline | None]:
-    """From a configuration to the widths of the LLM that the model of this name reads; None without one."""
-    uses_llm = MODELS[name].uses_llm
-    return lambda config: outline_of(config.llm) if uses_llm else None
-
-
-def model_name(config: Config) -> str:
-    """The model that the entry point for these settings trains."""
-    if config.tapr.use_tapr or config.gram.use_gram:
-        return "TimeLLM_Enhanced"
-    return config.run.model or "TimeLLM"
+__all__ = ["Forecaster", "ReadOptions"]

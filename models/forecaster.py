@@ -1,116 +1,223 @@
-"""What a training run asks of any model, and the step that baselines share.
+"""Forecasts of any table by a trained run, in original units and at proper times.
 
-Shape legend: B windows, N variables, L lookback, H horizon.
+``Forecaster.load(RUN).predict(table)``: see `Forecaster`.
+
+Shape legend: W windows, H horizon, M variables forecast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from logging import getLogger
+from pathlib import Path
 
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.utils.data import Dataset
+import numpy as np
+import pandas as pd
+import torch
 
-from utils.config import Config, ConfigError
-from utils.config_checks import model_problems
-from utils.data_sets import SHORT_TERM
-from utils.types import Batch, ForecastState, LLMIdentity, PassOfStep, PromptMaker, WindowSource
+from data_provider.open_windows import same_series
+from data_provider.series import Series
+from models import forecast_tables
+from models.forecast_tables import Array, Backtest
+from models.loading import load_run
+from models.trained import Forecasts, ReadOptions, Table, TrainedModel
+from utils.conformal import check_level, check_windows, rolling_half_width
+from utils.errors import UserError
+from utils.forecast_columns import DATE, ORIGIN
+from utils.training.checkpoint import CheckpointError
+
+log = getLogger(__name__)
 
 
-class Forecaster(nn.Module):
-    """A model of windows [B, L, N]; subclasses give `forecast`.
+class Forecaster(TrainedModel):
+    """A trained run that forecasts tables with the columns it was trained on."""
 
-    The hooks below do nothing: a model overrides those it needs.
-    """
+    @classmethod
+    def load(
+        cls,
+        where: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        batch_size: int | None = None,
+        llm_model_path: str | None = None,
+    ) -> Forecaster:
+        """The forecaster of a checkpoint.
 
-    name = ""
-    llm_identity: LLMIdentity | None = None
-    """The frozen LLM's, where there is one."""
-    uses_llm = False
-    """Whether there is a frozen LLM."""
-    takes_steps = True
-    """Whether an optimizer trains it; otherwise `fit_closed_form` does, or there is nothing to fit."""
-    reads_time_marks = False
-    """Whether a forecast needs the time marks, and the decoder start of ``--label_len``."""
-    reads_whole_season = False
-    """Whether a forecast needs a whole season in its lookback."""
-    channel_independent = False
-    """Whether the forecast of a variable reads that variable alone (but with ``--features MS``)."""
-    offers_ms = False
-    """Whether it takes ``--features MS``: reads all variables, and forecasts the last alone, [B, H, 1]."""
-    splits_width = False
-    """Whether ``--d_model`` is divided among ``--n_heads``."""
-    is_named_by_flag = True
-    """Whether ``--model`` of run_main.py may name it; otherwise it has an entry point of its own."""
-    prompt_text = ""
-    """What every prompt begins with, where there is an LLM: a checkpoint goes on with the same."""
-    own_settings: frozenset[str] = frozenset()
-    """Which fields of `utils.config.BackboneConfig` and `BaselineConfig` it reads; a run names the others."""
-
-    def __init__(self, args: Config | Any) -> None:
-        """Build from a `Config`, or from any object with attributes named like the flags.
+        Args:
+            where: a run's folder (its best weights), a step folder or a checkpoint file.
+            device: to forecast on; by default the GPU where there is one.
+            batch_size: windows per pass; by default the run's own in evaluation.
+            llm_model_path: where the run's LLM lies now, if it moved; its content is compared.
 
         Raises:
-            ConfigError: settings that do not fit each other, or this model.
+            CheckpointError: the checkpoint, or its LLM, is not what it should be.
+            LLMUnavailableError: its LLM is not to be found.
+            ValueError: ``batch_size`` is below 1.
         """
-        super().__init__()
-        self.config = args if isinstance(args, Config) else Config.from_namespace(args)
-        if problems := model_problems(self.config.flat(), self):
-            raise ConfigError(problems)
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"--batch_size: expected 1 or more, found {batch_size}")
+        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        run = load_run(where, device=on, llm_model_path=llm_model_path)
+        return cls(run, device=on, batch_size=batch_size)
 
-    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
-        """Windows [B, L, N] to [B, H, N], or [B, H, 1] with ``--features MS``.
-
-        Marks are time features, [B, L, F] and [B, H, F].
-        """
-        raise NotImplementedError
-
-    def forward(
+    def judged(
         self,
-        x_enc: Tensor,
-        x_mark_enc: Tensor | None = None,
-        x_dec: Tensor | None = None,
-        x_mark_dec: Tensor | None = None,
+        series: Series,
         *,
-        start: Tensor | None = None,
-        series_id: Tensor | None = None,
-        variable: Tensor | None = None,
-        target: Tensor | None = None,
-        prompt: Tensor | None = None,
-        return_state: bool = False,
-    ) -> Tensor | ForecastState:
-        """Forecast [B, H, N] of windows ``x_enc`` [B, L, N], both in standardised units."""
-        prediction = self.forecast(x_enc, x_mark_enc, x_mark_dec)
-        return ForecastState(prediction, None, None) if return_state else prediction
+        first: int,
+        count: int,
+        levels: Sequence[float] = (),
+        recalibrate: int | None = None,
+    ) -> tuple[Forecasts, dict[float, Array]]:
+        """Forecasts of ``count`` windows from row ``first`` on, and by level half their intervals' width.
 
-    @property
-    def prompts(self) -> PromptMaker | None:
-        """What makes the prompts that loaders hand over beside the windows; None for a model without."""
-        return None
+        The half widths [W, H, M] are in original units, around the forecast.
 
-    def insample_mask(self, x_mark_enc: Tensor | None) -> Tensor | None:
-        """Which rows of a window exist, [B, L, 1], for series without dates; None where all do."""
-        return x_mark_enc if self.config.run.task_name == SHORT_TERM else None
+        Args:
+            series: of `series`.
+            first: row at which the first window's lookback begins.
+            count: number of windows.
+            levels: of the intervals, each between 0 and 1.
+            recalibrate: take the errors of so many windows right before each forecast, as far as they are
+                known by then, in place of those of the run's validation.
 
-    def shard_llm(self, mesh: DeviceMesh) -> None:
-        """Divide the layers of the frozen LLM among the processes of ``mesh``, where there is one."""
+        Raises:
+            CheckpointError: there is no calibration in the checkpoint, and none is made here.
+            LevelError: a level takes more windows of calibration.
+            ValueError: there are too few rows.
+        """
+        self._check_levels(levels, recalibrate)
+        if not levels or recalibrate is None:
+            found = self.forecasts(self.windows(series, first=first, count=count))
+            return found, {level: self.half_width(level, found) for level in levels}
+        before = recalibrate + self.pred_len - 1
+        if first < before:
+            needed = before + self.seq_len + count - 1
+            raise UserError(
+                f"{series.name}: expected {needed} rows or more, for --recalibrate {recalibrate} windows "
+                f"before the first forecast, found {first + self.seq_len + count - 1}"
+            )
+        every = self.forecasts(self.windows(series, first=first - before, count=before + count))
+        error = np.abs(every.prediction - every.truth)
+        rolled = {
+            level: rolling_half_width(error, level, windows=recalibrate, count=count).astype(np.float64)
+            for level in levels
+        }
+        return every.after(before), rolled
 
-    def starting_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What ``--init_from`` loads of another run's weights; what they may lack is added."""
-        return weights
+    def half_width(self, level: float, found: Forecasts) -> Array:
+        """Half the width [W, H, M] of these forecasts' intervals, in original units.
 
-    def fit_statistics(self, source: WindowSource) -> None:
-        """Learn from the training windows what is counted rather than trained."""
+        Raises:
+            CheckpointError: the checkpoint has no calibration.
+            LevelError: the level takes more windows of calibration.
+        """
+        self._check_levels([level], None)
+        assert self.calibration is not None
+        half = self.calibration.half_width(level, torch.from_numpy(found.deviation)).double()
+        return (half * self.standardisation.std[-len(self.targets) :]).numpy()
 
-    def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
-        """Solve for the weights, where they have a closed form; settings by validation alone."""
+    def _check_levels(self, levels: Sequence[float], recalibrate: int | None) -> None:
+        """Before any forecast: the intervals that are asked for can be had."""
+        for level in levels:
+            check_level(level)
+            if recalibrate is not None:
+                check_windows(level, recalibrate)
+            elif self.calibration is not None:
+                self.calibration.quantile(level)
+            else:
+                raise CheckpointError(
+                    f"{self.path}: expected a calibration for intervals, found none: the checkpoint is of an "
+                    "older version, or of --levels without a number, or not the run's best. --recalibrate N "
+                    "calibrates on the last N windows of the table itself"
+                )
 
-    def recalibrate(self, source: WindowSource) -> None:
-        """Count anew, under another run's weights that this one starts from, what is not learned."""
+    def predict(
+        self,
+        table: Table,
+        *,
+        levels: Sequence[float] = (),
+        recalibrate: int | None = None,
+        reading: ReadOptions | None = None,
+    ) -> pd.DataFrame:
+        """The H rows after the end of ``table``: ``date``, and a column for each variable forecast.
 
-    def refresh(self, source: WindowSource) -> None:
-        """Recompute what was derived from weights that have moved since."""
+        With ``levels`` each variable has its bounds beside it, such as ``OT_lo_80`` and ``OT_hi_80``.
 
-    def begin_pass(self, place: PassOfStep) -> None:
-        """A forward pass in training begins; said before each, or every pass is a step of its own."""
+        Args:
+            table: as for `series`.
+            levels: of the prediction intervals, each between 0 and 1.
+            recalibrate: as for `judged`.
+            reading: as for `series`.
+
+        Raises:
+            ValueError, OSError: as `series` and `judged` do.
+        """
+        forecast_tables.check_names((DATE,), self.targets, levels=levels)
+        series = self.series(table, reading=reading)
+        first = len(series.values) - self.seq_len
+        found, half = self.judged(series, first=first, count=1, levels=levels, recalibrate=recalibrate)
+        return forecast_tables.table(
+            {DATE: self.dates(series, found.start)},
+            self.targets,
+            found.prediction[0],
+            half_widths={level: width[0] for level, width in half.items()},
+        )
+
+    def backtest(
+        self,
+        table: Table,
+        windows: int,
+        *,
+        levels: Sequence[float] = (),
+        recalibrate: int | None = None,
+        reading: ReadOptions | None = None,
+    ) -> Backtest:
+        """Forecasts of the last ``windows`` windows of ``table`` whose future it holds, and their scores.
+
+        Args as for `predict`.
+
+        Raises:
+            ValueError, OSError: as `predict` does.
+            ValueError: more windows than the table has, or fewer than 1.
+        """
+        forecast_tables.check_names((ORIGIN, DATE), self.targets, levels=levels, truth=True)
+        series = self.series(table, reading=reading)
+        first = len(series.values) - self.seq_len - self.pred_len - windows + 1
+        if windows < 1 or first < 0:
+            most = first + windows
+            raise UserError(
+                f"--backtest: expected 1 to {max(most, 0)} windows, of {self.seq_len} rows and the "
+                f"{self.pred_len} after them ({series.name} has {len(series.values)} rows), found {windows}"
+            )
+        self._say_trained(series, first=first, count=windows)
+        found, half = self.judged(series, first=first, count=windows, levels=levels, recalibrate=recalibrate)
+        rows = (windows * self.pred_len, len(self.targets))
+        origin = series.dates[found.start + self.seq_len - 1]
+        frame = forecast_tables.table(
+            {
+                ORIGIN: origin.repeat(self.pred_len),
+                DATE: self.dates(series, found.start),
+            },
+            self.targets,
+            found.prediction.reshape(rows),
+            half_widths={level: width.reshape(rows) for level, width in half.items()},
+            truth=found.truth.reshape(rows),
+        )
+        deviation = self.standardisation.std[-len(self.targets) :].numpy()
+        scored, mean = forecast_tables.scores(
+            found.prediction, found.truth, deviation=deviation, targets=self.targets, half_widths=half
+        )
+        return Backtest(frame, scored, mean)
+
+    def _say_trained(self, series: Series, *, first: int, count: int) -> None:
+        """Say how many windows forecast rows that the model was trained on."""
+        if self.identity is None or not same_series(series, self.identity):
+            return
+        trained = min(count, max(0, self.identity.trained_rows - self.seq_len - first))
+        if trained:
+            log.warning(
+                "%d of these %d windows forecast rows that the model was trained on: no test of it",
+                trained,
+                count,
+            )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.forecaster import Forecaster
+from models.base import ForecastModel
 from utils.errors import UserError
 from utils.reporting.report import text_table
 from utils.training.passes import forecast_state
@@ -86,7 +86,7 @@ Hook = Callable[[nn.Module, Any, Any], None]
 
 
 @contextmanager
-def watched(model: Forecaster) -> Iterator[PassRecord]:
+def watched(model: ForecastModel) -> Iterator[PassRecord]:
     """While the block runs, each pass through ``model`` is recorded anew."""
     record = PassRecord()
     with ExitStack() as closing:
@@ -183,7 +183,7 @@ def _watch_llm(model: Any, record: PassRecord, closing: ExitStack) -> None:
 
 
 @torch.no_grad()
-def prompts_of(model: Forecaster, x: Tensor, x_mark: Tensor | None = None) -> list[Prompt]:
+def prompts_of(model: ForecastModel, x: Tensor, x_mark: Tensor | None = None) -> list[Prompt]:
     """The exact prompts of one window [1, L, N], one for each variable that is forecast.
 
     ``x_mark`` [1, L, 1] is the insample mask of a series without dates.
@@ -202,7 +202,9 @@ def prompts_of(model: Forecaster, x: Tensor, x_mark: Tensor | None = None) -> li
     return found
 
 
-def prompt_lines(model: Forecaster, x: Tensor, names: list[str], x_mark: Tensor | None = None) -> list[str]:
+def prompt_lines(
+    model: ForecastModel, x: Tensor, names: list[str], x_mark: Tensor | None = None
+) -> list[str]:
     """`prompts_of` as text; ``names`` are those of the variables that are forecast."""
     return [
         f"prompt of {names[p.variable]}: {p.tokens} tokens, the first {p.constant} the same in all\n{p.text}"
@@ -212,7 +214,7 @@ def prompt_lines(model: Forecaster, x: Tensor, names: list[str], x_mark: Tensor 
 
 @torch.no_grad()
 def inspection_lines(
-    model: Forecaster, batch: Batch, names: list[str], *, shapes: bool, prompt: bool
+    model: ForecastModel, batch: Batch, names: list[str], *, shapes: bool, prompt: bool
 ) -> list[str]:
     """What ``--debug_shapes`` and ``--dump_prompt`` print, from one pass over ``batch`` in eval mode.
 

@@ -28,8 +28,8 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from torch.utils.data import DataLoader
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models import MODELS, llm_outline
 from models.inspection import inspection_lines
+from models.registry import MODELS, llm_outline
 from scripts.benching.tiny import write_llm
 from utils.config import Config
 from utils.ending import command

@@ -28,7 +28,7 @@ import torch
 from layers.llm import FrozenLLM
 from layers.llm_adapters import NAME, adapted_maps, is_adapter
 from layers.llm_files import Source, fingerprint, quiet_transformers
-from scripts.forecasting.loading import LoadedRun, frozen_llm, load_run
+from models.loading import LoadedRun, frozen_llm, load_run
 from utils.cli import PathFlag
 from utils.config import LLMConfig
 from utils.ending import command

@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 
 from data_provider.table_files import TableFile, table_file, write_table
-from scripts.forecasting import Forecaster, Reading
-from scripts.forecasting.tables import scores_text
+from models import Forecaster, ReadOptions
+from models.forecast_tables import scores_text
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.errors import FileMissingError, UserError
@@ -71,7 +71,7 @@ def _forecast(forecaster: Forecaster, args: argparse.Namespace) -> pd.DataFrame:
     how = {
         "levels": levels,
         "recalibrate": args.recalibrate,
-        "reading": Reading(
+        "reading": ReadOptions(
             freq=args.freq,
             fill_missing=args.fill_missing,
             date_format=args.date_format,
@@ -130,7 +130,7 @@ def _check(args: argparse.Namespace) -> TableFile:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split(":")[0], allow_abbrev=False)
     add = parser.add_argument
     add(
         "--checkpoint",

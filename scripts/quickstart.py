@@ -17,8 +17,8 @@ from typing import Any
 import run_main_enhanced
 from data_provider.data_factory import build_data, data_file, is_published
 from data_provider.download import DataUnavailableError, ensure_data
-from models import MODELS
-from models.baselines import Scores, evaluate_baselines
+from models.closed_form import Scores, evaluate_baselines
+from models.registry import MODELS
 from utils.cli import parse_config
 from utils.config import Config
 from utils.ending import command

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 from unittest.mock import patch
@@ -26,6 +27,9 @@ PROGRAMS = {"python", ".venv/bin/python", "bash", "accelerate", "torchrun", "pip
 """What this module knows how to check."""
 OF_THE_SYSTEM = {"source", "cd", "git", "head", "kill", "pre-commit", "tensorboard", "wandb"}
 """Programs that are not this project's: their words are taken as they are."""
+INSTALLED = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+"""The commands of the installed package, each with module and function."""
+PACKAGE = "timellm_enhanced."
 LAUNCHERS = {"accelerate.commands.launch": launch_command_parser, "torch.distributed.run": torchrun_parser}
 """Modules that start a script of ours, each with what builds its parser."""
 MEANT = {"N": "1", "NAME": "ETTh1", "<name>": "modules", "FILE": "x.csv"}
@@ -63,6 +67,10 @@ def check(command: str) -> None:
     if not words or words[0] in OF_THE_SYSTEM:
         return
     program, words = words[0], words[1:]
+    if program in INSTALLED:
+        module, function = INSTALLED[program].removeprefix(PACKAGE).split(":")
+        _accepted(lambda: _begin(module, words, function), program)
+        return
     assert program in PROGRAMS, f"{command}: {program} is not a program that is checked"
     if program == "bash":
         _shell(words[0], words[1:], variables)
@@ -80,7 +88,7 @@ def check(command: str) -> None:
 def _python(words: list[str]) -> None:
     """``script.py words`` or ``-m module words``; a launcher's own words are parsed by it."""
     if words[0] == "-m":
-        module, words = words[1], words[2:]
+        module, words = words[1].removeprefix(PACKAGE), words[2:]
         if module in LAUNCHERS:
             launched = LAUNCHERS[module]().parse_args(words)
             _python([launched.training_script, *launched.training_script_args])
@@ -116,8 +124,8 @@ def parser_of(module: str) -> argparse.ArgumentParser:
     return found[0]
 
 
-def _begin(module: str, words: list[str]) -> None:
-    """Call ``main`` of a module, up to where its words are parsed."""
+def _begin(module: str, words: list[str], function: str = "main") -> None:
+    """Call ``main`` of a module, or another function, up to where its words are parsed."""
     parse = argparse.ArgumentParser.parse_args
 
     def stop(*_: object) -> NoReturn:
@@ -132,11 +140,11 @@ def _begin(module: str, words: list[str]) -> None:
         patch.object(experiment, "run", stop),
         pytest.raises(ParsedError),
     ):
-        _call_main(module, words)
+        _call_main(module, words, function)
 
 
-def _call_main(module: str, words: list[str]) -> None:
-    main: Callable[..., object] = importlib.import_module(module).main
+def _call_main(module: str, words: list[str], function: str = "main") -> None:
+    main: Callable[..., object] = getattr(importlib.import_module(module), function)
     if inspect.signature(main).parameters:
         main(words)
     else:

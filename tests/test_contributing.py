@@ -17,7 +17,7 @@ USED = """
 import math
 import torch
 from layers.llm_sources import HUB_IDS
-from models import MODELS
+from models.registry import MODELS
 from utils.cli import parse_config
 from utils.config import Config, ConfigError
 from utils.errors import UserError

@@ -17,7 +17,7 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 import run_main_enhanced
-from scripts.forecasting import Forecaster
+from models import Forecaster
 from utils.config import iter_settings, settings_then
 from utils.flag_history import REMOVED
 from utils.training import checkpoint as checkpoints

@@ -295,7 +295,7 @@ class RunConfig:
     task_name: Literal["long_term_forecast", "short_term_forecast"] = setting(
         "long_term_forecast", "long_term_forecast, or short_term_forecast for M4 (its default)"
     )
-    model: str | None = setting(None, "model of run_main.py, by name (default: TimeLLM)")
+    model: str | None = setting(None, "model without TAPR and GRA-M, by name (default: TimeLLM)")
     itr: int = setting(1, "runs, with the seeds --seed, --seed + 1, ...; mean and spread at the end")
     is_training: int = setting(1, "1: train and test; 0: test a checkpoint")
     model_id: str = setting("", "free text in the run's name (default: data and lengths)")

@@ -16,7 +16,7 @@ from utils.data_sets import m4_problems, transfer_problems
 ATTENTION_HEADS = 4
 """Heads of every attention inside TAPR and GRA-M; their widths are multiples of it."""
 Models = Mapping[str, Any]
-"""Classes of `models.forecaster.Forecaster` by name, that of no ``--model`` first; entry points know them."""
+"""Classes of `models.base.ForecastModel` by name, that of no ``--model`` first; entry points know them."""
 AT_LEAST: Mapping[str, float] = {
     **dict.fromkeys(
         "seq_len pred_len percent eval_stride llm_layers d_model d_ff n_heads patch_len stride "
@@ -80,7 +80,7 @@ def _named_model(s: SimpleNamespace, models: Models) -> list[str]:
 
 
 def model_problems(values: Mapping[str, Any], model: Any) -> list[str]:
-    """Settings that this model, a `models.forecaster.Forecaster` or its class, can not do with."""
+    """Settings that this model, a `models.base.ForecastModel` or its class, can not do with."""
     s, found = SimpleNamespace(**values), []
     if s.features == "MS" and not model.offers_ms and model.channel_independent:
         found.append(

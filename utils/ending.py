@@ -82,7 +82,7 @@ def advice_on(text: str, parser: ArgumentParser, others: str) -> str:
     lacking = [flag for flag in dict.fromkeys(re.findall(r"--[a-z]\w*", text)) if flag not in taken]
     if not lacking:
         return ""
-    return f"\n({', '.join(lacking)}: flags of run_main.py and run_main_enhanced.py; {others})"
+    return f"\n({', '.join(lacking)}: flags of a training run; {others})"
 
 
 @contextmanager

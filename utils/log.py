@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import using_file
+from utils.paths import PACKAGE
 
-OUR_PACKAGES = ("utils", "layers", "models", "data_provider", "scripts", "__main__")
+OUR_PACKAGES = (
+    "__main__",
+    *([PACKAGE] if PACKAGE else ("utils", "layers", "models", "data_provider", "scripts", "run_main")),
+)
 
 
 class _BarFriendlyHandler(logging.StreamHandler):  # type: ignore[type-arg]

@@ -213,12 +213,13 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 def _place() -> tuple[str, str, int, str]:
     """File, function and line of the innermost frame of this project, and the library's inside of it."""
     frame: Any = sys._getframe(1)
-    via = ""
+    home, via = str(PROJECT_ROOT), ""
     while frame is not None:
         path = frame.f_code.co_filename
-        if path != __file__ and "site-packages" in path and "/torch/" not in path:
+        is_ours = path.startswith(home) and "site-packages" not in path.removeprefix(home)
+        if not is_ours and "site-packages" in path and "/torch/" not in path:
             via = via or f"{path.rpartition('site-packages/')[2]}:{frame.f_lineno}"
-        elif path != __file__ and "site-packages" not in path and path.startswith(str(PROJECT_ROOT)):
+        elif is_ours and path != __file__:
             return str(Path(path).relative_to(PROJECT_ROOT)), frame.f_code.co_name, frame.f_lineno, via
         frame = frame.f_back
     return "?", "?", 0, via

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from models import MODELS, model_name
+from models.registry import MODELS, model_name
 from scripts.ablating.study import Study
 from utils.cli import parse_config
 from utils.config import AUTO, Config

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from data_provider.data_factory import build_data, files_are_there, training_loader
-from models import MODELS
+from models.registry import MODELS
 from scripts.ablating.cells import Cell
 from scripts.ablating.store import finished_run, is_kept, keep, kept_elsewhere, kept_records, take_over
 from scripts.ablating.study import Study

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from models import llm_outline
+from models.registry import llm_outline
 from scripts.ablating.cells import Cell, cells_of
 from scripts.ablating.store import cell_files
 from scripts.ablating.study import Study

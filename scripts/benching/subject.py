@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_provider.data_factory import build_data, training_loader
 from layers.prompt import PromptBuilder
-from models import MODELS, llm_outline
+from models.registry import MODELS, llm_outline
 from models.TimeLLM import DTYPES
 from scripts.benching.flops import published_step, sizes_of
 from scripts.benching.plain import make_plain, plain_optimizer

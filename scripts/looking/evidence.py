@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from scripts.forecasting.trained import Forecasts
+from models.trained import Forecasts
 from scripts.looking.options import LoadedRun, spread
 from utils.conformal import LevelError
 from utils.reporting.run_plots import Evidence, Values

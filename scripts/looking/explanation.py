@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.words import WordUse, chance_cosine, patches_of, word_use
+from models.prototype_words import WordUse, chance_cosine, patches_of, word_use
 from scripts.looking.options import LoadedRun
 from utils.trend import DIRECTIONS, MAGNITUDES, direction_of, magnitude_of, trend_measure
 from utils.types import Batch, ForecastState, RetrievalRecord, TrendRecord

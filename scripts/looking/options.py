@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_provider.dates import time_like
 from data_provider.series import Series
-from scripts.forecasting import Forecaster
+from models import Forecaster
 from utils.cli import PathFlag
 from utils.config import TrainingConfig
 from utils.errors import UserError

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from models.baselines import evaluate_baselines
+from models.closed_form import evaluate_baselines
 from scripts.looking.evidence import gather
 from scripts.looking.explanation import explain
 from scripts.looking.options import LoadedRun, shown_levels

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import run_main
-from models import MODELS
 from models.Autoformer import Model
+from models.registry import MODELS
 from utils.config import Config, ConfigError
 
 L, H, N, F = 48, 12, 3, 4

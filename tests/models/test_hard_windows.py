@@ -22,7 +22,7 @@ from data_provider.splits import Split
 from layers.GRAM import FARTHEST
 from layers.normalization import InstanceNorm
 from layers.prompt import PromptBuilder
-from models import MODELS
+from models.registry import MODELS
 from tests.models.test_timellm_enhanced import BOTH, SEASON, SIZES, H, L, N
 from utils.config import Config
 from utils.training.objective import Objective

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from models import MODELS
 from models.inspection import inspection_lines, prompts_of, watched
+from models.registry import MODELS
 from utils.config import Config
 from utils.training.passes import forecast_state
 from utils.types import Batch

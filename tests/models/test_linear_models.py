@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import run_main
-from models import MODELS
+from models.registry import MODELS
 from utils.config import Config
 
 L, H, N = 48, 12, 3

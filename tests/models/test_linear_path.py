@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from data_provider.splits import Split
 from layers.linear_path import LinearPath
-from models import MODELS
+from models.registry import MODELS
 from tests.models.test_timellm_enhanced import BATCH, BOTH, SIZES, SOURCE, TOTAL, TRAIN_END, VALUES, H, L, N
 from utils.config import Config, ConfigError
 from utils.training.objective import Objective

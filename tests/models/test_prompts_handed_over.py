@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models import MODELS
+from models.registry import MODELS
 from tests.conftest import TinySettings
 from utils.batches import batched
 from utils.config import Config

@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge
 import run_main
 from layers.retrieval_search import Rows
 from layers.retrieved_futures import KINDS, RetrievedFutures
-from models import MODELS
+from models.registry import MODELS
 from models.RetrievalRidge import Moments, solve
 from utils.config import Config
 from utils.types import WindowRows

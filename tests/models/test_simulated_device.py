@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from layers.retrieval_memory import COLUMNS
 from layers.retrieval_search import SEARCH_BLOCK
-from models import MODELS
-from scripts.forecasting.trained import TrainedModel
+from models.registry import MODELS
+from models.trained import TrainedModel
 from utils.config import Config
 from utils.log import MetricsFile
 from utils.simulated_device import NAME, Watch, simulated

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import run_main
 from data_provider.time_features import time_marks
-from models import MODELS
+from models.registry import MODELS
 from tests.models.test_timellm_enhanced import BATCH, BOTH, SIZES, SOURCE, H, L, N
 from utils.config import Config
 from utils.training.objective import Objective

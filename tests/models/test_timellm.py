@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from layers.llm import load_llm
 from layers.prompt import window_statistics
-from models import MODELS
+from models.registry import MODELS
 from models.TimeLLM import Model
 from utils.config import Config
 from utils.training.optim import build_optimizer, trained_parameters

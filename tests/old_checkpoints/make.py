@@ -24,7 +24,7 @@ from transformers import AutoModel, LlamaConfig, PreTrainedTokenizerFast
 sys.path.insert(0, ".")
 
 import run_main_enhanced
-from scripts.forecasting import Forecaster
+from models import Forecaster
 
 SETTINGS = {
     "data": "custom",

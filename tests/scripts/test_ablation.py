@@ -297,7 +297,7 @@ def test_advice_on_a_runs_flags_says_where_a_study_has_them(write, tmp_path, cap
 
     monkeypatch.setattr("scripts.ablation.queue_of", unavailable)
     assert status(write(), "--jobs", "1", "--runs", tmp_path, "--results", tmp_path) == 2
-    told = "(--root_path: flags of run_main.py and run_main_enhanced.py; put them into the study file, as "
+    told = "(--root_path: flags of a training run; put them into the study file, as "
     assert capsys.readouterr().err.splitlines()[-1] == told + 'flags = "...")'
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from models.words import chance_cosine, patches_of, word_use
+from models.prototype_words import chance_cosine, patches_of, word_use
 from scripts import explain
 from scripts.looking.explanation import explain as explained
 from scripts.looking.options import LoadedRun, first_row, load, parser_for, spread

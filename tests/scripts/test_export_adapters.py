@@ -15,10 +15,10 @@ from transformers import AutoModel
 
 import run_main
 from layers.llm_adapters import adapted_maps
-from models import MODELS
+from models import Forecaster
+from models.loading import load_run
+from models.registry import MODELS
 from scripts import export_adapters
-from scripts.forecasting import Forecaster
-from scripts.forecasting.loading import load_run
 from utils.config import Config
 from utils.training.experiment import RunResult
 

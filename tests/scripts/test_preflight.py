@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from models import model_name
+from models.registry import model_name
 from scripts import preflight
 from utils.config import Config
 

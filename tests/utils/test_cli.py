@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models import MODELS
+from models.registry import MODELS
 from utils import cli
 from utils.cli import PathFlag, build_parser, parse_config
 from utils.config import Config, iter_settings, setting_type

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from models import MODELS
+from models.registry import MODELS
 from utils.cli import parse_config
 from utils.config import NOT_IDENTITY, Config, ConfigError, iter_settings, setting_type
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import models
 from utils.paths import PROJECT_ROOT
 
 FLOORS = {
     "utils": {"utils"},
     "layers": {"utils", "layers"},
     "data_provider": {"utils", "data_provider"},
-    "models": {"utils", "layers", "models"},
+    "models": {"utils", "layers", "models", "data_provider"},
 }
+DOOR = {f"models.{name}" for name in ("forecaster", "trained", "loading", "forecast_tables")}
+"""What a trained run is loaded by, to forecast tables: of `models` it alone reads data."""
 ROOMS = {*FLOORS, "scripts", "run_main", "run_main_enhanced", "tests"}
 
 
@@ -55,6 +60,37 @@ def test_imports_only_go_down(floor):
         if target.split(".")[0] not in FLOORS[floor]
     }
     assert not up
+
+
+def test_of_the_models_the_door_alone_reads_data():
+    """A model that knows a file's columns can not be trained on windows from elsewhere."""
+    known = modules()
+    assert known.keys() >= DOOR
+    readers = {
+        name
+        for name, path in known.items()
+        if name.startswith("models.")
+        and any(t.startswith("data_provider") for t in imported(name, path, known))
+    }
+    assert readers <= DOOR
+
+
+def test_the_door_costs_a_training_run_nothing():
+    """Every process of a run would load pandas' readers and the checkpoints' beside its model."""
+    code = "import sys, models; assert not [name for name in sys.modules if name.startswith('models.')]"
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, check=True)
+    known, seen, waiting = modules(), set(), ["models.registry"]
+    while waiting:
+        name = waiting.pop()
+        if name in known and name not in seen:
+            seen.add(name)
+            waiting += imported(name, known[name], known)
+    assert "models.TimeLLM" in seen and not seen & DOOR
+
+
+def test_the_door_has_no_other_names():
+    """A name that is found where there is none hides a mistyped import."""
+    assert hasattr(models, "Forecaster") and not hasattr(models, "Forecastr")
 
 
 def test_every_floor_is_seen():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from utils.config import Config
-from utils.paths import PROJECT_ROOT
+from utils.paths import PACKAGE, PROJECT_ROOT
 from utils.process_memory import available_bytes, mib, resident_bytes
 from utils.reporting.memory import expected_peaks
 from utils.reporting.unread import unread_flags
@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
     """Package versions, git commit, machine: what another reader needs to repeat a run."""
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in (*PACKAGES, *([PACKAGE] if PACKAGE else []))},
         "git_commit": _git_commit(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
@@ -154,7 +154,9 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the source tree, with + behind it where files have changed since."""
+    """The commit of the source tree, with + behind it where files have changed since; none if installed."""
+    if PACKAGE:  # git would find a repository that the package's folder happens to lie in
+        return None
     git = ["git", "-C", str(PROJECT_ROOT)]
     try:
         commit = check_output([*git, "rev-parse", "HEAD"], text=True, stderr=DEVNULL).strip()

@@ -1,4 +1,4 @@
-"""Which of a run's flags it never reads; what a model reads, its class says (`models.forecaster`)."""
+"""Which of a run's flags it never reads; what a model reads, its class says (`models.base`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USUAL = {"retrieval_key": "hybrid"}
 def unread_flags(config: Config, model: Any) -> list[str]:
     """Flags that were set to other than their default and do nothing in this run, each with the reason.
 
-    ``model`` is the run's `models.forecaster.Forecaster`, or its class.
+    ``model`` is the run's `models.base.ForecastModel`, or its class.
     """
     reasons: dict[str, str] = {}
     for reason, names in _unread(config, model):

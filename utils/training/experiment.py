@@ -66,7 +66,7 @@ class Builders:
 
     model_name: str
     model: Callable[[Config], Any]
-    """Configuration to model; what it must offer, `models.forecaster.Forecaster` shows."""
+    """Configuration to model; what it must offer, `models.base.ForecastModel` shows."""
     data: Callable[[Config], DataBundle]
     training_loader: Callable[..., DataLoader[Batch]]
     """(bundle, config, num_processes=, prompts=) to the training loader."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from models import MODELS
+from models.registry import MODELS
 from scripts.benching.client import workers
 from utils.config import Config
 from utils.process_memory import available_bytes, mib, peak_bytes, resident_bytes

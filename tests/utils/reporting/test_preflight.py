@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_provider.data_factory import build_data
-from models import MODELS
+from models.registry import MODELS
 from utils.config import Config
 from utils.reporting.preflight import opening_lines
 from utils.training.experiment import resolve

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data_provider.data_factory import build_data, training_loader
-from models import MODELS
+from models.registry import MODELS
 from utils import config as settings
 from utils.config import GROUPS, Config
 from utils.reporting.unread import _unread, unread_flags

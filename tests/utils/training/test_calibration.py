@@ -16,7 +16,7 @@ import torch
 
 import run_main
 from data_provider.data_factory import build_data
-from models import MODELS
+from models.registry import MODELS
 from tests.utils.training.comparing import load, records, unequal
 from utils.config import Config
 from utils.conformal import rank_of

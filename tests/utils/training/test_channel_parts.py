@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import run_main
 from data_provider.dataset import TrainingWindows
 from data_provider.splits import Split
-from models import MODELS
+from models.registry import MODELS
 from tests.models.test_timellm_enhanced import BOTH, SIZES, H, L
 from utils.config import Config, ConfigError
 from utils.log import MetricsFile

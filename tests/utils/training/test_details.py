@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_provider.data_factory import build_data, evaluation_loader
-from models import MODELS
+from models.registry import MODELS
 from utils.config import Config
 from utils.training.details import BINS, DetailSums, read_details
 from utils.training.passes import forecast_state

@@ -14,8 +14,8 @@ import torch
 
 import run_main
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models import MODELS, llm_outline
 from models.inspection import inspection_lines
+from models.registry import MODELS, llm_outline
 from tests.processes import python
 from tests.utils.training.comparing import load, records, unequal
 from utils.config import Config

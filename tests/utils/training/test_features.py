@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data_provider.data_factory import build_data
-from models import MODELS
-from models.baselines import evaluate_baselines
+from models.closed_form import evaluate_baselines
+from models.registry import MODELS
 from utils.config import Config
 from utils.training.run_folder import FORECASTS_FILE
 

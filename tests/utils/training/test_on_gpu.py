@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import run_main_enhanced
-from scripts.forecasting import Forecaster
+from models import Forecaster
 from utils.training.checkpoint import step_path
 
 pytestmark = pytest.mark.gpu

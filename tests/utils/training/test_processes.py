@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_provider.data_factory import build_data, evaluation_loader
-from models import MODELS
+from models.registry import MODELS
 from tests.models.test_timellm_enhanced import BOTH
 from tests.pairwise import pairwise
 from tests.utils.training.comparing import last_payload, load, records, unequal

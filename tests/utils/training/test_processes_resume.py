@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models import MODELS, llm_outline
 from models.inspection import inspection_lines
+from models.registry import MODELS, llm_outline
 from tests.utils.training.comparing import last_payload, load, note_items, records
 from tests.utils.training.conftest import torchrun
 from utils.config import Config

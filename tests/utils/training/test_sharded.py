@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import run_main
-from scripts.forecasting import Forecaster
+from models import Forecaster
 from tests.utils.training.comparing import last_payload, load, unequal
 from utils.config import Config
 

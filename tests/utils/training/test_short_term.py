@@ -13,7 +13,7 @@ import torch
 import run_main
 import run_main_enhanced
 from layers.normalization import InstanceNorm
-from models import MODELS
+from models.registry import MODELS
 from scripts import m4_summary
 from tests.utils.test_m4_scores import naive2_by_hand
 from utils.config import Config

@@ -14,7 +14,7 @@ from layers import llm_pass
 from layers.llm import FrozenLLM
 from layers.prompt import PromptBuilder
 from layers.retrieval_memory import COLUMNS
-from models import MODELS, model_name
+from models.registry import MODELS, model_name
 from utils.cli import parse_config
 from utils.config import Config
 from utils.reporting.memory import sizes_of, training_memory

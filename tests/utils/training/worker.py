@@ -20,9 +20,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models import MODELS, llm_outline
-from models.forecaster import Forecaster
+from models.base import ForecastModel
 from models.inspection import inspection_lines
+from models.registry import MODELS, llm_outline
 from tests.utils.training.comparing import note_items
 from utils.config import Config
 from utils.training.experiment import Builders, run
@@ -87,7 +87,7 @@ class Watched:
             "order": self.order,
         }
 
-    def model(self, config: Config) -> Forecaster:
+    def model(self, config: Config) -> ForecastModel:
         self.built = MODELS[self.kind](config)
         self.frozen = {n: at(p) for n, p in self.built.named_parameters() if not p.requires_grad}
         nudged = self.nudged

@@ -22,7 +22,7 @@ from utils.types import Batch, DataBundle, WindowSource
 
 log = getLogger(__name__)
 Array = NDArray[np.float64]
-Forecaster = Callable[[Array], Array]
+ForecastRule = Callable[[Array], Array]
 
 RIDGE_ALPHAS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 """Penalties that are tried, for a sum of squares over all training rows (56,511 on ETTh1)."""
@@ -82,7 +82,7 @@ class _Moments:
 
 
 @dataclass(frozen=True)
-class RidgeForecaster:
+class RidgeMap:
     """One linear map from lookback to future, shared by all variables, without an intercept.
 
     The lookback's mean is taken out before and added back after, so that a change of level between
@@ -101,8 +101,8 @@ class RidgeForecaster:
         validation: Iterable[tuple[Array, Array]],
         *,
         alphas: Iterable[float] = RIDGE_ALPHAS,
-    ) -> RidgeForecaster:
-        """The forecaster with the penalty of least squared error on the validation rows.
+    ) -> RidgeMap:
+        """The map with the penalty of least squared error on the validation rows.
 
         Both arguments yield blocks (x [R, L], y [R, H]); each is read once.
 
@@ -125,8 +125,8 @@ class RidgeForecaster:
         return np.einsum("nlv,lh->nhv", x - mean, self.coefficients, optimize=True) + mean
 
 
-def evaluate(forecaster: Forecaster, windows: Dataset[Batch]) -> Scores:
-    """The forecaster's errors over every window, by exact sums and counts.
+def evaluate(rule: ForecastRule, windows: Dataset[Batch]) -> Scores:
+    """The rule's errors over every window, by exact sums and counts.
 
     Raises:
         ValueError: there is no window.
@@ -134,7 +134,7 @@ def evaluate(forecaster: Forecaster, windows: Dataset[Batch]) -> Scores:
     squared = absolute = 0.0
     values = 0
     for x, y in _window_blocks(windows):
-        error = forecaster(x) - y  # [n, H, N]
+        error = rule(x) - y  # [n, H, N]
         squared += float(np.sum(error**2))
         absolute += float(np.sum(np.abs(error)))
         values += error.size
@@ -143,9 +143,9 @@ def evaluate(forecaster: Forecaster, windows: Dataset[Batch]) -> Scores:
     return Scores(squared / values, absolute / values)
 
 
-def fit_ridge(training: WindowSource, validation: Dataset[Batch]) -> RidgeForecaster:
+def fit_ridge(training: WindowSource, validation: Dataset[Batch]) -> RidgeMap:
     """Ridge on all training windows, its penalty chosen on the validation windows."""
-    return RidgeForecaster.fit(
+    return RidgeMap.fit(
         _source_blocks(training),
         ((_as_rows(x), _as_rows(y)) for x, y in _window_blocks(validation)),
     )
@@ -170,7 +170,7 @@ def evaluate_baselines(bundle: DataBundle) -> dict[str, Scores]:
     """
     horizon = bundle.test[0].y.shape[0]
     ridge = fit_ridge(bundle.source, bundle.validation)
-    forecasters: dict[str, Forecaster] = {
+    rules: dict[str, ForecastRule] = {
         "persistence": lambda x: persistence(x, horizon),
         "seasonal_naive": lambda x: seasonal_naive(x, horizon, bundle.season),
         "ridge": ridge.predict,
@@ -178,8 +178,8 @@ def evaluate_baselines(bundle: DataBundle) -> dict[str, Scores]:
     lookback = bundle.test[0].x.shape[0]
     if bundle.season > lookback:
         log.warning("no seasonal naive: a season of %d rows, a lookback of %d", bundle.season, lookback)
-        del forecasters["seasonal_naive"]
-    return {name: evaluate(forecaster, bundle.test) for name, forecaster in forecasters.items()}
+        del rules["seasonal_naive"]
+    return {name: evaluate(rule, bundle.test) for name, rule in rules.items()}
 
 
 def _sum_up(blocks: Iterable[tuple[Array, Array]], part: str) -> _Moments:

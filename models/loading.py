@@ -13,8 +13,8 @@ import torch
 from layers.llm import FrozenLLM, load_llm, outlined
 from layers.llm_ablation import ablated
 from layers.llm_sources import LLMUnavailableError
-from models import MODELS, model_name
-from models.forecaster import Forecaster
+from models.base import ForecastModel
+from models.registry import MODELS, model_name
 from models.TimeLLM import dtype_of
 from utils.config import AUTO, Config, ConfigError
 from utils.data_sets import SHORT_TERM
@@ -39,7 +39,7 @@ class LoadedRun(NamedTuple):
     path: Path
     """The checkpoint file."""
     config: Config
-    model: Forecaster
+    model: ForecastModel
     """In eval mode, on the device asked for."""
     facts: Mapping[str, Any]
     """The payload without weights, optimizer and random states."""

@@ -25,9 +25,9 @@ from data_provider.dataset import WindowDataset
 from data_provider.dates import DateRules, DatesKept, dates_after
 from data_provider.open_windows import open_windows, same_series
 from data_provider.series import FillMissing, Series, read_table, series_of
-from models import forecaster as models
+from models.base import ForecastModel
+from models.loading import LoadedRun
 from models.TimeLLM import DTYPES
-from scripts.forecasting.loading import LoadedRun
 from utils.config import Config
 from utils.conformal import Calibration
 from utils.errors import UserError
@@ -61,7 +61,7 @@ class Forecasts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How a table is read; by default as the run read its own."""
 
     freq: str | None = None
@@ -86,7 +86,7 @@ class TrainedModel:
         self.path: Path = run.path
         """The checkpoint file."""
         self.config: Config = run.config
-        self.model: models.Forecaster = run.model
+        self.model: ForecastModel = run.model
         self.facts: Mapping[str, Any] = run.facts
         """The checkpoint's content without weights: step, LLM, data, ..."""
         self.device = device
@@ -125,7 +125,7 @@ class TrainedModel:
 
     # What it reads.
 
-    def series(self, table: Table, *, reading: Reading | None = None) -> Series:
+    def series(self, table: Table, *, reading: ReadOptions | None = None) -> Series:
         """A table as a checked series of the columns that the model reads.
 
         Args:
@@ -138,7 +138,7 @@ class TrainedModel:
             ValueError: it lacks columns, has another frequency, dates out of order or twice, or numbers
                 that are missing; the message names the first row.
         """
-        how = reading or Reading()
+        how = reading or ReadOptions()
         return series_of(
             table if isinstance(table, pd.DataFrame) else read_table(Path(table)),
             where="the table" if isinstance(table, pd.DataFrame) else Path(table),

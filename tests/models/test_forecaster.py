@@ -20,9 +20,9 @@ from accelerate.state import AcceleratorState, GradientState
 import run_main
 from data_provider.data_factory import build_data
 from layers.llm_sources import LLMUnavailableError
-from models import MODELS
+from models import Forecaster
+from models.registry import MODELS
 from scripts import predict
-from scripts.forecasting import Forecaster
 from tests.processes import python
 from utils.config import Config
 from utils.conformal import LevelError
@@ -290,18 +290,18 @@ def test_gaps_and_missing_numbers_are_accepted_where_that_is_said(runs, csv, cap
     forecaster = load(runs())
     frame = pd.read_csv(csv)
     gap = frame.drop(index=200)
-    reading = predict.Reading(freq="h")
+    reading = predict.ReadOptions(freq="h")
     with caplog.at_level(logging.WARNING):
         assert len(forecaster.predict(gap, reading=reading)) == HORIZON
     assert "1 steps are not h" in caplog.text
     missing = frame.assign(a=frame["a"].where(frame.index != 299))
-    filled = forecaster.predict(missing, reading=predict.Reading(fill_missing="ffill"))
+    filled = forecaster.predict(missing, reading=predict.ReadOptions(fill_missing="ffill"))
     by_hand = frame.assign(a=frame["a"].where(frame.index != 299, frame["a"][298]))
     pd.testing.assert_frame_equal(filled, forecaster.predict(by_hand))
     with pytest.raises(ValueError, match="found 15min"):
         forecaster.predict(
             frame.assign(date=pd.date_range("2020", periods=300, freq="15min")),
-            reading=predict.Reading(freq="15min"),
+            reading=predict.ReadOptions(freq="15min"),
         )
 
 
@@ -544,7 +544,7 @@ def test_another_llm_is_refused_with_both_names(runs, tiny_gpt2, tiny_llama, tmp
 
 def test_what_auto_once_took_is_looked_for_by_its_name(enhanced, tmp_path, monkeypatch):
     """On this machine auto may mean another LLM today."""
-    from scripts.forecasting import loading
+    from models import loading
 
     def forget(payload: dict[str, Any]) -> None:
         payload["config"].update(llm_model="auto", llm_model_path=None)
@@ -753,7 +753,7 @@ def test_a_new_file_is_read_in_the_format_of_the_training_file(runs, tmp_path):
     iso = dated(frame_of(), pd.date_range("2020-02-05", periods=48, freq="h").astype(str))
     with pytest.raises(ValueError, match="data row 1: .*--date_format 'ISO8601'"):
         forecaster.predict(iso)
-    reading = predict.Reading(date_format="ISO8601")
+    reading = predict.ReadOptions(date_format="ISO8601")
     pd.testing.assert_frame_equal(forecaster.predict(iso, reading=reading), forecaster.predict(day))
 
 
@@ -764,7 +764,7 @@ def test_a_run_on_business_days_forecasts_no_weekend_and_accepts_the_holidays_it
     assert (forecaster.frequency, forecaster.config.data.season) == ("B", 5)
     with pytest.raises(ValueError, match="accept them with --freq B"):
         forecaster.predict(tmp_path / "mine.csv")
-    ahead = forecaster.predict(tmp_path / "mine.csv", reading=predict.Reading(freq="B"))["date"]
+    ahead = forecaster.predict(tmp_path / "mine.csv", reading=predict.ReadOptions(freq="B"))["date"]
     assert ahead.tolist() == pd.bdate_range(days[-1], periods=HORIZON + 1)[1:].tolist()
 
 

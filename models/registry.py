@@ -1,0 +1,46 @@
+"""The models, by name."""
+
+from collections.abc import Callable
+
+from layers.llm import outline_of
+from models import (
+    Autoformer,
+    DLinear,
+    Linear,
+    PatchTST,
+    Persistence,
+    RetrievalRidge,
+    Ridge,
+    SeasonalNaive,
+    TimeLLM,
+    TimeLLM_Enhanced,
+)
+from models.base import ForecastModel
+from utils.config import Config
+from utils.types import LLMOutline
+
+MODELS: dict[str, type[ForecastModel]] = {
+    "TimeLLM": TimeLLM.Model,
+    "TimeLLM_Enhanced": TimeLLM_Enhanced.Model,
+    "Autoformer": Autoformer.Model,
+    "DLinear": DLinear.Model,
+    "Linear": Linear.Model,
+    "PatchTST": PatchTST.Model,
+    "Persistence": Persistence.Model,
+    "RetrievalRidge": RetrievalRidge.Model,
+    "Ridge": Ridge.Model,
+    "SeasonalNaive": SeasonalNaive.Model,
+}
+
+
+def llm_outline(name: str) -> Callable[[Config], LLMOutline | None]:
+    """From a configuration to the widths of the LLM that the model of this name reads; None without one."""
+    uses_llm = MODELS[name].uses_llm
+    return lambda config: outline_of(config.llm) if uses_llm else None
+
+
+def model_name(config: Config) -> str:
+    """The model that the entry point for these settings trains."""
+    if config.tapr.use_tapr or config.gram.use_gram:
+        return "TimeLLM_Enhanced"
+    return config.run.model or "TimeLLM"
