@@ -69,7 +69,10 @@ def check(command: str) -> None:
     program, words = words[0], words[1:]
     if program in INSTALLED:
         module, function = INSTALLED[program].removeprefix(PACKAGE).split(":")
-        _accepted(lambda: _begin(module, words, function), program)
+        if function == "main":
+            _python(["-m", module, *words])
+        else:
+            _accepted(lambda: _begin(module, words, function), program)
         return
     assert program in PROGRAMS, f"{command}: {program} is not a program that is checked"
     if program == "bash":
