@@ -35,7 +35,7 @@ and in others."""
 MOST_WIDTH = 2048
 """Wider products are cut to it."""
 ROWS = {"cpu": (64, 256, *(1024,) * 6), "cuda": (1024, 4096, 16384, 16384)}
-"""Tokens of the slices, round after round; on a CPU, where others compute too, the last ones several times."""
+"""Tokens of the slices, round after round; on a CPU, where others compute too, the last several times."""
 FIRST_OPERATIONS = 1.2e8
 """Most of a product in the first round on a CPU, where nothing is known of its speed."""
 WORTH_TIMING = 100_000
