@@ -74,6 +74,11 @@ def value_statistics(lookback: Tensor) -> Tensor:
     return torch.stack(columns, dim=-1)
 
 
+def raw_width(season: int, seq_len: int) -> int:
+    """Rows of the raw key: seven seasons, or the lookback where that is shorter."""
+    return min(KEY_SEASONS * season, seq_len)
+
+
 def raw_key(lookback: Tensor, width: int) -> Tensor:
     """(x[-width:] - x_last) / sqrt(width) of lookbacks [R, L]: the latest shape, undivided.
 
@@ -102,7 +107,7 @@ class WindowKeys(nn.Module):
         """The raw part spans seven seasons. Parts that ``retrieval_key`` does not use are not built."""
         super().__init__()
         self.kind = config.retrieval_key
-        self.raw_width = min(KEY_SEASONS * season, seq_len)
+        self.raw_width = raw_width(season, seq_len)
         self.widths = [self.raw_width] if self.kind != "learned" else []
         if self.kind != "raw":
             value_width = max(config.d_repr // 4, 1)

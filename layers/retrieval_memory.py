@@ -6,7 +6,7 @@ Shape legend: M memory rows, K width of a key, L lookback, H horizon.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -144,11 +144,7 @@ class RetrievalMemory(nn.Module):
                 values = values.mean(dim=-1)
             state_dict[prefix + "memory_values"] = self._resize_last_dim(values, self.horizon)
         keys = state_dict.get(prefix + COLUMNS[0])
-        for name in COLUMNS:
-            stored = state_dict.get(prefix + name)
-            if stored is not None:
-                current = getattr(self, name)
-                setattr(self, name, current.new_empty((len(stored), *current.shape[1:])))
+        make_room(self, COLUMNS, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
         if keys is not None and keys.shape[1:] == self.memory_keys.shape[1:]:
             self.key_centre = mean_key(keys.to(self.memory_keys.dtype)).to(self.key_centre)
@@ -161,6 +157,15 @@ class RetrievalMemory(nn.Module):
         flat = tensor.reshape(-1, 1, tensor.shape[-1]).float()
         resized = F.interpolate(flat, size=target_dim, mode="linear", align_corners=True)
         return resized.reshape(*tensor.shape[:-1], target_dim).to(tensor.dtype)
+
+
+def make_room(module: nn.Module, names: Iterable[str], state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Give these buffers as many rows as ``state_dict`` has of them, so that it can be loaded."""
+    for name in names:
+        stored = state_dict.get(prefix + name)
+        if stored is not None:
+            current = getattr(module, name)
+            setattr(module, name, current.new_empty((len(stored), *current.shape[1:])))
 
 
 def _stored(rows: Tensor, like: Tensor) -> Tensor:

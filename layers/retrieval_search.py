@@ -158,6 +158,26 @@ def _lowest_of_equal(scores: Tensor, found: Tensor, column: Tensor) -> Tensor:
     return torch.where(smaller, column, equal.gather(1, place.clamp(min=0)))
 
 
+def query_rows(
+    like: Tensor, *, start: Tensor | None, series_id: Tensor | None, variable: Tensor | None
+) -> Rows:
+    """Where each series of a batch [B, M] comes from, each [S] int64, on the device of ``like``."""
+    n_windows, n_variables = like.shape
+    if (start is None) != (series_id is None):
+        raise ValueError("start and series_id: give both (windows of a known series) or neither")
+    if variable is None:
+        variable = torch.arange(n_variables, device=like.device).expand(n_windows, -1)
+    if start is None or series_id is None:  # a series that no memory knows: nothing to mask
+        start = torch.zeros(n_windows, dtype=torch.int64, device=like.device)
+        series_id = torch.full_like(start, -1)
+    columns = (
+        series_id[:, None].expand(-1, n_variables).reshape(-1),
+        variable.reshape(-1),
+        start[:, None].expand(-1, n_variables).reshape(-1),
+    )
+    return Rows(*columns)
+
+
 def admissible(query: Rows, memory: Rows, *, span: int, same_variable: bool) -> Tensor:
     """Which memory rows each query may see, [S, M] bool.
 

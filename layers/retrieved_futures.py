@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from layers.retrieval_keys import raw_key
+from layers.retrieval_keys import raw_key, raw_width
+from layers.retrieval_memory import make_room
 from layers.retrieval_search import Rows, admissible
-from utils.config import KEY_SEASONS
 from utils.types import WindowSource
 
 MOST_ROWS = 100_000
@@ -47,16 +47,21 @@ class RetrievedFutures(nn.Module):
     series: Tensor
     variable: Tensor
     start: Tensor
+    squares: Tensor
+    known: Tensor
 
     def __init__(self, *, seq_len: int, horizon: int, season: int) -> None:
         """An empty memory; `fill` fills it. The key spans seven seasons, or the lookback."""
         super().__init__()
         self.span, self.season = seq_len + horizon, season
-        self.width = min(KEY_SEASONS * season, seq_len)
+        self.width = raw_width(season, seq_len)
         self.register_buffer("keys", torch.empty(0, self.width))
         self.register_buffer("futures", torch.empty(0, horizon))
         for name in COLUMNS[2:]:
             self.register_buffer(name, torch.empty(0, dtype=torch.int64))
+        for name in ("squares", "known"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
+        self._derive()
 
     @torch.no_grad()
     def fill(self, source: WindowSource) -> None:
@@ -72,16 +77,15 @@ class RetrievedFutures(nn.Module):
         )
         for name, column in zip(COLUMNS, columns, strict=True):
             setattr(self, name, column[order].to(getattr(self, name).device))
+        self._derive()
 
     @torch.no_grad()
     def forward(self, lookback: Tensor, query: Rows) -> Tensor:
         """The neighbours' mean future, moved to the lookback's last value; that value where there is none."""
         key, last = raw_key(lookback, self.width), lookback[:, -1:]
         found = key.new_zeros(len(key), len(KINDS), self.futures.shape[1])
-        known = torch.isin(query.series_id, self.series.unique())
-        end = 0
-        for variable, count in zip(*self.variable.unique_consecutive(return_counts=True), strict=True):
-            held, end = slice(end, end + int(count)), end + int(count)
+        known = torch.isin(query.series_id, self.known)
+        for variable, held in self.places.items():
             asked = (query.variable == variable).nonzero().squeeze(1)
             for part in asked.split(SEARCHED_AT_ONCE):
                 rows = Rows(*(column[part] for column in query))
@@ -95,7 +99,7 @@ class RetrievedFutures(nn.Module):
         """
         keys, futures = self.keys[held], self.futures[held]
         places = Rows(self.series[held], self.variable[held], self.start[held])
-        distance = torch.addmm(keys.square().sum(1), key, keys.T, alpha=-2)  # less the query's own norm
+        distance = torch.addmm(self.squares[held], key, keys.T, alpha=-2)  # less the query's own norm
         allowed = admissible(query, places, span=self.span, same_variable=False)
         distance.masked_fill_(~allowed, torch.inf)
         other_phase = (query.start[:, None] - places.start) % self.season != 0
@@ -111,10 +115,15 @@ class RetrievedFutures(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take a memory of any number of rows."""
-        for name in COLUMNS:
-            stored = state_dict.get(prefix + name)
-            if stored is not None:
-                setattr(
-                    self, name, getattr(self, name).new_empty((len(stored), *getattr(self, name).shape[1:]))
-                )
+        make_room(self, COLUMNS, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._derive()
+
+    def _derive(self) -> None:
+        """What every search needs of the rows: squared keys, series, and where each variable's rows lie."""
+        self.squares = self.keys.square().sum(dim=1)
+        self.known = self.series.unique()
+        variables, counts = self.variable.unique_consecutive(return_counts=True)
+        ends = counts.cumsum(0).tolist()
+        spans = zip([0, *ends], ends)  # noqa: B905  # the last end begins nothing
+        self.places = {v: slice(*span) for v, span in zip(variables.tolist(), spans, strict=True)}

@@ -10,7 +10,6 @@ P patches, D width.
 from __future__ import annotations
 
 from logging import getLogger
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from layers.fusion import (
     trend_bound,
 )
 from layers.GRAM import GRAM
-from layers.retrieval_search import Rows
+from layers.retrieval_search import query_rows
 from layers.TAPR import TAPR
 from models import TimeLLM
 from models.TimeLLM import DEFAULT_SEASON
@@ -194,23 +193,3 @@ class Model(TimeLLM.Model):
         """Encode the memory's keys anew, where encoders that learn made them."""
         if self.config.gram.use_gram:
             self.gram.retriever.refresh(source)
-
-
-def query_rows(
-    like: Tensor, *, start: Tensor | None, series_id: Tensor | None, variable: Tensor | None
-) -> Rows:
-    """Where each series of a batch [B, M] comes from, each [S] int64, on the device of ``like``."""
-    n_windows, n_variables = like.shape
-    if (start is None) != (series_id is None):
-        raise ValueError("start and series_id: give both (windows of a known series) or neither")
-    if variable is None:
-        variable = torch.arange(n_variables, device=like.device).expand(n_windows, -1)
-    if start is None or series_id is None:  # a series that no memory knows: nothing to mask
-        start = torch.zeros(n_windows, dtype=torch.int64, device=like.device)
-        series_id = torch.full_like(start, -1)
-    columns: list[Any] = [
-        series_id[:, None].expand(-1, n_variables).reshape(-1),
-        variable.reshape(-1),
-        start[:, None].expand(-1, n_variables).reshape(-1),
-    ]
-    return Rows(*columns)

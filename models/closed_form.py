@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from layers.linear_path import LinearPath
+from utils.batches import batched
 from utils.errors import UserError
-from utils.types import Batch, DataBundle, WindowSource
+from utils.types import Batch, DataBundle, WindowRows, WindowSource
 
 log = getLogger(__name__)
 Array = NDArray[np.float64]
@@ -54,29 +55,38 @@ def seasonal_naive(x: Array, horizon: int, season: int) -> Array:
     return x[:, -season:][:, np.arange(horizon) % season]
 
 
-class _Moments:
-    """Sums that determine a linear map's squared error, gathered block by block.
+class Moments:
+    """Sums that determine a linear map's weighted squared error, gathered block by block.
 
-    Lookback and future enter less the lookback's mean; so memory does not grow with the rows.
+    So memory does not grow with the rows.
     """
 
-    def __init__(self, lookback: int, horizon: int) -> None:
-        self.gram = np.zeros((lookback, lookback))
-        self.cross = np.zeros((lookback, horizon))
-        self.energy = 0.0
-        self.values = 0
+    def __init__(self, features: int, horizon: int) -> None:
+        """Nothing is counted yet."""
+        self.gram = np.zeros((features, features))
+        self.cross = np.zeros((features, horizon))
+        self.energy = self.weight = 0.0
+        self.rows = self.values = 0
 
-    def add(self, x: Array, y: Array) -> None:
-        """Count the rows x [R, L] with their futures y [R, H]."""
-        mean = x.mean(axis=1, keepdims=True)
-        x, y = x - mean, y - mean
-        self.gram += x.T @ x
-        self.cross += x.T @ y
-        self.energy += float(np.sum(y**2))
+    def add(self, x: Array, y: Array, weight: Array | None = None) -> None:
+        """Count the rows x [R, A] with their futures y [R, H], each with its weight [R, 1] or 1."""
+        weighed, futures = (x, y) if weight is None else (x * weight, y * weight)
+        self.gram += weighed.T @ x
+        self.cross += weighed.T @ y
+        self.energy += float(np.sum(futures * y))
+        self.weight += len(x) if weight is None else float(weight.sum())
+        self.rows += len(x)
         self.values += y.size
 
+    def require(self, part: str) -> None:
+        """Raise UserError where no row was counted, or a value is not finite."""
+        if not self.values:
+            raise UserError(f"ridge: expected {part} windows, found none")
+        if not np.isfinite(self.energy) or not np.isfinite(self.gram).all():
+            raise UserError(f"ridge: expected finite {part} values, found NaN or infinity")
+
     def mse(self, coefficients: Array) -> float:
-        """Mean squared error of ``x @ coefficients`` over all rows that were added."""
+        """Weighted sum of squares that ``x @ coefficients`` leaves, over the number of values."""
         explained = 2 * np.sum(coefficients * self.cross) - np.sum(coefficients * (self.gram @ coefficients))
         return float(self.energy - explained) / self.values
 
@@ -109,15 +119,7 @@ class RidgeMap:
         Raises:
             ValueError: where either holds no rows, or a value is not a finite number.
         """
-        train, valid = _sum_up(training, "training"), _sum_up(validation, "validation")
-        # One decomposition serves every penalty: (G + a I)^-1 C = V (e + a)^-1 V'C.
-        eigenvalues, vectors = np.linalg.eigh(train.gram)
-        rotated = vectors.T @ train.cross
-        fits = [
-            cls(vectors @ (rotated / (np.maximum(eigenvalues, 0.0) + alpha)[:, None]), alpha)
-            for alpha in alphas
-        ]
-        return min(fits, key=lambda fit: valid.mse(fit.coefficients))
+        return cls(*solve(_sum_up(training, "training"), _sum_up(validation, "validation"), alphas))
 
     def predict(self, x: Array) -> Array:
         """Forecasts [n, H, N] of the lookbacks x [n, L, N]."""
@@ -182,17 +184,28 @@ def evaluate_baselines(bundle: DataBundle) -> dict[str, Scores]:
     return {name: evaluate(rule, bundle.test) for name, rule in rules.items()}
 
 
-def _sum_up(blocks: Iterable[tuple[Array, Array]], part: str) -> _Moments:
-    """The moments of all blocks; an error where there are none."""
-    moments: _Moments | None = None
+def solve(train: Moments, valid: Moments, penalties: Iterable[float]) -> tuple[Array, float]:
+    """The ridge map [A, H] of the training rows whose penalty errs least on the validation rows, and that.
+
+    Weights count relative to their mean. One decomposition serves every penalty:
+    (G + a I)^-1 C = V (e + a)^-1 V'C.
+    """
+    scale = train.rows / train.weight
+    eigenvalues, vectors = np.linalg.eigh(train.gram * scale)
+    rotated = vectors.T @ (train.cross * scale)
+    fits = [(vectors @ (rotated / (np.maximum(eigenvalues, 0.0) + p)[:, None]), p) for p in penalties]
+    return min(fits, key=lambda fit: valid.mse(fit[0]))
+
+
+def _sum_up(blocks: Iterable[tuple[Array, Array]], part: str) -> Moments:
+    """The moments of all blocks, rows less their lookback's mean; an error where there are none."""
+    moments = Moments(0, 0)
     for x, y in blocks:
-        if moments is None:
-            moments = _Moments(x.shape[1], y.shape[1])
-        moments.add(x, y)
-    if moments is None or not moments.values:
-        raise UserError(f"ridge: expected {part} windows, found none")
-    if not np.isfinite(moments.energy) or not np.isfinite(moments.gram).all():
-        raise UserError(f"ridge: expected finite {part} values, found NaN or infinity")
+        if not moments.rows:
+            moments = Moments(x.shape[1], y.shape[1])
+        mean = x.mean(axis=1, keepdims=True)
+        moments.add(x - mean, y - mean)
+    moments.require(part)
     return moments
 
 
@@ -203,16 +216,25 @@ def _as_rows(values: Array) -> Array:
 
 def _window_blocks(windows: Dataset[Batch]) -> Iterator[tuple[Array, Array]]:
     """Lookbacks [n, L, N] and futures [n, H, N] of the forecast variables, every window once, in order."""
+    for batch in window_batches(windows):
+        y = batch.y.double().numpy()
+        yield batch.x.double().numpy()[..., -y.shape[-1] :], y
+
+
+def window_batches(windows: Dataset[Batch]) -> Iterator[Batch]:
+    """Every window once, in order, `WINDOWS_PER_BLOCK` at a time."""
     count = len(windows)  # type: ignore[arg-type]  # torch's Dataset does not declare __len__
     for begin in range(0, count, WINDOWS_PER_BLOCK):
-        items = [windows[i] for i in range(begin, min(begin + WINDOWS_PER_BLOCK, count))]
-        y = torch.stack([item.y for item in items]).double().numpy()
-        x = torch.stack([item.x for item in items]).double().numpy()
-        yield x[..., -y.shape[-1] :], y
+        yield batched([windows[i] for i in range(begin, min(begin + WINDOWS_PER_BLOCK, count))])
 
 
 def _source_blocks(source: WindowSource) -> Iterator[tuple[Array, Array]]:
     """Lookbacks [R, L] and futures [R, H] of every training row."""
-    for begin in range(0, source.num_rows, ROWS_PER_BLOCK):
-        rows = source.rows(torch.arange(begin, min(begin + ROWS_PER_BLOCK, source.num_rows)))
+    for rows in row_blocks(source):
         yield rows.lookback.double().numpy(), rows.future.double().numpy()
+
+
+def row_blocks(source: WindowSource) -> Iterator[WindowRows]:
+    """Every training row once, in order, `ROWS_PER_BLOCK` at a time."""
+    for index in torch.arange(source.num_rows).split(ROWS_PER_BLOCK):
+        yield source.rows(index)

@@ -14,8 +14,8 @@ from sklearn.linear_model import Ridge
 import run_main
 from layers.retrieval_search import Rows
 from layers.retrieved_futures import KINDS, RetrievedFutures
+from models.closed_form import Moments, solve
 from models.registry import MODELS
-from models.RetrievalRidge import Moments, solve
 from utils.config import Config
 from utils.types import WindowRows
 
@@ -98,27 +98,26 @@ def test_the_map_is_scikit_learns_with_these_weights(penalty):
     x, y, weight = rng.normal(size=(60, 9)), rng.normal(size=(60, 3)), rng.uniform(0.1, 4, size=60)
     moments = Moments(9, 3)
     for part in np.array_split(np.arange(60), 3):
-        moments.add(*(torch.from_numpy(t[part]) for t in (x, y, weight[:, None])))
+        moments.add(x[part], y[part], weight[part, None])
     found, chosen = solve(moments, moments, [penalty])
     reference = Ridge(alpha=penalty, fit_intercept=False).fit(x, y, sample_weight=weight / weight.mean())
     np.testing.assert_allclose(found, reference.coef_.T, rtol=1e-8)
     assert chosen == penalty
     left = weight @ np.square(y - x @ reference.coef_.T).sum(axis=1)
-    assert moments.error(found) == pytest.approx(left, rel=1e-9)
+    assert moments.mse(found) == pytest.approx(left / y.size, rel=1e-9)
 
 
 def test_the_penalty_is_the_one_that_errs_least_on_validation():
     rng = np.random.default_rng(1)
     parts = []
     for noise in (3.0, 0.0):
-        x = torch.from_numpy(rng.normal(size=(40, 20)))
-        y = x[:, :2] + noise * torch.from_numpy(rng.normal(size=(40, 2)))
+        x = rng.normal(size=(40, 20))
         moments = Moments(20, 2)
-        moments.add(x, y, torch.ones(40, 1, dtype=torch.float64))
+        moments.add(x, x[:, :2] + noise * rng.normal(size=(40, 2)), np.ones((40, 1)))
         parts.append(moments)
     penalties = [0.01, 1.0, 30.0, 1e4]
     train, valid = parts
-    errors = {p: valid.error(solve(train, valid, [p])[0]) for p in penalties}
+    errors = {p: valid.mse(solve(train, valid, [p])[0]) for p in penalties}
     assert solve(train, valid, penalties)[1] == min(errors, key=errors.__getitem__)
 
 
