@@ -100,7 +100,13 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def shipped(known: Mapping[str, Path]) -> set[str]:
-    """The names of the modules that go into the package: the floors, the entries, and what these import."""
+    """The names of the modules that go into the package: the floors, the entries, and what these import.
+
+    Raises:
+        BuildError: an entry is not among the modules.
+    """
+    if missing := [name for name in ENTRIES if name not in known]:
+        raise BuildError(f"expected the modules {', '.join(missing)}, which ENTRIES names; found none")
     waiting = [name for name in known if name.split(".")[0] in FLOORS or name in ENTRIES]
     names: set[str] = set()
     while waiting:

@@ -88,6 +88,12 @@ def test_the_wheel_holds_the_floors_and_no_tool_of_the_checkout():
     assert not [name for name in names if name.startswith(tools)]
 
 
+def test_a_command_that_is_no_longer_there_ends_the_build():
+    """Left out in silence, its users would find out."""
+    with pytest.raises(BuildError, match="scripts.m4_summary"):
+        shipped({name: path for name, path in KNOWN.items() if name != "scripts.m4_summary"})
+
+
 def test_a_source_distribution_is_refused_with_what_to_do():
     with pytest.raises(BuildError, match="pip wheel --no-deps"):
         build_sdist(".")
