@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from layers.linear_path import LinearPath
 from layers.normalization import InstanceNorm
 from models.base import ForecastModel
 from models.closed_form import begin_at_ridge
 from utils.config import Config
-from utils.types import Batch, WindowSource
+from utils.types import FitSource
 
 
 class Model(ForecastModel):
@@ -37,12 +36,12 @@ class Model(ForecastModel):
         else:
             self.linear_path = LinearPath(seq_len=d.seq_len, horizon=d.pred_len, dropout=b.input_dropout)
 
-    def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
+    def fit_statistics(self, source: FitSource) -> None:
         """The linear path begins at the ridge solution, its penalty chosen by validation."""
-        if self.config.backbone.linear_path != "none":
-            begin_at_ridge(self.linear_path, training, validation)
+        if self.config.backbone.linear_path != "none" and not source.weights_given:
+            begin_at_ridge(self.linear_path, source)
 
-    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
+    def forward(self, x_enc: Tensor, x_mark_enc: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         """[B, L, N] to [B, H, N]."""
         normalised, statistics = self.normalize_layers(x_enc, self.insample_mask(x_mark_enc))
         windows = normalised.transpose(1, 2)  # [B, N, L]

@@ -25,7 +25,7 @@ from models.base import ForecastModel
 from models.closed_form import Moments, row_blocks, solve, window_batches
 from models.TimeLLM import DEFAULT_SEASON
 from utils.config import Config
-from utils.types import Batch, ForecastState, WindowSource
+from utils.types import Batch, FitSource, WindowSource
 from utils.windows import floored_std, per_series
 
 log = getLogger(__name__)
@@ -59,9 +59,8 @@ class Model(ForecastModel):
         start: Tensor | None = None,
         series_id: Tensor | None = None,
         variable: Tensor | None = None,
-        return_state: bool = False,
         **__: Any,
-    ) -> Tensor | ForecastState:
+    ) -> Tensor:
         """Forecast [B, H, N] of windows [B, L, N]; ``start`` and ``series_id`` as in `TimeLLM_Enhanced`."""
         query = query_rows(x_enc[:, 0], start=start, series_id=series_id, variable=variable)
         with torch.autocast(x_enc.device.type, enabled=False):
@@ -69,8 +68,7 @@ class Model(ForecastModel):
             mean, std = _level_and_std(lookback)
             features = self._features(lookback, query)  # [F, S, A]
             forecast = (features @ self.coefficients).mean(dim=0) * std + mean
-        prediction = forecast.unflatten(0, (len(x_enc), -1)).transpose(1, 2)
-        return ForecastState(prediction, None, None) if return_state else prediction
+        return forecast.unflatten(0, (len(x_enc), -1)).transpose(1, 2)
 
     def _features(self, lookback: Tensor, query: Rows) -> Tensor:
         """Lookback and retrieved future of each kind, centred and divided: [F, S, A] float64."""
@@ -80,15 +78,17 @@ class Model(ForecastModel):
         return (joined - mean) / std
 
     @torch.no_grad()
-    def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
+    def fit_statistics(self, source: FitSource) -> None:
         """Fill the memory with the training windows and solve for the maps; penalties by validation.
 
         Raises:
             UserError: there are no training or no validation windows, or a value is not finite.
         """
-        self.retrieved.fill(training)
-        fitted = self._moments(_training_rows(training), power=1.0, part="training")
-        evaluated = self._moments(_validation_rows(validation), power=2.0, part="validation")
+        if source.weights_given:
+            return
+        self.retrieved.fill(source.training)
+        fitted = self._moments(_training_rows(source.training), power=1.0, part="training")
+        evaluated = self._moments(_validation_rows(source.validation), power=2.0, part="validation")
         for i, (kind, train, valid) in enumerate(zip(KINDS, fitted, evaluated, strict=True)):
             coefficients, penalty = solve(train, valid, PENALTIES)
             self.coefficients[i].copy_(torch.from_numpy(coefficients))

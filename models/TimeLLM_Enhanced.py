@@ -27,8 +27,9 @@ from layers.TAPR import TAPR
 from models import TimeLLM
 from models.TimeLLM import DEFAULT_SEASON
 from utils.config import Config
+from utils.micro_step import MicroStep
 from utils.trend import MAGNITUDES, trend_measure
-from utils.types import ForecastState, RetrievalRecord, TrendRecord, WindowSource
+from utils.types import FitSource, ForecastState, RetrievalRecord, TrendRecord, WindowSource
 from utils.windows import per_series
 
 log = getLogger(__name__)
@@ -88,6 +89,7 @@ class Model(TimeLLM.Model):
         variable: Tensor | None = None,
         target: Tensor | None = None,
         prompt: Tensor | None = None,
+        micro_step: MicroStep | None = None,
         return_state: bool = False,
     ) -> Tensor | ForecastState:
         """Forecast [B, H, M] of windows ``x_enc`` [B, L, N], both in standardised units.
@@ -106,6 +108,7 @@ class Model(TimeLLM.Model):
             target: the true future [B, H, M], read by the retrieval oracle alone.
             prompt: prompts of the windows, [B, M, K], of `prompts`; made here where None, for which the
                 windows are read back from an accelerator.
+            micro_step: of the optimizer step, whose micro-steps share its source embeddings.
             return_state: give a `ForecastState` instead of the prediction alone.
         """
         series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
@@ -127,8 +130,9 @@ class Model(TimeLLM.Model):
                 target=None if target is None else per_series(target),
             )
             leading.append(tokens)
-        forecast = self.project(self.decode(leading, series, patches, prompt), series, x_mark_dec)
-        forecast = forecast.float()  # [S, H]
+        forecast = self.project(
+            self.decode(leading, series, patches, prompt, micro_step), series, x_mark_dec
+        ).float()  # [S, H]
         if retrieval is not None and self.config.gram.retrieval_fusion != "feature":
             forecast = self.retrieval_fusion(forecast, retrieved, 1 - retrieval.gate.float())
         if trend is not None:
@@ -151,16 +155,15 @@ class Model(TimeLLM.Model):
         bound = trend_bound(forecast, last, trend.gate.float(), opened)
         return forecast + bound * self.trend_fusion(trend.path.float(), probabilities).float()
 
-    def fit_statistics(self, source: WindowSource) -> None:
-        """Fix TAPR's class cuts and fill GRA-M's memory from the training windows."""
-        self._calibrate(source, place_thresholds=True)
-        self.rebuild_memory(source)
+    def fit_statistics(self, source: FitSource) -> None:
+        """Fix TAPR's class cuts and fill GRA-M's memory from the training windows.
 
-    def recalibrate(self, source: WindowSource) -> None:
-        """Fix the class cuts anew; thresholds stay as learned, and the memory but with ``--build_memory``."""
-        self._calibrate(source, place_thresholds=False)
-        if self.config.gram.build_memory:
-            self.rebuild_memory(source)
+        Under given weights thresholds stay as learned, and the memory but with ``--build_memory``.
+        """
+        super().fit_statistics(source)
+        self._calibrate(source.training, place_thresholds=not source.weights_given)
+        if self.config.gram.build_memory or not source.weights_given:
+            self.rebuild_memory(source.training)
 
     @torch.no_grad()
     def _calibrate(self, source: WindowSource, *, place_thresholds: bool) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from layers.linear_path import LinearPath
 from utils.batches import batched
 from utils.errors import UserError
-from utils.types import Batch, DataBundle, WindowRows, WindowSource
+from utils.types import Batch, DataBundle, FitSource, WindowRows, WindowSource
 
 log = getLogger(__name__)
 Array = NDArray[np.float64]
@@ -153,13 +153,13 @@ def fit_ridge(training: WindowSource, validation: Dataset[Batch]) -> RidgeMap:
     )
 
 
-def begin_at_ridge(path: LinearPath, training: WindowSource, validation: Dataset[Batch]) -> None:
+def begin_at_ridge(path: LinearPath, source: FitSource) -> None:
     """The path's fixed coefficients become those of `fit_ridge`.
 
     Both take the lookback's mean out; dividing by its deviation, as instance normalisation does too,
     and multiplying the forecast by it changes no linear map.
     """
-    fit = fit_ridge(training, validation)
+    fit = fit_ridge(source.training, source.validation)
     path.coefficients.copy_(torch.from_numpy(fit.coefficients.T))
     log.info("linear path: ridge, whose penalty %g has the least error on validation", fit.alpha)
 

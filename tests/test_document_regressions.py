@@ -30,7 +30,7 @@ from tests.models.test_timellm_enhanced import BOTH, SEASON, SIZES, H, L, state_
 from utils.config import Config
 from utils.training.objective import Objective
 from utils.trend import direction_of, magnitude_of, trend_measure
-from utils.types import Batch
+from utils.types import Batch, FitSource
 from utils.windows import per_series
 
 ROWS = 240
@@ -52,7 +52,9 @@ def model_of(llm: Path, *, variables: int = 2, **settings: Any) -> Any:
     torch.manual_seed(0)
     model = TimeLLM_Enhanced.Model(config_of(llm, **settings))
     values = values_of(variables)
-    model.fit_statistics(TrainingWindows(values, Split(0, ROWS), seq_len=L, pred_len=H, series_id=1))
+    model.fit_statistics(
+        FitSource(TrainingWindows(values, Split(0, ROWS), seq_len=L, pred_len=H, series_id=1))
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad and not parameter.any():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -91,6 +91,19 @@ class WindowSource(Protocol):
         ...
 
 
+NO_WINDOWS: Any = ()
+
+
+class FitSource(NamedTuple):
+    """What a model learns from that is counted or solved rather than trained."""
+
+    training: WindowSource
+    validation: Dataset[Batch] = NO_WINDOWS
+    """Settings of what is solved are chosen by these windows alone."""
+    weights_given: bool = False
+    """Whether the weights are another run's (``--init_from``), which nothing solved may replace."""
+
+
 class SeriesReference(NamedTuple):
     """What the forecasts of a collection of series are scored against, in standardised units."""
 
@@ -153,13 +166,6 @@ class RetrievalRecord(NamedTuple):
     """[S, K], squared distance to each neighbour, inf at the missing ones."""
     matched: Tensor
     """[S] bool, whether any admissible row was found."""
-
-
-class PassOfStep(NamedTuple):
-    """Where a forward pass in training stands among those of its optimizer step."""
-
-    first: bool
-    last: bool
 
 
 class ForecastState(NamedTuple):

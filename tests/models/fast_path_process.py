@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.models.test_timellm_enhanced import BOTH, batch_of, model_of, state_of
+from utils.micro_step import MicroStep, StepValue
 from utils.training.objective import Objective
-from utils.types import PassOfStep
 
 WAYS: dict[str, dict[str, Any]] = {
     "baseline": {},
@@ -69,12 +69,11 @@ def train(model: Any, *, told: bool) -> tuple[torch.Tensor, dict[str, torch.Tens
     wrapped.train()
     objective = Objective(model.config)
     passes = BATCHES[dist.get_rank()]
+    shared = StepValue()
     for i, starts in enumerate(passes):
         batch, last = batch_of(*starts), i == len(passes) - 1
-        if told:
-            model.begin_pass(PassOfStep(first=i == 0, last=last))
         with contextlib.nullcontext() if last else wrapped.no_sync():
-            state = state_of(wrapped, batch)
+            state = state_of(wrapped, batch, MicroStep(shared, last) if told else None)
             objective(state, batch, step=10).total.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
     return state.prediction.detach(), gradients

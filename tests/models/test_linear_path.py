@@ -18,7 +18,7 @@ from utils.config import Config, ConfigError
 from utils.training.forward import forecast_state
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
-from utils.types import Batch
+from utils.types import Batch, FitSource
 
 CASES = [("TimeLLM", {}), ("TimeLLM_Enhanced", BOTH)]
 
@@ -40,8 +40,7 @@ def built(model: str, folder: Path, **settings: Any) -> Any:
     torch.manual_seed(0)
     config = Config.from_flat({**SIZES, "llm_model_path": str(folder), **settings})
     found = MODELS[model](config)
-    found.fit_statistics(SOURCE)
-    found.fit_closed_form(SOURCE, Validation())
+    found.fit_statistics(FitSource(SOURCE, Validation()))
     return found
 
 

@@ -16,10 +16,11 @@ from models import TimeLLM, TimeLLM_Enhanced
 from tests.models.test_timellm import SIZES as BASELINE_SIZES
 from tests.models.test_timellm import H, L, N
 from utils.config import Config
+from utils.micro_step import MicroStep
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
 from utils.trend import direction_of, magnitude_of, trend_measure
-from utils.types import Batch, ForecastState
+from utils.types import Batch, FitSource, ForecastState
 
 SEASON = 12
 TRAIN_END, TOTAL = 220, 320
@@ -57,7 +58,7 @@ def model_of(folder: Path, *, seed: int = 0, fit: bool = True, **settings: Any) 
     torch.manual_seed(seed)
     model = TimeLLM_Enhanced.Model(config_of(folder, **settings))
     if fit:
-        model.fit_statistics(SOURCE)
+        model.fit_statistics(FitSource(SOURCE))
     return model
 
 
@@ -80,13 +81,14 @@ def batch_of(*starts: int, series_id: int = SERIES) -> Batch:
 BATCH = batch_of(0, 100, 130)
 
 
-def state_of(model: nn.Module, batch: Batch = BATCH) -> ForecastState:
+def state_of(model: nn.Module, batch: Batch = BATCH, micro_step: MicroStep | None = None) -> ForecastState:
     return model(
         batch.x,
         start=batch.start,
         series_id=batch.series_id,
         variable=batch.variable,
         target=batch.y,
+        micro_step=micro_step,
         return_state=True,
     )
 
@@ -133,7 +135,9 @@ def test_shapes_of_the_documents_table(tiny_gpt2: Path, padding: str, count: int
         config_of(tiny_gpt2, padding_patch=padding, n_heads=8, season=24, **settings)
     ).eval()
     values = torch.randn(700, 7, generator=torch.Generator().manual_seed(0)).cumsum(dim=0)
-    model.fit_statistics(TrainingWindows(values, Split(0, 640), seq_len=512, pred_len=96, series_id=1))
+    model.fit_statistics(
+        FitSource(TrainingWindows(values, Split(0, 640), seq_len=512, pred_len=96, series_id=1))
+    )
     model.use_reference_forward()  # the whole sequence at once, as in the table
     seen: dict[str, Any] = {}
 
@@ -206,7 +210,7 @@ def test_modules_off_is_the_baseline_bit_for_bit(tiny_gpt2: Path) -> None:
     for kind in (TimeLLM.Model, TimeLLM_Enhanced.Model):
         torch.manual_seed(5)
         model = kind(config)
-        model.fit_statistics(SOURCE)
+        model.fit_statistics(FitSource(SOURCE))
         model.refresh(SOURCE)
         models.append(model)
         states.append({name: value.clone() for name, value in model.state_dict().items()})
@@ -237,7 +241,7 @@ def test_gram_starts_equal_with_and_without_a_memory(tiny_gpt2: Path) -> None:
     """Building the memory must draw from its own generator, not from the training's."""
     model = model_of(tiny_gpt2, fit=False, **BOTH)
     before = torch.get_rng_state()
-    model.fit_statistics(SOURCE)
+    model.fit_statistics(FitSource(SOURCE))
     model.refresh(SOURCE)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -445,7 +449,7 @@ def test_memory_depends_on_the_seed_setting_alone(tiny_gpt2: Path) -> None:
     """Every process builds its own memory, and the hashes are compared."""
     first, second = model_of(tiny_gpt2, **BOTH), model_of(tiny_gpt2, fit=False, **BOTH)
     torch.manual_seed(99)
-    second.fit_statistics(SOURCE)
+    second.fit_statistics(FitSource(SOURCE))
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     other = TimeLLM_Enhanced.Model(first.config.replace(seed=4))
@@ -603,9 +607,9 @@ def test_recalibration_keeps_thresholds_and_memory(tiny_gpt2: Path, label: str) 
     train(model, 3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     other = TrainingWindows(VALUES * 2, Split(40, 180), seq_len=L, pred_len=H, series_id=SERIES + 1)
-    model.recalibrate(other)
+    model.fit_statistics(FitSource(other, weights_given=True))
     fresh = model_of(tiny_gpt2, fit=False, trend_label=label, **BOTH)
-    fresh.fit_statistics(other)
+    fresh.fit_statistics(FitSource(other))
     counted = {"tapr.label_cuts", "tapr.magnitude_given_direction"}
     for name, value in model.state_dict().items():
         if name in counted:
@@ -621,7 +625,7 @@ def test_recalibration_without_trends_changes_nothing(tiny_gpt2: Path, modules: 
     """A resumed run calls it for every model."""
     model = model_of(tiny_gpt2, **modules)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.recalibrate(SOURCE)
+    model.fit_statistics(FitSource(SOURCE, weights_given=True))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

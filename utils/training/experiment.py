@@ -53,7 +53,7 @@ from utils.training.time_estimate import first_items, seconds_per_window, window
 from utils.training.together import agreed, main_first
 from utils.training.tracking import require_tracker, stop_tracking, tracked_metrics
 from utils.training.trainer import Trainer
-from utils.types import Batch, DataBundle, LLMOutline
+from utils.types import Batch, DataBundle, FitSource, LLMOutline
 
 log = getLogger(__name__)
 
@@ -317,12 +317,11 @@ def _prepare_model(ctx: RunContext, payload: dict[str, Any] | None) -> None:
             del payload["model"]  # nobody reads it again: with it goes a copy of a memory
         elif run_settings.init_from:
             path = checkpoints.locate(run_settings.init_from, flag="--init_from")
-            weights = ctx.plain.starting_weights(checkpoints.load_weights(path)["model"])
+            weights = ctx.plain.state(checkpoints.load_weights(path)["model"])
             _take_weights(ctx, {"model": weights}, source=f"--init_from {path}")
-            ctx.plain.recalibrate(ctx.data.source)
-        else:
-            ctx.plain.fit_statistics(ctx.data.source)
-            ctx.plain.fit_closed_form(ctx.data.source, ctx.data.validation)
+        if payload is None:
+            given = run_settings.init_from is not None
+            ctx.plain.fit_statistics(FitSource(ctx.data.source, ctx.data.validation, weights_given=given))
         if payload is None or not ctx.config.run.is_training:
             # A resumed run goes on with the keys it had; a test wants those of the weights tested.
             ctx.plain.refresh(ctx.data.source)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from utils.config import TrainingConfig
 from utils.errors import UserError
 from utils.log import MetricsFile
+from utils.micro_step import MicroStep, StepValue
 from utils.process_memory import held_bytes
 from utils.training.forward import channel_parts, forecast_state, forecasts, joined
 from utils.training.metrics import ScoreSums, module_text, selection_metric
@@ -28,7 +29,7 @@ from utils.training.objective import Loss, Objective
 from utils.training.run_state import Hooks, Progress
 from utils.training.time_estimate import Clock, announce, clock_text, first_items, fitting_preset
 from utils.trend import TrendLabel
-from utils.types import Batch, ForecastState, PassOfStep
+from utils.types import Batch, ForecastState
 
 log = getLogger(__name__)
 TIMED_STEPS = 3
@@ -183,9 +184,10 @@ class Trainer:
         whole: Loss | None = None
         for part in channel_parts(batch, self.config.max_channels_per_step):
             with nullcontext() if part.last else self._gradients_kept():
-                first = not self._passes and part.first
-                self.plain_model.begin_pass(PassOfStep(first=first, last=completes and part.last))
-                state = forecast_state(self.model, part.batch)
+                if not self._passes and part.first:
+                    self._shared = StepValue()
+                micro_step = MicroStep(self._shared, last=completes and part.last)
+                state = forecast_state(self.model, part.batch, micro_step)
                 loss = self.objective(state, part.batch, step=self.progress.global_step)
                 losses.append(loss)
                 shares.append(part.share)

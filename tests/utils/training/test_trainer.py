@@ -17,7 +17,7 @@ from utils.training.run_state import Hooks
 from utils.training.stopping import RunStopped
 from utils.training.time_estimate import clock_text
 from utils.training.trainer import NonFiniteLossError, Trainer
-from utils.types import Batch, ForecastState, PassOfStep
+from utils.types import Batch
 
 LOOKBACK, HORIZON = 4, 2
 
@@ -30,12 +30,8 @@ class Linear(nn.Module):
         self.map = nn.Linear(LOOKBACK, HORIZON)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_enc: Tensor, *, return_state: bool = False, **_: Any) -> Any:
-        prediction = self.map(self.dropout(x_enc).transpose(1, 2)).transpose(1, 2)
-        return ForecastState(prediction, None, None) if return_state else prediction
-
-    def begin_pass(self, place: PassOfStep) -> None:
-        pass
+    def forward(self, x_enc: Tensor, **_: Any) -> Any:
+        return self.map(self.dropout(x_enc).transpose(1, 2)).transpose(1, 2)
 
 
 def windows(count: int = 10, *, seed: int = 0) -> list[Batch]:

@@ -26,7 +26,7 @@ from models.registry import MODELS, llm_outline
 from tests.utils.training.comparing import note_items
 from utils.config import Config
 from utils.training.experiment import Builders, run
-from utils.types import Batch, DataBundle, WindowSource
+from utils.types import Batch, DataBundle, FitSource
 
 
 def at(weight: Tensor) -> tuple[int, int]:
@@ -97,7 +97,7 @@ class Watched:
         elif nudged is not None and PartialState().process_index == 1:
             fit = self.built.fit_statistics
 
-            def fit_and_nudge(source: WindowSource) -> None:
+            def fit_and_nudge(source: FitSource) -> None:
                 fit(source)
                 self.built.state_dict()[nudged].view(-1)[-1:].add_(1)
 

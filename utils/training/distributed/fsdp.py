@@ -50,7 +50,9 @@ def shard(ctx: RunContext) -> None:
         reason = "one process" if ctx.plain.uses_llm else f"{ctx.plain.name} has no LLM"
         log.info("--shard_llm: %s: nothing is sharded", reason)
         return
-    ctx.plain.shard_llm(init_device_mesh(ctx.accelerator.device.type, (processes,)))
+    from layers.llm.fsdp import shard_layers
+
+    shard_layers(ctx.plain.llm_model, init_device_mesh(ctx.accelerator.device.type, (processes,)))
     shares = [p for p in ctx.plain.parameters() if isinstance(p, DTensor)]
     whole = sum(p.numel() * p.element_size() for p in shares)
     held = sum(p.to_local().numel() * p.element_size() for p in shares)
