@@ -43,7 +43,7 @@ SETTINGS: list[tuple[Any, ...]] = [
 ON_THE_HOST = {"RetrievalRidge"}
 """Closed form without a training step: it searches variable by variable, and looks which ones a batch has."""
 OTHERS = sorted(set(MODELS) - {"TimeLLM", "TimeLLM_Enhanced"} - ON_THE_HOST)
-STEP = "read utils/training/trainer.py _agree"
+STEP = "read utils/training/agreement.py agree"
 """The one look of an optimizer step: whether a loss is not finite, and whether anyone asked to stop."""
 EVALUATION = "read utils/training/metrics.py reduce"
 """The scores of a whole evaluation."""
@@ -170,8 +170,8 @@ def check(model: Any, tmp_path: Path, *, steps: int = 2) -> None:
         trainer = trainer_of(model, tmp_path / "metrics.jsonl")
         assert looks(watch) == []
         if model.is_trainable:
-            for _ in range(steps * passes):
-                trainer.train_step(batch)
+            for _ in range(steps):
+                trainer.train_step([batch] * passes)
             assert looks(watch) == [STEP] * steps
         loader: Any = Windows([batch])
         trainer.evaluate(loader, name="test")
@@ -262,7 +262,7 @@ def test_a_planted_fault_is_named(fault, kind, tmp_path):
     made = windows(model)
     with simulated() as watch:
         watch.move(model)
-        trainer_of(model, tmp_path / "metrics.jsonl").train_step(Batch(*map(watch.put, made)))
+        trainer_of(model, tmp_path / "metrics.jsonl").train_step([Batch(*map(watch.put, made))])
         assert f"{kind} tests/models/test_simulated_device.py {fault.__name__}" in looks(watch)
 
 
@@ -273,7 +273,7 @@ def test_a_tensor_that_a_hook_left_on_the_cpu_is_refused(tmp_path):
     with simulated() as watch:
         watch.move(model)
         with pytest.raises(RuntimeError, match="on the same device"):
-            trainer_of(model, tmp_path / "metrics.jsonl").train_step(Batch(*map(watch.put, made)))
+            trainer_of(model, tmp_path / "metrics.jsonl").train_step([Batch(*map(watch.put, made))])
 
 
 def left_on_cpu(gradient: Tensor) -> Tensor:
@@ -287,7 +287,7 @@ def test_a_gradient_that_meets_the_cpu_is_named(tmp_path):
     with simulated() as watch:
         watch.move(model)
         model.head.linear.weight.register_hook(left_on_cpu)
-        trainer_of(model, tmp_path / "metrics.jsonl").train_step(Batch(*map(watch.put, made)))
+        trainer_of(model, tmp_path / "metrics.jsonl").train_step([Batch(*map(watch.put, made))])
         assert "stray tests/models/test_simulated_device.py left_on_cpu" in looks(watch)
 
 

@@ -19,10 +19,8 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
-    DistributedDataParallelKwargs,
     broadcast_object_list,
     gather_object,
-    parse_flag_from_env,
     set_seed,
 )
 from torch.utils.data import DataLoader, Dataset
@@ -41,7 +39,7 @@ from utils.training import checkpoint_state, final_evaluation
 from utils.training import run_folder as folders
 from utils.training.batch_size import choose_batch_size, out_of_memory_explained, plan_batches
 from utils.training.checkpoint import CheckpointError
-from utils.training.distributed import deepspeed, fsdp, launcher_options
+from utils.training.distributed.wing import wing_of
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
 from utils.training.precision import matmul_precision, subnormals_flushed
@@ -124,9 +122,8 @@ def _set_up(
     """Data, model and folder of a run, and the payload that it goes on from or tests."""
     began = time.perf_counter()
     require_tracker(config.run.report_to)
-    config, unread = closing.enter_context(launcher_options.as_launched(config))
-    state = _processes(config)
-    launcher_options.check_taking_part(state.num_processes)
+    wing = closing.enter_context(wing_of(config))
+    config, state = wing.config, wing.processes()
     setup_logging(main_process=state.is_main_process)
     threads = fit_threads()
     data, outline = main_first(state, lambda: (builders.data(config), builders.llm(config)))
@@ -137,8 +134,8 @@ def _set_up(
         payload = _payload(config, resume)
     settled = _settled(config, state, outline, payload, variables=len(data.targets))
     config = settled.apply(config)
-    accelerator = _accelerator(config)
-    fsdp.check(config, accelerator)
+    accelerator = _accelerator(config, wing.engine_options(config))
+    wing.check(config, accelerator)
     closing.callback(accelerator.free_memory)
     closing.enter_context(matmul_precision(config.training.matmul_precision, accelerator.device))
     data_seconds = time.perf_counter() - began
@@ -160,7 +157,7 @@ def _set_up(
             facts = environment() | {"llm": llm, "data_hash": data.content_hash, "precision": settled.facts}
             folders.describe_run(folder, config, facts, resumed=resume is not None)
             closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
-    for line in (*unread, *filter(None, [threads]), *settled.lines):
+    for line in (*wing.unread, *filter(None, [threads]), *settled.lines):
         log.info("%s", line)
     closing.callback(stop_tracking, accelerator)
     metrics = tracked_metrics(
@@ -176,6 +173,7 @@ def _set_up(
         metrics=metrics,
         llm=llm,
         plan=plan,
+        wing=wing,
         precision=settled.facts,
         flags=_flags_as_begun(config, payload),
         stop=stop,
@@ -212,14 +210,6 @@ def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
     torch.use_deterministic_algorithms(config.training.deterministic)
     return main_first(accelerator, lambda: builders.model(config))
-
-
-def _processes(config: Config) -> PartialState:
-    """What accelerate knows before the precision is settled: this process among others, and its device."""
-    on_cpu = launcher_options.trains_on_cpu(config) or parse_flag_from_env("ACCELERATE_USE_CPU")
-    if launcher_options.deepspeed_is_asked():
-        return PartialState(**deepspeed.process_options())
-    return PartialState(cpu=on_cpu)
 
 
 def _settled(
@@ -283,23 +273,16 @@ def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str,
     return {**config.flat(), **kept}
 
 
-def _accelerator(config: Config) -> Accelerator:
+def _accelerator(config: Config, options: dict[str, Any]) -> Accelerator:
     """The engine of a run. Evaluation counts each window once, so batches are never evened out."""
     t = config.training
     if t.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise ConfigError(["--mixed_precision: fp16 needs a GPU, found none; use bf16 or no"])
-    data_parallel: dict[str, Any] = {
-        "cpu": launcher_options.trains_on_cpu(config),
-        "mixed_precision": t.mixed_precision,
-        "kwargs_handlers": [
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
-        ],
-    }
     return Accelerator(
         gradient_accumulation_steps=t.gradient_accumulation_steps,
         step_scheduler_with_optimizer=False,
         dataloader_config=DataLoaderConfiguration(even_batches=False),
-        **(deepspeed.engine_options(config) if launcher_options.deepspeed_is_asked() else data_parallel),
+        **options,
     )
 
 
@@ -307,7 +290,7 @@ def _prepare_model(ctx: RunContext, payload: dict[str, Any] | None) -> None:
     """Fill in what is counted on the training windows, or restore it; then wrap."""
     run_settings = ctx.config.run
     with ctx.phase("memory"):
-        fsdp.shard(ctx)
+        ctx.wing.divide(ctx)
         # accelerate moves no model whose LLM is spread over devices; and it numbers the CPU by process,
         # where torch would copy what lies on the CPU, the LLM's mapped files with it
         on_cpu = ctx.accelerator.device.type == "cpu"
@@ -329,10 +312,7 @@ def _prepare_model(ctx: RunContext, payload: dict[str, Any] | None) -> None:
     if ctx.accelerator.process_index:  # equal weights so far; from here on each drops out its own units
         torch.manual_seed(ctx.config.training.seed + ctx.accelerator.process_index)
     ctx.accelerator.gradient_accumulation_steps = ctx.plan.passes
-    if deepspeed.in_use(ctx.accelerator):
-        deepspeed.autocast(ctx)  # the engine takes the model together with its optimizer
-    elif any(p.requires_grad for p in ctx.plain.parameters()):  # DDP refuses a model without
-        ctx.model = fsdp.prepared(ctx)
+    ctx.model = ctx.wing.wrapped(ctx)
 
 
 def _take_weights(ctx: RunContext, payload: dict[str, Any], *, source: str) -> None:
@@ -366,11 +346,7 @@ def _trainer(ctx: RunContext, builders: Builders, payload: dict[str, Any] | None
     total = min(t.max_steps or 10**12, t.train_epochs * steps_per_epoch) if ctx.plain.is_trainable else 0
     optimizer = build_optimizer(ctx.plain, t)
     scheduler = build_schedule(optimizer, t, total_steps=total, steps_per_epoch=steps_per_epoch)
-    prepared: Any
-    if deepspeed.in_use(accelerator) and total:
-        ctx.model, prepared = deepspeed.prepared(ctx, optimizer)
-    else:
-        prepared = accelerator.prepare_optimizer(optimizer)
+    prepared = ctx.wing.prepared(ctx, optimizer, total_steps=total)
     trainer = Trainer(
         accelerator=accelerator,
         model=ctx.model,
@@ -384,7 +360,7 @@ def _trainer(ctx: RunContext, builders: Builders, payload: dict[str, Any] | None
         save_steps=steps_per_epoch if config.run.save_steps is None else config.run.save_steps,
         total_steps=total,
         stop=ctx.stop.asked,
-        lockstep=ctx.sharded,
+        lockstep=ctx.wing.lockstep,
         evaluation_seconds=lambda: _evaluation_seconds(ctx, trainer, steps_per_epoch),
     )
     if payload is not None and config.run.is_training:
@@ -399,7 +375,7 @@ def _look_inside(ctx: RunContext, builders: Builders) -> None:
     """What ``--debug_shapes`` and ``--dump_prompt`` ask for, of the first training windows."""
     run_settings = ctx.config.run
     asked = run_settings.debug_shapes or run_settings.dump_prompt
-    if asked and (ctx.accelerator.is_main_process or ctx.sharded):
+    if asked and (ctx.accelerator.is_main_process or ctx.wing.lockstep):
         batch = first_items(ctx.data.train, ctx.config.training.batch_size, ctx.accelerator.device)
         shapes, prompt = run_settings.debug_shapes, run_settings.dump_prompt
         lines = builders.inspect(ctx.plain, batch, list(ctx.data.targets), shapes=shapes, prompt=prompt)

@@ -19,10 +19,10 @@ def plant() -> None:
     """Let the second optimizer step fail in the process AT, or in all of them."""
     step = Trainer.train_step
 
-    def failing(trainer: Trainer, batch: Any) -> Any:
+    def failing(trainer: Trainer, batches: Any) -> Any:
         if os.environ["AT"] in ("all", os.environ["RANK"]) and trainer.progress.global_step == 1:
             raise ERRORS[os.environ["PLANT"]]
-        return step(trainer, batch)
+        return step(trainer, batches)
 
     Trainer.train_step = failing  # type: ignore[method-assign, assignment]
 

@@ -21,9 +21,9 @@ from tests.utils.training.comparing import load, records, unequal
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
 from utils.training import experiment
+from utils.training.agreement import NonFiniteLossError
 from utils.training.checkpoint import CheckpointError
 from utils.training.experiment import Builders, RunResult
-from utils.training.trainer import NonFiniteLossError
 
 
 def step_file(run_dir: Path, step: int) -> Path:

@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader
 
 from utils.config import Config
 from utils.log import MetricsFile
+from utils.training.agreement import NonFiniteLossError
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
 from utils.training.run_state import Hooks
 from utils.training.stopping import RunStopped
 from utils.training.time_estimate import clock_text
-from utils.training.trainer import NonFiniteLossError, Trainer
+from utils.training.trainer import Trainer
 from utils.types import Batch
 
 LOOKBACK, HORIZON = 4, 2
