@@ -197,17 +197,28 @@ class TAPRConfig:
 
     use_tapr: bool = setting(False, "switch TAPR on")
     n_scales: int = setting(3, "scales of the decomposition: 1x, 4x, 16x, 64x, ...")
+    scale_mixing: Literal["apart", "together"] = setting(
+        "apart",
+        "seasons mixed from fine to coarse and trends from coarse to fine, or both as one",
+        then="together",
+    )
     lambda_trend: float = setting(0.5, "weight of all TAPR losses")
     lambda_dir: float = setting(0.3, "inner weight of the direction loss")
     lambda_mag: float = setting(0.3, "inner weight of the magnitude loss")
     lambda_hcl: float = setting(0.1, "inner weight of the consistency loss")
     lambda_ord: float = setting(0.1, "inner weight of the ordinal (threshold) loss")
+    lambda_path: float = setting(0.3, "inner weight of the path's regression loss", then=0.0)
     label_smoothing: float = setting(0.1, "label smoothing of the two classifications")
     trend_label: Literal["level", "relative"] = setting(
         "level", "label: change of level in deviations, or relative change of the end points"
     )
     trend_fusion: Literal["always", "train", "off"] = setting(
         "always", "when the trend corrects the forecast"
+    )
+    thresholds_in: Literal["forecast", "loss"] = setting(
+        "forecast",
+        "learnable thresholds: they part the forecast's trend for its correction, or are in a loss alone",
+        then="loss",
     )
 
 
@@ -327,6 +338,8 @@ GROUPS: dict[str, type] = {
     "run": RunConfig,
 }
 
+SWITCHES: dict[type, str] = {TAPRConfig: "use_tapr", GRAMConfig: "use_gram"}
+"""The setting without which no other of its part is read."""
 NOT_IDENTITY = frozenset(
     "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
@@ -431,10 +444,13 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """The settings that change what is trained, but for those that a run counts as having unsaid.
 
-        So a setting that is added later, or a default that changes, leaves what was trained before the same.
+        So a setting that is added later, or a default that changes, leaves what was trained before the same;
+        and so do the defaults of a module that is off.
         """
-        then = settings_then()
-        return {k: v for k, v in self.flat().items() if k not in NOT_IDENTITY and v != then[k]}
+        flat, unsaid = self.flat(), settings_then()
+        unread = unread_settings(flat)
+        unsaid |= {name: item.default for _, name, item in iter_settings() if name in unread}
+        return {k: v for k, v in flat.items() if k not in NOT_IDENTITY and v != unsaid[k]}
 
     def training_hash(self) -> str:
         """8 hex digits that name everything that changes what is trained."""
@@ -491,6 +507,12 @@ def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
     for group, part in GROUPS.items():
         for item in dataclasses.fields(part):
             yield group, item.name, item
+
+
+def unread_settings(values: Mapping[str, Any]) -> frozenset[str]:
+    """Settings of the modules that are off: whatever they are, the same is trained."""
+    off = [part for part, switch in SWITCHES.items() if not values[switch]]
+    return frozenset(item.name for part in off for item in dataclasses.fields(part)) - {*SWITCHES.values()}
 
 
 def settings_then() -> dict[str, Any]:

@@ -28,7 +28,7 @@ AT_LEAST: Mapping[str, float] = {
     ),
     **dict.fromkeys(
         "label_len num_workers prompt_digits lambda_trend lambda_dir lambda_mag lambda_hcl lambda_ord "
-        "lambda_retrieval aux_warmup_steps lr_warmup_steps weight_decay max_grad_norm save_steps "
+        "lambda_path lambda_retrieval aux_warmup_steps lr_warmup_steps weight_decay max_grad_norm save_steps "
         "save_total_limit resume_counter seed is_training prompt_domain".split(),
         0,
     ),
