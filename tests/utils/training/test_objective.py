@@ -178,18 +178,6 @@ def test_thresholds_get_their_gradient_from_the_ordinal_loss_alone() -> None:
         assert (gradient is not None and (gradient != 0).all()) == (name == "ordinal"), name
 
 
-def test_ordinal_likelihoods_sum_to_one() -> None:
-    """Five bins between four cuts, the outer ones open."""
-    record = trend_of()
-    total = torch.zeros(S, dtype=torch.float64)
-    for level in range(5):
-        bins = torch.full((1,), level)
-        for s in range(S):
-            one = record._replace(measure=record.measure[s : s + 1])
-            total[s] += math.exp(-ordinal_loss(one, bins).item())
-    torch.testing.assert_close(total, torch.ones(S, dtype=torch.float64), rtol=0, atol=1e-5)
-
-
 def plain_ordinal(record: TrendRecord, level: int) -> tuple[Tensor, Tensor, Tensor]:
     """-log of the difference of two sigmoids, float64, and its gradients: measure, thresholds."""
     width = max((CUTS[4] - CUTS[0]) / (2 * math.log(3)), 0.1)
