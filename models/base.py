@@ -48,6 +48,15 @@ class ForecastModel(nn.Module):
     own_settings: frozenset[str] = frozenset()
     """Which fields of `utils.config.BackboneConfig` and `BaselineConfig` it reads; a run names the others."""
 
+    def __init_subclass__(cls) -> None:
+        """Raise TypeError for what a class says of itself under a name that nothing reads."""
+        facts = {name for name, value in vars(cls).items() if isinstance(value, bool | str | frozenset)}
+        known = {name for name in vars(ForecastModel) if not name.startswith("_")}
+        if unknown := sorted(name for name in facts - known if not name.startswith("_")):
+            raise TypeError(
+                f"{cls.__module__}: expected facts that models/base.py lists, found {', '.join(unknown)}"
+            )
+
     def __init__(self, args: Config | Any) -> None:
         """Build from a `Config`, or from any object with attributes named like the flags.
 

@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.training.objective import Loss
 
 
 class NonFiniteLossError(UserError):
@@ -17,7 +18,7 @@ class NonFiniteLossError(UserError):
 
 
 def agree(
-    accelerator: Accelerator, losses: Sequence[Tensor], starts: Sequence[Tensor], *, stop: bool, step: int
+    accelerator: Accelerator, losses: Sequence[Loss], starts: Sequence[Tensor], *, stop: bool, step: int
 ) -> bool:
     """Whether any process was asked to ``stop``, once all have made sure that every loss is finite.
 
@@ -34,20 +35,21 @@ def agree(
     Raises:
         NonFiniteLossError: in all processes alike; it names the windows.
     """
-    wrong = (~torch.isfinite(torch.stack([loss.detach() for loss in losses]))).sum()
+    wrong = (~torch.isfinite(torch.stack([loss.total.detach() for loss in losses]))).sum()
     flags = torch.stack([wrong, torch.full_like(wrong, int(stop))])
     wrong_passes, stops = accelerator.reduce(flags, "sum").tolist()
     if not wrong_passes:
         return bool(stops)
     own = [
-        (loss.item(), start.tolist())
+        (loss.total.item(), start.tolist(), loss.not_finite())
         for loss, start in zip(losses, starts, strict=True)
-        if not torch.isfinite(loss)
+        if not torch.isfinite(loss.total)
     ]
     every = gather_object(own)
-    windows = "; ".join(dict.fromkeys(f"rows {rows}" for _, rows in every))
+    windows = "; ".join(dict.fromkeys(f"rows {rows}" for _, rows, _ in every))
+    names = "; ".join(dict.fromkeys(name for _, _, name in every))
     raise NonFiniteLossError(
-        f"the loss is {every[0][0]} at optimizer step {step}, nothing was updated and the checkpoints saved "
-        f"before are good; windows that start at {windows}. Lower --learning_rate, set --max_grad_norm, or "
-        "look for extreme values in these windows"
+        f"the loss is {every[0][0]} at optimizer step {step} ({names}), nothing was updated and the "
+        f"checkpoints saved before are good; windows that start at {windows}. Lower --learning_rate, set "
+        "--max_grad_norm, or look for extreme values in these windows"
     )

@@ -35,7 +35,7 @@ def forecast_state(model: Any, batch: Batch, micro_step: MicroStep | None = None
     """The model's forecast of a batch, with what its parts recorded on the way; training has micro-steps.
 
     Raises:
-        ShapeError: it has not the target's shape, which losses and scores would stretch it to.
+        ShapeError: it is no tensor of the target's shape, which losses and scores would stretch it to.
     """
     prompts = {"prompt": batch.prompt} if batch.prompt.numel() else {}
     found = model(
@@ -51,11 +51,12 @@ def forecast_state(model: Any, batch: Batch, micro_step: MicroStep | None = None
         **prompts,
     )
     state = found if isinstance(found, ForecastState) else ForecastState(found, None, None)
-    if state.prediction.shape != batch.y.shape:
+    shape = list(state.prediction.shape) if isinstance(state.prediction, Tensor) else type(found).__name__
+    if shape != list(batch.y.shape):
         plain = getattr(model, "module", model)
         raise ShapeError(
             f"{getattr(plain, 'name', type(plain).__name__)}: expected a forecast of {list(batch.y.shape)} "
-            f"(windows, rows, forecast variables), found {list(state.prediction.shape)}; mend the model's "
+            f"(windows, rows, forecast variables), found {shape}; mend the model's "
             "forecast. With --features MS (offers_ms = True), the last variable alone is forecast"
         )
     return state

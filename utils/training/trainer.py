@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -160,7 +160,8 @@ class Trainer:
             NonFiniteLossError: before anything was updated, in all processes.
         """
         accelerator, shared, step = self.accelerator, StepValue(), self.progress.global_step
-        totals, starts = [], []
+        forwards: list[Loss] = []
+        starts: list[Tensor] = []
         self.model.train()
         for number, batch in enumerate(batches, start=1):
             losses, shares = [], []
@@ -170,13 +171,13 @@ class Trainer:
                 with nullcontext() if last else accelerator.no_sync(self.model):
                     state = forecast_state(self.model, part.batch, MicroStep(shared, last))
                     loss = self.objective(state, part.batch, step=step)
-                    losses.append(loss)
+                    losses.append(loss._replace(total=loss.total.detach()))
                     shares.append(part.share)
-                    totals.append(loss.total.detach())
+                    forwards.append(losses[-1])
                     starts.append(batch.start)
                     if last:
                         stop = self.stop()
-                        self._stop_agreed = agree(accelerator, totals, starts, stop=stop, step=step + 1)
+                        self._stop_agreed = agree(accelerator, forwards, starts, stop=stop, step=step + 1)
                     accelerator.backward(part.share * loss.total)
             whole = Loss.mean_of(losses, shares)
             self._count(whole)
