@@ -75,11 +75,8 @@ class PatternValueDualRetriever(RetrievalMemory):
             order = distance.argsort(dim=1, stable=True)
             index, found, distance = (t.gather(1, order) for t in (index, found, distance))
             values = values.take_along_dim(order[..., None], dim=1)  # [S, k, H]
-        closeness = -distance.clamp(max=FARTHEST) / self.config.temperature
-        if self.config.retrieval_control != "none":
-            # A control's rows weigh the same: weighing them by distance would be half a retrieval.
-            # Times 0 keeps the encoders in the graph, as every process expects.
-            closeness = 0 * closeness
+        # Over infinity where all weigh the same, which keeps the encoders in the graph.
+        closeness = -distance.clamp(max=FARTHEST) / self.config.softmax_temperature
         logits = closeness.masked_fill(~found & found.any(1, keepdim=True), -torch.inf)
         share = logits.softmax(dim=1).masked_fill(~found, 0.0)
         return Neighbours(index, distance, share, values)
@@ -97,7 +94,7 @@ class PatternValueDualRetriever(RetrievalMemory):
                 raise UserError("--retrieval_control oracle needs the target; it exists for studies only")
             future = target - lookback[:, -1:]
         rule = SearchRule(
-            top_k=self.config.top_k,
+            top_k=self.config.neighbours,
             control=self.config.retrieval_control,
             same_variable=self.config.retrieval_scope == "variable",
             span=self.span,
@@ -109,42 +106,77 @@ class PatternValueDualRetriever(RetrievalMemory):
         )
 
 
+class _WithinBounds(torch.autograd.Function):
+    """Numbers cut to [0, 1]; beyond a bound the gradient passes that leads back to it, and no other."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.save_for_backward(value)
+        return value.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # torch's is untyped
+        (value,) = ctx.saved_tensors
+        outward = ((value < 0) & (gradient > 0)) | ((value > 1) & (gradient < 0))
+        return gradient.masked_fill(outward, 0)
+
+
+def within_bounds(value: Tensor) -> Tensor:
+    """``value`` cut to [0, 1], which it reaches and leaves again: the projected gradient of a box.
+
+    Plain clamping has no gradient outside: a gate that went past its end would stay there for good. A
+    sigmoid has none at its ends, and never is 0 or 1.
+    """
+    bounded: Tensor = _WithinBounds.apply(value)  # type: ignore[no-untyped-call]
+    return bounded
+
+
 class GatingOutput(NamedTuple):
     """What the gate decided."""
 
     patches: Tensor
     """[S, P, D]."""
     context: Tensor
-    """[S, D], summary of the neighbours, or the no-match token."""
+    """[S, D], what the LLM is told of the neighbours; the no-match token where that is nothing."""
     gate: Tensor
     """[S, 1]: 1 = the current window alone, 0 = history alone."""
     confidence: Tensor
-    """[S, 1]."""
+    """[S, 1], how well the neighbours match."""
+    told_confidence: Tensor
+    """[S, 1], what the LLM is told of it."""
 
 
 class AdaptiveKnowledgeGating(nn.Module):
     """Decides how far to trust the neighbours, and blends them into the patches.
 
-    The gate is 1 where the current window alone decides and 0 where history alone does. Where
-    nothing was found the gate is 1, the confidence 0, the context a learned token.
+    The gate g is 1 where the current window alone decides, and then nothing that is given depends on the
+    neighbours: patches gain (1 - g) of what they find in them, the LLM is told (1 - g) of the context and of
+    the confidence, and g of the learned no-match token. Where nothing was found g is 1. It begins at 0
+    everywhere, and can reach both ends.
+
+    The document's gate is a sigmoid, and the LLM is told of the neighbours whatever it is.
     """
 
-    def __init__(self, d_model: int, *, dropout: float, fuse_features: bool) -> None:
+    def __init__(
+        self, d_model: int, *, dropout: float, fuse_features: bool, document_gate: bool = False
+    ) -> None:
         """Without ``fuse_features`` the patches pass unchanged and no cross-attention is built."""
         super().__init__()
         self.current_encoder = nn.Sequential(nn.Linear(2 * d_model, d_model), nn.GELU())
         self.retrieved_encoder = nn.Sequential(nn.Linear(d_model, d_model), nn.GELU())
         self.match_scorer = nn.Sequential(nn.Linear(3 * d_model, d_model), nn.GELU(), nn.Linear(d_model, 1))
-        self.gate_network = nn.Sequential(
-            nn.Linear(2 * d_model + 1, d_model), nn.GELU(), nn.Linear(d_model, 1)
-        )
+        decision = nn.Linear(d_model, 1)
+        self.gate_network = nn.Sequential(nn.Linear(2 * d_model + 1, d_model), nn.GELU(), decision)
         self.no_match = nn.Parameter(torch.randn(d_model) * 0.02)
         if fuse_features:
             self.cross_attention = nn.MultiheadAttention(
                 d_model, ATTENTION_HEADS, dropout=dropout, batch_first=True
             )
             self.dropout = nn.Dropout(dropout)
-        self.fuse_features = fuse_features
+        self.fuse_features, self.document_gate = fuse_features, document_gate
+        if not document_gate:
+            nn.init.zeros_(decision.weight)
+            nn.init.zeros_(decision.bias)
 
     def forward(self, patches: Tensor, retrieved: Tensor, *, weights: Tensor, found: Tensor) -> GatingOutput:
         """Patches [S, P, D], lifted neighbours [S, k, D], their weights and presence [S, k]."""
@@ -154,18 +186,30 @@ class AdaptiveKnowledgeGating(nn.Module):
         beside = current[:, None].expand_as(history)
         score = self.match_scorer(torch.cat([beside, history, beside * history], dim=-1))
         match = torch.sigmoid(score.squeeze(-1))  # [S, k]
-        confidence = (weights * match).sum(dim=1, keepdim=True)
-        context = (weights[..., None] * history).sum(dim=1)  # [S, D]
+        context, confidence = seen = _summary(history, weights, match=match)
+        if not self.document_gate:  # what teaches the gate must not teach the keys, through the weights
+            seen = _summary(history, weights.detach(), match=match)
         context = torch.where(matched, context, self.no_match)
-        gate = torch.sigmoid(self.gate_network(torch.cat([current, context, confidence], dim=-1)))
+        seen_context = torch.where(matched, seen[0], self.no_match)
+        opinion = self.gate_network(torch.cat([current, seen_context, seen[1]], dim=-1))
+        gate = torch.sigmoid(opinion) if self.document_gate else within_bounds(opinion.float())
         gate = torch.where(matched, gate, torch.ones_like(gate))
+        told = confidence
+        if not self.document_gate:
+            context = gate * self.no_match + (1 - gate) * context
+            told = (1 - gate) * confidence
         if self.fuse_features:
             # Where nothing was found, attention over an all-masked row would be NaN: look at all, add none.
             attended, _ = self.cross_attention(
                 patches, history, history, key_padding_mask=~(found | ~matched), need_weights=False
             )
             patches = patches + (1 - gate)[..., None] * self.dropout(attended)
-        return GatingOutput(patches, context, gate, confidence)
+        return GatingOutput(patches, context, gate, confidence, told)
+
+
+def _summary(history: Tensor, weights: Tensor, *, match: Tensor) -> tuple[Tensor, Tensor]:
+    """Context [S, D] and confidence [S, 1] of neighbours [S, k, D], by how they weigh and match, [S, k]."""
+    return (weights[..., None] * history).sum(dim=1), (weights * match).sum(dim=1, keepdim=True)
 
 
 class RetrievalAugmentedPrompt(nn.Module):
@@ -206,7 +250,10 @@ class GRAM(nn.Module):
         # the [S, k, H, D] in between is never stored.
         self.value_lift = nn.Linear(horizon, d_model)
         self.gating = AdaptiveKnowledgeGating(
-            d_model, dropout=dropout, fuse_features=config.retrieval_fusion != "prediction"
+            d_model,
+            dropout=dropout,
+            fuse_features=config.retrieval_fusion != "prediction",
+            document_gate=config.gate_loss == "document",
         )
         self.prompt = RetrievalAugmentedPrompt(d_model=d_model, d_llm=d_llm)
 
@@ -223,20 +270,22 @@ class GRAM(nn.Module):
         normalised: Tensor,
         query: Rows,
         target: Tensor | None = None,
+        found: Neighbours | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, RetrievalRecord]:
         """Augment patches of lookbacks [S, L], given in standardised and in normalised units.
 
-        Returns the patches [S, P, D], the tokens [S, 2, d_llm], the retrieved forecast [S, H] in
-        normalised units, and the record.
+        ``found`` are neighbours that were searched for already. Returns the patches [S, P, D], the tokens
+        [S, 2, d_llm], the retrieved forecast [S, H] in normalised units, and the record.
         """
         with torch.autocast(patches.device.type, enabled=False):
-            found = self.retriever(lookback.float(), query, target=target)
+            if found is None:
+                found = self.retriever(lookback.float(), query, target=target)
             deviation = floored_deviation(lookback)
             values = found.values / deviation[:, None, None]
             retrieved = normalised[:, -1:] + (found.weights[..., None] * values).sum(dim=1)  # [S, H]
         present = found.rows >= 0
         decided = self.gating(patches, self.value_lift(values), weights=found.weights, found=present)
-        tokens = self.prompt(decided.context, decided.confidence)
+        tokens = self.prompt(decided.context, decided.told_confidence)
         record = RetrievalRecord(
             gate=decided.gate,
             confidence=decided.confidence,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,8 +23,12 @@ from utils.file_names import safe_name
 
 KEY_SEASONS = 7
 """Seasons in the raw retrieval key (cut to the lookback): 168 rows of hourly data."""
-RAW_KEY_ROWS = 100_000
-"""Memories of more rows have raw keys by default: others are computed anew after every epoch."""
+MEMORY_ROWS = 100_000
+"""Training rows that a memory holds by default, at most."""
+NEIGHBOURS = 50
+"""Retrieved where no other number is given."""
+LEARNED_TEMPERATURE = 0.1
+"""Of the softmax over the distances of learned keys, which learn through it, where none is given."""
 SCALE_BASE = 4
 """Each scale of TAPR is this many times coarser than the one before: 1x, 4x, 16x, 64x."""
 DEVIATION_FLOOR = 0.1
@@ -216,16 +221,30 @@ class GRAMConfig:
     """The retrieval-augmented memory and its losses."""
 
     use_gram: bool = setting(False, "switch GRA-M on")
-    top_k: int = setting(5, "neighbours retrieved")
+    top_k: int | None = setting(None, f"neighbours retrieved (default: {NEIGHBOURS})", then=5)
     lambda_retrieval: float = setting(0.3, "weight of all GRA-M losses")
+    gate_loss: Literal["errors", "document"] = setting(
+        "errors",
+        "the gate learns which forecast errs less, with history or without; document: its gate and losses",
+        then="document",
+    )
     build_memory: bool = setting(False, "rebuild the memory (empty ones are built anyway)")
     d_repr: int = setting(128, "width of the learned retrieval key")
-    temperature: float = setting(0.1, "softmax temperature over the neighbours' distances")
-    memory_size: int | Literal["all"] = setting(5000, "memory rows, or all training rows")
-    max_memory_size: int = setting(10000, "most rows that --memory_size may ask for as a number")
+    temperature: float | None = setting(
+        None,
+        "softmax temperature over the neighbours' distances (default: 0.1 with learned keys; with raw ones "
+        "neighbours weigh the same)",
+        then=0.1,
+    )
+    memory_size: int | Literal["all"] = setting(
+        MEMORY_ROWS, "most memory rows, drawn from the training rows, or all of those", then=5000
+    )
+    max_memory_size: int = setting(
+        MEMORY_ROWS, "most rows that --memory_size may ask for as a number", then=10000
+    )
     memory_dtype: Literal["fp32", "fp16"] = setting("fp32", "numbers of the memory's keys and futures")
-    retrieval_key: Literal["auto", "raw", "learned", "hybrid"] = setting(
-        "auto", "what is compared; auto: hybrid, and raw in a memory of more than 100,000 rows"
+    retrieval_key: Literal["raw", "learned", "hybrid"] = setting(
+        "raw", "what is compared: the latest shape as it is, an encoder's key, or both", then="auto"
     )
     retrieval_fusion: Literal["feature", "prediction", "both"] = setting(
         "feature", "where the retrieved futures enter"
@@ -236,6 +255,23 @@ class GRAMConfig:
     retrieval_control: Literal["none", "random", "same_phase", "oracle"] = setting(
         "none", "study control: replace the neighbours found by these"
     )
+
+    @property
+    def neighbours(self) -> int:
+        """How many are retrieved."""
+        return NEIGHBOURS if self.top_k is None else self.top_k
+
+    @property
+    def softmax_temperature(self) -> float:
+        """That of the neighbours' weights; infinite where all weigh the same.
+
+        A control's do too: weighing them by distance would be half a retrieval.
+        """
+        if self.retrieval_control != "none":
+            return math.inf
+        if self.temperature is not None:
+            return self.temperature
+        return math.inf if self.retrieval_key == "raw" else LEARNED_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -327,6 +363,8 @@ GROUPS: dict[str, type] = {
     "run": RunConfig,
 }
 
+SWITCHES: dict[type, str] = {TAPRConfig: "use_tapr", GRAMConfig: "use_gram"}
+"""The setting without which no other of its part is read."""
 NOT_IDENTITY = frozenset(
     "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
     "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
@@ -431,10 +469,11 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """The settings that change what is trained, but for those that a run counts as having unsaid.
 
-        So a setting that is added later, or a default that changes, leaves what was trained before the same.
+        So a setting that is added later, or a default that changes, leaves what was trained before the same;
+        and so do those of a module that is off.
         """
-        then = settings_then()
-        return {k: v for k, v in self.flat().items() if k not in NOT_IDENTITY and v != then[k]}
+        then, unread = settings_then(), NOT_IDENTITY | unread_settings(self.flat())
+        return {k: v for k, v in self.flat().items() if k not in unread and v != then[k]}
 
     def training_hash(self) -> str:
         """8 hex digits that name everything that changes what is trained."""
@@ -491,6 +530,12 @@ def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
     for group, part in GROUPS.items():
         for item in dataclasses.fields(part):
             yield group, item.name, item
+
+
+def unread_settings(values: Mapping[str, Any]) -> frozenset[str]:
+    """Settings of the modules that are off: whatever they are, the same is trained."""
+    off = [part for part, switch in SWITCHES.items() if not values[switch]]
+    return frozenset(item.name for part in off for item in dataclasses.fields(part)) - {*SWITCHES.values()}
 
 
 def settings_then() -> dict[str, Any]:

@@ -24,7 +24,15 @@ Values = NDArray[np.float64]
 UNITS = "original units"
 STANDARDISED = "standardised units"
 UNLOGGED = "no step was logged"
-LOSS_TERMS = ("direction", "magnitude", "consistency", "ordinal", "gate_consistency", "gate_entropy")
+LOSS_TERMS = (
+    "direction",
+    "magnitude",
+    "consistency",
+    "ordinal",
+    "gate_errors",
+    "gate_consistency",
+    "gate_entropy",
+)
 
 
 @dataclass(frozen=True)

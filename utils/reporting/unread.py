@@ -18,8 +18,6 @@ RESOLVED = frozenset({"season", "enc_in", "freq"})
 """What the data decide where no flag does: not to be told as flags."""
 OF_DATES = frozenset({"date_format", "time_zone", "round_dates"})
 """How the dates of a file are read."""
-USUAL = {"retrieval_key": "hybrid"}
-"""What auto comes to in a memory of ordinary size: not to be told as a flag either."""
 
 
 def unread_flags(config: Config, model: Any) -> list[str]:
@@ -35,9 +33,7 @@ def unread_flags(config: Config, model: Any) -> list[str]:
     told = [
         name
         for _, name, item in iter_settings()
-        if name in reasons
-        and name not in RESOLVED
-        and values[name] not in (item.default, USUAL.get(name, item.default))
+        if name in reasons and name not in RESOLVED and values[name] != item.default
     ]
     return [f"--{name} ({reasons[name]})" for name in told]
 

@@ -27,7 +27,7 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import RAW_KEY_ROWS, Config, ConfigError
+from utils.config import Config, ConfigError
 from utils.config_checks import season_problem
 from utils.ending import errors_kept
 from utils.errors import UserError
@@ -188,16 +188,9 @@ def _set_up(
 
 
 def resolve(config: Config, data: DataBundle) -> Config:
-    """The configuration with what the data decide: season, number of variables, frequency, retrieval key."""
-    key, wanted = config.gram.retrieval_key, config.gram.memory_size
-    if key == "auto":
-        many = (data.source.num_rows if wanted == "all" else int(wanted)) > RAW_KEY_ROWS
-        key = "raw" if many else "hybrid"
+    """The configuration with what the data decide: season, number of variables, frequency."""
     return config.replace(
-        season=min(data.season, config.data.seq_len),
-        enc_in=len(data.columns),
-        freq=data.frequency,
-        retrieval_key=key,
+        season=min(data.season, config.data.seq_len), enc_in=len(data.columns), freq=data.frequency
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from utils.config import AUTO, BY_MACHINE, MAY_CHANGE_ON_RESUME, left_to_machine
+from utils.config import AUTO, BY_MACHINE, MAY_CHANGE_ON_RESUME, left_to_machine, unread_settings
 from utils.training import checkpoint as checkpoints
 from utils.training.batch_plan import BatchPlan
 from utils.training.context import RunContext
@@ -106,6 +106,7 @@ def other_than(
     free = (
         MAY_CHANGE_ON_RESUME | SPLIT_OTHERWISE | left_to_machine(asked) | left_to_machine(payload["config"])
     )
+    free |= unread_settings(payload["config"]) & unread_settings(flags)
     found = checkpoints.differences(payload["config"], flags, free=free)
     found += [
         f"LLM {name}: the checkpoint has {payload['llm'].get(name)!r}, this run {llm.get(name)!r}"

@@ -15,6 +15,7 @@ from utils.config import (
     TESTED_ON,
     Config,
     left_to_machine,
+    unread_settings,
 )
 from utils.errors import FileError, UserError, using_file
 from utils.file_names import safe_name
@@ -135,6 +136,7 @@ def _folders_of(
         if (folder / CONFIG_FILE).is_file() and (folder / ENVIRONMENT_FILE).is_file():
             saved = settings_in(folder)
             either = free | left_to_machine(settings) | left_to_machine(saved)
+            either |= unread_settings(settings) & unread_settings(saved)
             if all(saved.get(n) == as_read(v) for n, v in settings.items() if n not in either):
                 yield folder
 
