@@ -1,6 +1,6 @@
 """RetrievalRidge: a linear map of the lookback and of what followed the training windows most like it.
 
-Two joint ridges, one for each kind of neighbours in `layers.retrieved_futures.KINDS`, are solved in closed
+Two joint ridges, one for each kind of neighbours in `layers.retrieval.futures.KINDS`, are solved in closed
 form and averaged, which makes one map: no form is chosen. Windows enter centred and divided by their
 deviation, and count by it; `models.Ridge` has them undivided. The penalty of each is validation's. Nothing is
 learned by steps.
@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from layers.retrieval_search import Rows, query_rows
-from layers.retrieved_futures import KINDS, RetrievedFutures
+from layers.retrieval.futures import KINDS, RetrievedFutures
+from layers.retrieval.search import Rows, query_rows
 from models.base import ForecastModel
 from models.closed_form import Moments, row_blocks, solve, window_batches
 from models.TimeLLM import DEFAULT_SEASON
 from utils.config import Config
 from utils.types import Batch, ForecastState, WindowSource
-from utils.windows import floored_deviation, per_series
+from utils.windows import floored_std, per_series
 
 log = getLogger(__name__)
 PENALTIES = (1.0, 10.0, 100.0, 1e3, 3e3, 1e4, 3e4, 1e5)
@@ -38,7 +38,7 @@ class Model(ForecastModel):
 
     name = "RetrievalRidge"
     channel_independent = True
-    takes_steps = False
+    is_trainable = False
     coefficients: Tensor
     penalties: Tensor
 
@@ -66,18 +66,18 @@ class Model(ForecastModel):
         query = query_rows(x_enc[:, 0], start=start, series_id=series_id, variable=variable)
         with torch.autocast(x_enc.device.type, enabled=False):
             lookback = per_series(x_enc).float()
-            mean, deviation = _level_and_deviation(lookback)
+            mean, std = _level_and_std(lookback)
             features = self._features(lookback, query)  # [F, S, A]
-            forecast = (features @ self.coefficients).mean(dim=0) * deviation + mean
+            forecast = (features @ self.coefficients).mean(dim=0) * std + mean
         prediction = forecast.unflatten(0, (len(x_enc), -1)).transpose(1, 2)
         return ForecastState(prediction, None, None) if return_state else prediction
 
     def _features(self, lookback: Tensor, query: Rows) -> Tensor:
         """Lookback and retrieved future of each kind, centred and divided: [F, S, A] float64."""
-        mean, deviation = _level_and_deviation(lookback)
+        mean, std = _level_and_std(lookback)
         futures = self.retrieved(lookback, query).transpose(0, 1).double()  # [F, S, H]
         joined = torch.cat([lookback.double().expand(len(KINDS), -1, -1), futures], dim=-1)
-        return (joined - mean) / deviation
+        return (joined - mean) / std
 
     @torch.no_grad()
     def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
@@ -88,8 +88,8 @@ class Model(ForecastModel):
         """
         self.retrieved.fill(training)
         fitted = self._moments(_training_rows(training), power=1.0, part="training")
-        judged = self._moments(_validation_rows(validation), power=2.0, part="validation")
-        for i, (kind, train, valid) in enumerate(zip(KINDS, fitted, judged, strict=True)):
+        evaluated = self._moments(_validation_rows(validation), power=2.0, part="validation")
+        for i, (kind, train, valid) in enumerate(zip(KINDS, fitted, evaluated, strict=True)):
             coefficients, penalty = solve(train, valid, PENALTIES)
             self.coefficients[i].copy_(torch.from_numpy(coefficients))
             self.penalties[i].fill_(penalty)
@@ -102,21 +102,21 @@ class Model(ForecastModel):
         """What determines the error of each kind's map, rows weighed by a power of their deviation."""
         found = [Moments(*self.coefficients.shape[1:]) for _ in KINDS]
         for lookback, future, query in blocks:
-            mean, deviation = _level_and_deviation(lookback)
-            y = ((future.double() - mean) / deviation).numpy()
+            mean, std = _level_and_std(lookback)
+            y = ((future.double() - mean) / std).numpy()
             device = self.coefficients.device
             features = self._features(lookback.to(device), Rows(*(column.to(device) for column in query)))
             for moments, x in zip(found, features.cpu(), strict=True):
-                moments.add(x.numpy(), y, (deviation**power).numpy())
+                moments.add(x.numpy(), y, (std**power).numpy())
         for moments in found:
             moments.require(part)
         return found
 
 
-def _level_and_deviation(lookback: Tensor) -> tuple[Tensor, Tensor]:
+def _level_and_std(lookback: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and floored deviation of lookbacks [S, L], [S, 1] float64 each."""
     values = lookback.double()
-    return values.mean(dim=1, keepdim=True), floored_deviation(values)[:, None]
+    return values.mean(dim=1, keepdim=True), floored_std(values)[:, None]
 
 
 def _training_rows(source: WindowSource) -> Iterator[tuple[Tensor, Tensor, Rows]]:

@@ -31,7 +31,7 @@ LEARNED_TEMPERATURE = 0.1
 """Of the softmax over the distances of learned keys, which learn through it, where none is given."""
 SCALE_BASE = 4
 """Each scale of TAPR is this many times coarser than the one before: 1x, 4x, 16x, 64x."""
-DEVIATION_FLOOR = 0.1
+STD_FLOOR = 0.1
 """Smallest deviation, in standardised units, that anything is divided by."""
 AUTO = "auto"
 """Of a setting that the run itself decides."""

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.config import DEVIATION_FLOOR, Config, GRAMConfig, TAPRConfig, TrainingConfig
+from utils.config import STD_FLOOR, Config, GRAMConfig, TAPRConfig, TrainingConfig
 from utils.trend import direction_of, magnitude_of, ordinal_bin_of, ordinal_scale, trend_measure
 from utils.types import Batch, ForecastState, RetrievalRecord, TrendRecord
-from utils.windows import floored_deviation, per_series
+from utils.windows import floored_std, per_series
 
 SMALLEST_SIZE = 1e-8
 """Of what SMAPE divides by, in standardised units."""
@@ -105,7 +105,7 @@ def forecast_loss(prediction: Tensor, batch: Batch, config: TrainingConfig) -> T
         return 200 * (error.abs() / size.clamp(min=SMALLEST_SIZE)).mean()
     if config.loss_scale == "std":
         own = batch.x[..., -error.shape[-1] :]
-        error = error / own.std(dim=1, unbiased=False, keepdim=True).clamp(min=DEVIATION_FLOOR)
+        error = error / own.std(dim=1, unbiased=False, keepdim=True).clamp(min=STD_FLOOR)
     if config.loss == "MSE":
         return error.square().mean()
     if config.loss == "MAE":
@@ -177,17 +177,17 @@ def gate_errors(record: RetrievalRecord, batch: Batch) -> Tensor:
     is driven to its ends. Windows of which it is not known by how much cost nothing.
     """
     own = per_series(batch.x[..., -batch.y.shape[-1] :])
-    deviation = floored_deviation(own)  # [S]
+    std = floored_std(own)  # [S]
     if record.advantage.shape[1]:
         advantage = record.advantage.squeeze(1).nan_to_num()
     else:  # the window itself tells: no forecast is fitted without it
         future = per_series(batch.y)
         apart = (record.plain - future).square() - (record.joint - future).square()
-        advantage = apart.mean(dim=1) / deviation.square()
+        advantage = apart.mean(dim=1) / std.square()
     advantage = torch.where(record.matched, advantage, 0.0)
     gate = record.gate.float().squeeze(1)
     wrong = torch.where(advantage < 0, 1 - gate, gate)
-    return (deviation * advantage.abs() * wrong).mean()
+    return (std * advantage.abs() * wrong).mean()
 
 
 def document_gate_losses(record: RetrievalRecord, variables: int) -> dict[str, Tensor]:
