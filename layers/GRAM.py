@@ -286,5 +286,8 @@ class GRAM(nn.Module):
             rows=found.rows,
             distance=found.distance,
             matched=present.any(dim=1),
+            plain=retrieved[:, :0],
+            joint=retrieved[:, :0],
+            advantage=retrieved[:, :0],
         )
         return decided.patches, tokens, retrieved, record

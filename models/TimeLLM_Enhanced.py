@@ -28,7 +28,13 @@ from models import TimeLLM
 from models.TimeLLM import DEFAULT_SEASON
 from utils.config import Config
 from utils.trend import MAGNITUDES, trend_measure
-from utils.types import ForecastState, RetrievalRecord, TrendRecord, WindowSource
+from utils.types import (
+    ForecastState,
+    InstanceStatistics,
+    RetrievalRecord,
+    TrendRecord,
+    WindowSource,
+)
 from utils.windows import per_series
 
 log = getLogger(__name__)
@@ -130,11 +136,26 @@ class Model(TimeLLM.Model):
         forecast = self.project(self.decode(leading, series, patches, prompt), series, x_mark_dec)
         forecast = forecast.float()  # [S, H]
         if retrieval is not None and self.config.gram.retrieval_fusion != "feature":
-            forecast = self.retrieval_fusion(forecast, retrieved, 1 - retrieval.gate.float())
+            forecast, retrieval = self._fuse_retrieved(forecast, retrieved, retrieval, series.statistics)
         if trend is not None:
             forecast = self._apply_trend_fusion(forecast, trend, series.normalised[:, -1:])
         prediction = self.denormalise(forecast, series.statistics)
         return ForecastState(prediction, trend, retrieval) if return_state else prediction
+
+    def _fuse_retrieved(
+        self, forecast: Tensor, retrieved: Tensor, record: RetrievalRecord, statistics: InstanceStatistics
+    ) -> tuple[Tensor, RetrievalRecord]:
+        """Move a forecast [S, H] towards the retrieved one as far as the gate lets it; both are put on record."""
+        fused = self.retrieval_fusion(forecast, retrieved, 1 - record.gate.float())
+        whole = self.retrieval_fusion(forecast, retrieved, torch.ones_like(record.gate).float())
+        return fused, self._chosen_from(record, forecast, whole, statistics)
+
+    def _chosen_from(
+        self, record: RetrievalRecord, plain: Tensor, joint: Tensor, statistics: InstanceStatistics
+    ) -> RetrievalRecord:
+        """The record with the two forecasts [S, H], normalised, that the gate chooses from."""
+        both = (per_series(self.denormalise(made.detach(), statistics)) for made in (plain, joint))
+        return record._replace(**dict(zip(("plain", "joint"), both, strict=True)))
 
     def _apply_trend_fusion(self, forecast: Tensor, trend: TrendRecord, last: Tensor) -> Tensor:
         """Correct a forecast [S, H] by the trend, in normalised units, the same in training and test.

@@ -83,7 +83,9 @@ class ScoreSums:
 
         Those of series that found something and of which one erred less; at 0.5 it is on neither side.
         """
-        plain, joint = ((made - future).double().square().mean(dim=1) for made in (record.plain, record.joint))
+        plain, joint = (
+            (made - future).double().square().mean(dim=1) for made in (record.plain, record.joint)
+        )
         decides = record.matched & (plain != joint)
         gate = record.gate.double().squeeze(1)
         right = torch.where(joint < plain, gate < 0.5, gate > 0.5)
