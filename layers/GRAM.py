@@ -97,7 +97,7 @@ class PatternValueDualRetriever(RetrievalMemory):
                 raise UserError("--retrieval_control oracle needs the target; it exists for studies only")
             future = target - lookback[:, -1:]
         rule = SearchRule(
-            top_k=self.config.top_k,
+            top_k=self.config.neighbours,
             control=self.config.retrieval_control,
             same_variable=self.config.retrieval_scope == "variable",
             span=self.span,

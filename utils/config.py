@@ -28,6 +28,8 @@ SCALE_BASE = 4
 """Each scale of TAPR is this many times coarser than the one before: 1x, 4x, 16x, 64x."""
 DEVIATION_FLOOR = 0.1
 """Smallest deviation, in standardised units, that anything is divided by."""
+DOCUMENT_NEIGHBOURS = 5
+"""Neighbours that GRA-M's own memory gives by default; source: the original design document."""
 AUTO = "auto"
 """Of a setting that the run itself decides."""
 BY_MACHINE = ("mixed_precision", "matmul_precision")
@@ -167,6 +169,10 @@ class BackboneConfig:
     linear_path: Literal["none", "ridge"] = setting(
         "none", "a linear map from lookback to forecast beside the LLM, begun at the ridge solution"
     )
+    start: Literal["solved", "none"] = setting(
+        "none",
+        "where forecasts begin: solved in closed form, what the LLM adds begins at zero; or at nothing",
+    )
     use_time_marks: bool = setting(
         False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"
     )
@@ -216,7 +222,10 @@ class GRAMConfig:
     """The retrieval-augmented memory and its losses."""
 
     use_gram: bool = setting(False, "switch GRA-M on")
-    top_k: int = setting(5, "neighbours retrieved")
+    top_k: int | None = setting(
+        DOCUMENT_NEIGHBOURS,
+        "neighbours retrieved (with --start solved by default 50 and, of the same phase, 32)",
+    )
     lambda_retrieval: float = setting(0.3, "weight of all GRA-M losses")
     build_memory: bool = setting(False, "rebuild the memory (empty ones are built anyway)")
     d_repr: int = setting(128, "width of the learned retrieval key")
@@ -236,6 +245,11 @@ class GRAMConfig:
     retrieval_control: Literal["none", "random", "same_phase", "oracle"] = setting(
         "none", "study control: replace the neighbours found by these"
     )
+
+    @property
+    def neighbours(self) -> int:
+        """How many are retrieved where ``top_k`` does not say."""
+        return DOCUMENT_NEIGHBOURS if self.top_k is None else self.top_k
 
 
 @dataclass(frozen=True)
@@ -386,6 +400,7 @@ class Config:
             ConfigError: for an unknown name or a value that fails a check, all at once.
         """
         values = {name: value for name, value in values.items() if not _is_empty_path(name, value)}
+        values = {**_neighbours(values), **values}
         values = {**default_flags(values, default_data=DataConfig.data), **values}
         values |= {name: known_as(values[name]) for name in ("data", "eval_data") if name in values}
         known = {name for _, name, _ in iter_settings()}
@@ -484,6 +499,12 @@ class Config:
         # a setting that is wrong by itself says nothing of how it fits the others
         joint = [p for p in joint_problems(right.flat(), models) if wrong.keys().isdisjoint(_FLAG.findall(p))]
         return [*wrong.values(), *joint]
+
+
+def _neighbours(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The default of ``--top_k``: each kind of a solved start's neighbours has its own number."""
+    solved = values.get("start") == "solved" or values.get("model") == "RetrievalRidge"
+    return {"top_k": None} if solved else {}
 
 
 def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:

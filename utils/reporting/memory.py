@@ -350,7 +350,7 @@ def _modules(sizes: MemorySizes, series: int) -> float:
             attention = SOFTMAX_COPIES * ATTENTION_HEADS * coarser * coarser
             held += TREND_COPIES * coarser * c.backbone.d_model + attention
     if c.gram.use_gram:
-        held += c.gram.top_k * (
+        held += c.gram.neighbours * (
             2 * _key_width(c) + 2 * c.data.pred_len + NEIGHBOUR_COPIES * c.backbone.d_model
         )
     if c.gram.use_gram and c.gram.retrieval_key != "raw":
