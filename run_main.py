@@ -13,7 +13,7 @@ from utils.cli import parse_config
 from utils.config import Config
 from utils.ending import ending
 from utils.errors import UserError
-from utils.reporting.report import spread_text
+from utils.reporting.text_tables import spread_text
 from utils.training import experiment
 
 log = getLogger(__name__)

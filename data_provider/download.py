@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from utils.atomic_files import whole_file
 from utils.cli import PathFlag
 from utils.data_sets import DATA_SETS, DataFile, known_as
 from utils.ending import command
 from utils.errors import FileError, UserError
-from utils.training.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
 

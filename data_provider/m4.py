@@ -24,10 +24,9 @@ from torch.utils.data import Dataset
 
 from data_provider.download import ensure_data
 from utils.config import Config
-from utils.data_sets import M4
+from utils.data_sets import M4, M4_PATTERNS
 from utils.errors import UserError, using_file
 from utils.m4_scores import mase_scale, naive2
-from utils.m4_table import M4_PATTERNS
 from utils.types import Batch, DataBundle, SeriesIdentity, SeriesReference, Standardisation, WindowRows
 
 FloatArray = NDArray[np.float64]
@@ -194,10 +193,10 @@ def build_m4(config: Config) -> DataBundle:
         raise UserError(f"M4 {name}: expected series of {2 * pattern.horizon + 1} values or more, found none")
     train = M4Dataset(windows, series, cut)
     every = torch.arange(len(lengths))
-    judged = every[:: data.eval_stride]
+    evaluated = every[:: data.eval_stride]
     validation, test = (
         M4Dataset(windows, s, windows.lengths[s] - held_out, _reference(windows, s, held_out, pattern.season))
-        for s, held_out in ((judged, pattern.horizon), (every, 0))
+        for s, held_out in ((evaluated, pattern.horizon), (every, 0))
     )
     content = _content_hash(collection)
     notes = {file.path.name: file.sha256 for file in files}

@@ -20,11 +20,11 @@ from data_provider.dates import frequency_alias
 from data_provider.series import FloatArray, Series
 from data_provider.table_files import table_file, write_table
 from data_provider.time_features import season_rows
+from utils.atomic_files import whole_file
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.errors import UserError
 from utils.frequency import step_of
-from utils.training.whole_files import whole_file
 
 DATA_SEED = 2021
 """Seed of the built-in series: the same data whatever the seed of the training."""

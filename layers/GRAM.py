@@ -11,21 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from layers.retrieval_keys import PatternEncoder as PatternEncoder
-from layers.retrieval_memory import RetrievalMemory
-from layers.retrieval_search import (
-    Candidates,
-    MemoryRows,
-    Queries,
-    Rows,
-    SearchRule,
-    nearest_rows,
-)
+from layers.retrieval.keys import PatternEncoder as PatternEncoder
+from layers.retrieval.memory import RetrievalMemory
+from layers.retrieval.search import Candidates, MemoryRows, Queries, Rows, SearchRule, nearest_rows
 from utils.config import GRAMConfig
 from utils.config_checks import ATTENTION_HEADS
 from utils.errors import UserError
 from utils.types import RetrievalRecord
-from utils.windows import floored_deviation
+from utils.windows import floored_std
 
 FARTHEST = 1e6
 """Squared distances beyond this, in mean ones of the memory, weigh the same.
@@ -231,8 +224,8 @@ class GRAM(nn.Module):
         """
         with torch.autocast(patches.device.type, enabled=False):
             found = self.retriever(lookback.float(), query, target=target)
-            deviation = floored_deviation(lookback)
-            values = found.values / deviation[:, None, None]
+            std = floored_std(lookback)
+            values = found.values / std[:, None, None]
             retrieved = normalised[:, -1:] + (found.weights[..., None] * values).sum(dim=1)  # [S, H]
         present = found.rows >= 0
         decided = self.gating(patches, self.value_lift(values), weights=found.weights, found=present)

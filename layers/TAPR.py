@@ -17,7 +17,7 @@ from utils.config_checks import ATTENTION_HEADS
 from utils.trend import DIRECTIONS, MAGNITUDES, RELATIVE_CUTS, THRESHOLD_CUTS, fit_cuts, trend_measure
 from utils.trend import magnitude_given_direction as count_magnitude_given_direction
 from utils.types import InstanceStatistics, TrendRecord
-from utils.windows import floored_deviation, per_series
+from utils.windows import floored_std, per_series
 
 TREND_KERNEL = 5
 """Width of the moving average, in steps of a scale: 5 patches at stride 8 span about two days."""
@@ -226,7 +226,7 @@ class TAPR(nn.Module):
     def level_before(self, lookback: Tensor) -> tuple[Tensor, Tensor]:
         """(mean of the last season [S], floored deviation [S]) of lookbacks [S, L]."""
         reference = lookback[:, -self.season :].mean(dim=-1)
-        return reference, floored_deviation(lookback)
+        return reference, floored_std(lookback)
 
     def forward(
         self, patches: Tensor, *, lookback: Tensor, statistics: InstanceStatistics

@@ -1,7 +1,7 @@
 """The start of a forecast: linear maps solved in closed form, that nothing learned by steps begins behind.
 
 ``plain`` maps the lookback; ``joint`` maps it together with what followed the training windows most like it
-(`layers.retrieved_futures`), one joint ridge for each kind of neighbours, averaged, which is one map. Rows
+(`layers.retrieval.futures`), one joint ridge for each kind of neighbours, averaged, which is one map. Rows
 are centred and divided by their deviation, and count by it. Each penalty is validation's.
 
 Two things alone are decided for a data set, each where validation and a blocked cross-validation inside the
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from layers.retrieval_search import Rows
+from layers.retrieval.search import Rows
 from layers.start_features import StartFeatures
 from layers.start_fitting import Evidence, StartFit
 from utils.errors import UserError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.calendar_columns import calendar_columns, calendar_width
-from layers.retrieved_futures import KINDS, Kind, RetrievedFutures
+from layers.retrieval.futures import KINDS, Kind, RetrievedFutures
 from utils.config import KEY_SEASONS
 from utils.errors import UserError
 from utils.types import WindowSource
@@ -45,7 +45,7 @@ class StartFeatures(nn.Module):
             season: rows of a season.
             retrieves: whether there is a memory.
             marks: names of the time marks, as `utils.frequency.mark_names` has them; none: no calendar.
-            top_k: neighbours of each kind, in place of those of `layers.retrieved_futures.KINDS`.
+            top_k: neighbours of each kind, in place of those of `layers.retrieval.futures.KINDS`.
             control: as ``--retrieval_control``.
             draw: which draw of random rows, for that.
         """

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from layers.calendar_columns import calendar_columns
-from layers.retrieval_search import Rows, query_rows
-from layers.retrieved_futures import MOST_ROWS, Fold, thinned_rows
+from layers.retrieval.futures import MOST_ROWS, Fold, thinned_rows
+from layers.retrieval.search import Rows, query_rows
 from layers.ridge import Moments, solve, solve_at
 from layers.start_features import StartFeatures
 from utils.batches import window_batches
@@ -176,17 +176,17 @@ class StartFit:
         folds = self._folds() if len(self.forms) > 1 else []
         sums, found = self._sum_up(folds)
         sums[0].base.require("training")
-        judged = self._sums()
+        validation_sums = self._sums()
         for block in self._validation_blocks():
             rows = self._features(block, self._search(block, ())[:, 0])
-            judged.add(rows, rows.deviation**2)
-        judged.base.require("validation")
+            validation_sums.add(rows, rows.deviation**2)
+        validation_sums.base.require("validation")
         penalties: dict[tuple[int | None, int], float] = {}
 
         def best(kind: int | None, width: int) -> Tensor:
             """The map whose penalty errs least on validation."""
             coefficients, penalties[kind, width] = solve(
-                sums[0].of(kind, width=width), judged.of(kind, width=width), PENALTIES
+                sums[0].of(kind, width=width), validation_sums.of(kind, width=width), PENALTIES
             )
             return coefficients
 

@@ -12,7 +12,7 @@ class Model(ForecastModel):
 
     name = "Persistence"
     channel_independent = True
-    takes_steps = False
+    is_trainable = False
 
     def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
         """[B, L, N] to [B, H, N]."""

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from layers.retrieval_search import query_rows
+from layers.retrieval.search import query_rows
 from models.base import ForecastModel
 from models.TimeLLM import solved_start
 from utils.config import Config
@@ -26,7 +26,7 @@ class Model(ForecastModel):
 
     name = "RetrievalRidge"
     channel_independent = True
-    takes_steps = False
+    is_trainable = False
 
     def __init__(self, args: Config | Any) -> None:
         """The maps and the memory are part of the checkpoint."""

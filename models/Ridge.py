@@ -27,7 +27,7 @@ class Model(ForecastModel):
 
     name = "Ridge"
     channel_independent = True
-    takes_steps = False
+    is_trainable = False
     coefficients: Tensor
     alpha: Tensor
 

@@ -18,7 +18,7 @@ class Model(ForecastModel):
 
     name = "SeasonalNaive"
     channel_independent = True
-    takes_steps = False
+    is_trainable = False
     reads_whole_season = True
 
     def __init__(self, args: Config | Any) -> None:

@@ -24,11 +24,11 @@ from torch.utils.data import Dataset
 
 from layers.heads import FlattenHead
 from layers.linear_path import LinearPath
-from layers.llm import FrozenLLM, load_llm, word_scale
-from layers.llm_ablation import ablated, drawn_attention, pass_through
-from layers.llm_adapters import add_adapters, is_adapter, set_dropout
-from layers.llm_pass import Prefix
-from layers.llm_sharding import held, shard_layers
+from layers.llm.ablation import ablated, drawn_attention, pass_through
+from layers.llm.forward import Prefix
+from layers.llm.fsdp import held, shard_layers
+from layers.llm.load import FrozenLLM, load_llm, word_scale
+from layers.llm.lora import add_adapters, is_adapter, set_dropout
 from layers.normalization import InstanceNorm
 from layers.patching import PatchEmbedding
 from layers.prompt import PromptBuilder, WindowPrompts
@@ -204,14 +204,14 @@ class Model(ForecastModel):
         return {**weights, **own}
 
     def shard_llm(self, mesh: DeviceMesh) -> None:
-        """Divide the LLM's layers among the processes of ``mesh``; see `layers.llm_sharding`."""
+        """Divide the LLM's layers among the processes of ``mesh``; see `layers.llm.fsdp`."""
         shard_layers(self.llm_model, mesh)
 
     def begin_pass(self, place: PassOfStep) -> None:
         """The passes of an optimizer step share its source embeddings."""
         self._pass_of_step = place
 
-    def use_plain_pass(self) -> None:
+    def use_reference_forward(self) -> None:
         """From now on compute every state of the LLM by its own forward pass, for comparison."""
         self._pass = self._pass.plain()
 

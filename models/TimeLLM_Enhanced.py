@@ -22,7 +22,7 @@ from layers.fusion import (
     trend_bound,
 )
 from layers.GRAM import GRAM
-from layers.retrieval_search import query_rows
+from layers.retrieval.search import query_rows
 from layers.TAPR import TAPR
 from models import TimeLLM
 from models.TimeLLM import DEFAULT_SEASON

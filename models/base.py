@@ -29,7 +29,7 @@ class ForecastModel(nn.Module):
     """The frozen LLM's, where there is one."""
     uses_llm = False
     """Whether there is a frozen LLM."""
-    takes_steps = True
+    is_trainable = True
     """Whether an optimizer trains it; otherwise `fit_closed_form` does, or there is nothing to fit."""
     reads_time_marks = False
     """Whether a forecast needs the time marks, and the decoder start of ``--label_len``."""

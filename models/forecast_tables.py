@@ -96,7 +96,7 @@ def scores(
     prediction: Array,
     truth: Array,
     *,
-    deviation: Array,
+    std: Array,
     targets: Sequence[str],
     half_widths: Mapping[float, Array],
 ) -> tuple[pd.DataFrame, pd.Series]:
@@ -109,13 +109,13 @@ def scores(
     columns = {
         "mse": squared,
         "mae": absolute,
-        "mse_standardised": squared / deviation**2,
-        "mae_standardised": absolute / deviation,
+        "mse_standardised": squared / std**2,
+        "mae_standardised": absolute / std,
     }
     for level, half in half_widths.items():
         columns[f"covered_{percent(level)}"] = np.mean(np.abs(error) <= half, axis=(0, 1))
         columns[f"width_{percent(level)}"] = 2 * np.mean(half, axis=(0, 1))
-        columns[f"width_{percent(level)}_standardised"] = 2 * np.mean(half, axis=(0, 1)) / deviation
+        columns[f"width_{percent(level)}_standardised"] = 2 * np.mean(half, axis=(0, 1)) / std
     frame = pd.DataFrame(columns, index=list(targets))
     own_units = [
         c for c in columns if c in ("mse", "mae") or c.removeprefix("width_").replace(".", "").isdigit()

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data_provider.open_windows import same_series
+from data_provider.forecast_windows import same_series
 from data_provider.series import Series
 from models import forecast_tables
 from models.forecast_tables import Array, Backtest
@@ -60,7 +60,7 @@ class Forecaster(TrainedModel):
         run = load_run(where, device=on, llm_model_path=llm_model_path)
         return cls(run, device=on, batch_size=batch_size)
 
-    def judged(
+    def evaluated(
         self,
         series: Series,
         *,
@@ -114,7 +114,7 @@ class Forecaster(TrainedModel):
         """
         self._check_levels([level], None)
         assert self.calibration is not None
-        half = self.calibration.half_width(level, torch.from_numpy(found.deviation)).double()
+        half = self.calibration.half_width(level, torch.from_numpy(found.std)).double()
         return (half * self.standardisation.std[-len(self.targets) :]).numpy()
 
     def _check_levels(self, levels: Sequence[float], recalibrate: int | None) -> None:
@@ -156,7 +156,7 @@ class Forecaster(TrainedModel):
         forecast_tables.check_names((DATE,), self.targets, levels=levels)
         series = self.series(table, reading=reading)
         first = len(series.values) - self.seq_len
-        found, half = self.judged(series, first=first, count=1, levels=levels, recalibrate=recalibrate)
+        found, half = self.evaluated(series, first=first, count=1, levels=levels, recalibrate=recalibrate)
         return forecast_tables.table(
             {DATE: self.dates(series, found.start)},
             self.targets,
@@ -191,7 +191,9 @@ class Forecaster(TrainedModel):
                 f"{self.pred_len} after them ({series.name} has {len(series.values)} rows), found {windows}"
             )
         self._say_trained(series, first=first, count=windows)
-        found, half = self.judged(series, first=first, count=windows, levels=levels, recalibrate=recalibrate)
+        found, half = self.evaluated(
+            series, first=first, count=windows, levels=levels, recalibrate=recalibrate
+        )
         rows = (windows * self.pred_len, len(self.targets))
         origin = series.dates[found.start + self.seq_len - 1]
         frame = forecast_tables.table(
@@ -204,9 +206,9 @@ class Forecaster(TrainedModel):
             half_widths={level: width.reshape(rows) for level, width in half.items()},
             truth=found.truth.reshape(rows),
         )
-        deviation = self.standardisation.std[-len(self.targets) :].numpy()
+        std = self.standardisation.std[-len(self.targets) :].numpy()
         scored, mean = forecast_tables.scores(
-            found.prediction, found.truth, deviation=deviation, targets=self.targets, half_widths=half
+            found.prediction, found.truth, std=std, targets=self.targets, half_widths=half
         )
         return Backtest(frame, scored, mean)
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from models.base import ForecastModel
 from utils.errors import UserError
-from utils.reporting.report import text_table
-from utils.training.passes import forecast_state
+from utils.reporting.text_tables import text_table
+from utils.training.forward import forecast_state
 from utils.types import Batch, ForecastState, TrendRecord
 
 

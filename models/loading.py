@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from layers.llm import FrozenLLM, load_llm, outlined
-from layers.llm_ablation import ablated
-from layers.llm_sources import LLMUnavailableError
+from layers.llm.ablation import ablated
+from layers.llm.load import FrozenLLM, load_llm, outlined
+from layers.llm.sources import LLMUnavailableError
 from models.base import ForecastModel
 from models.registry import MODELS, model_name
 from models.TimeLLM import dtype_of
 from utils.config import AUTO, Config, ConfigError
 from utils.data_sets import SHORT_TERM
 from utils.training import checkpoint as checkpoints
-from utils.training import payload as payloads
+from utils.training import checkpoint_state
 from utils.training.checkpoint import CheckpointError
 from utils.training.precision_choice import settle
 from utils.types import LLMIdentity
@@ -124,7 +124,7 @@ def _in_its_precision(
     exactly.
     """
     outline = None if llm is None else outlined(llm.identity.name, llm.model.config)
-    recorded = payloads.recorded_precision(payload) or {}
+    recorded = checkpoint_state.recorded_precision(payload) or {}
     training = config.training
     if training.matmul_precision == "medium" or AUTO in recorded.values():
         config = config.replace(matmul_precision=AUTO)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from layers.llm import outline_of
+from layers.llm.load import outline_of
 from models import (
     Autoformer,
     DLinear,

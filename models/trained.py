@@ -23,7 +23,7 @@ from data_provider import scaling
 from data_provider.data_factory import build_data, data_file, load_series
 from data_provider.dataset import WindowDataset
 from data_provider.dates import DateRules, DatesKept, dates_after
-from data_provider.open_windows import open_windows, same_series
+from data_provider.forecast_windows import forecast_windows, same_series
 from data_provider.series import FillMissing, Series, read_table, series_of
 from models.base import ForecastModel
 from models.loading import LoadedRun
@@ -32,9 +32,9 @@ from utils.config import Config
 from utils.conformal import Calibration
 from utils.errors import UserError
 from utils.evaluation_batch import windows_per_pass
-from utils.training.calibration import deviation_of
 from utils.training.checkpoint import CheckpointError
-from utils.training.passes import channel_parts, forecast_state, joined, stacked
+from utils.training.forward import channel_parts, forecast_state, joined, stacked
+from utils.training.intervals import std_of
 from utils.types import Batch, DataBundle, ForecastState, SeriesIdentity, Standardisation
 
 log = getLogger(__name__)
@@ -51,13 +51,13 @@ class Forecasts(NamedTuple):
     """[W, H, M]; NaN where it is still to come."""
     start: NDArray[np.int64]
     """[W], the row of the series that each lookback begins at."""
-    deviation: Array
+    std: Array
     """[W, M], of each lookback, floored, in standardised units: what scaled intervals are scaled by."""
 
     def after(self, windows: int) -> Forecasts:
         """Those behind the first ``windows``."""
         rest = slice(windows, None)
-        return Forecasts(self.prediction[rest], self.truth[rest], self.start[rest], self.deviation[rest])
+        return Forecasts(self.prediction[rest], self.truth[rest], self.start[rest], self.std[rest])
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class TrainedModel:
             ValueError: a lookback is not wholly inside the series.
         """
         own = self.identity is not None and same_series(series, self.identity)
-        return open_windows(
+        return forecast_windows(
             series,
             self.standardisation,
             seq_len=self.seq_len,
@@ -248,7 +248,7 @@ class TrainedModel:
             )
             if not np.isfinite(prediction).all():
                 raise UserError(f"{self.path}: expected finite forecasts, found NaN or infinity")
-            own = (batch.start, deviation_of(batch).double())
+            own = (batch.start, std_of(batch).double())
             parts.append(Forecasts(prediction, truth, *(part.cpu().numpy() for part in own)))
         return Forecasts(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 

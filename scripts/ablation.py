@@ -18,21 +18,21 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 
 from tqdm import tqdm
 
-from scripts.ablating.cells import queue_of
-from scripts.ablating.overview import write_overview, write_scores
-from scripts.ablating.plan import dry_run_lines, estimate, still_to_run
-from scripts.ablating.planned import plan_study
-from scripts.ablating.precision import precision_of
-from scripts.ablating.report import write_report
-from scripts.ablating.runner import Ended, Outcome, run_queue
-from scripts.ablating.store import keep
-from scripts.ablating.study import Study, read_study
+from scripts.lib.ablation.cells import queue_of
+from scripts.lib.ablation.overview import write_overview, write_scores
+from scripts.lib.ablation.plan import dry_run_lines, estimate, still_to_run
+from scripts.lib.ablation.plan_file import plan_study
+from scripts.lib.ablation.precision import precision_of
+from scripts.lib.ablation.report import write_report
+from scripts.lib.ablation.runner import Ended, Outcome, run_queue
+from scripts.lib.ablation.store import keep
+from scripts.lib.ablation.study import Study, read_study
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.paths import PROJECT_ROOT
 from utils.training import run_folder as folders
-from utils.training.progress import clock_text
 from utils.training.stopping import STOPPED_STATUS
+from utils.training.time_estimate import clock_text
 
 DOCUMENT = PROJECT_ROOT / "docs" / "results.md"
 TECHNICAL_DOCUMENT = PROJECT_ROOT / "claude3.md"

@@ -28,10 +28,10 @@ from typing import Any
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from scripts.benching import measure, tiny
-from scripts.benching.cases import ALL, AUTO_CASE, DEFAULT, PLAIN, floors, scenarios
-from scripts.benching.kinds import CANDIDATES, measure_kinds, preset_scenarios, slower_than_plain
-from scripts.benching.table import floor_rows, markdown, place
+from scripts.lib.benchmark import measure, tiny
+from scripts.lib.benchmark.cases import ALL, AUTO_CASE, DEFAULT, PLAIN, floors, scenarios
+from scripts.lib.benchmark.kinds import CANDIDATES, measure_kinds, preset_scenarios, slower_than_plain
+from scripts.lib.benchmark.table import floor_rows, markdown, place
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.errors import UserError

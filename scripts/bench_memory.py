@@ -30,8 +30,8 @@ from data_provider.dataset import TrainingWindows
 from data_provider.splits import Split
 from data_provider.synthetic import make_series
 from layers.GRAM import Neighbours, PatternValueDualRetriever
-from layers.retrieval_search import Rows
-from scripts.benching.worker import reset_peak
+from layers.retrieval.search import Rows
+from scripts.lib.benchmark.worker import reset_peak
 from utils.config import Config
 from utils.ending import command
 from utils.process_memory import give_back_freed, mib, peak_bytes, resident_bytes

@@ -30,13 +30,13 @@ from torch.utils.data import DataLoader
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models.inspection import inspection_lines
 from models.registry import MODELS, llm_outline
-from scripts.benching.tiny import write_llm
+from scripts.lib.benchmark.tiny import write_llm
 from utils.config import Config
 from utils.ending import command
 from utils.paths import PROJECT_ROOT
 from utils.process_memory import STATUS, give_back_freed, mib
+from utils.training.distributed.launcher_options import DEEPSPEED_ASKED
 from utils.training.experiment import Builders, run
-from utils.training.launched import DEEPSPEED_ASKED
 from utils.training.run_folder import METRICS_FILE
 from utils.types import Batch, DataBundle
 

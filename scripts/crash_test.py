@@ -30,9 +30,9 @@ from typing import Any
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from scripts.crashing.comparing import unequal
-from scripts.crashing.runs import FAULTS, PHASES, Outcome, apart, start_run
-from scripts.crashing.settings import SETTINGS, common_settings
+from scripts.lib.crash.comparing import unequal
+from scripts.lib.crash.runs import FAULTS, PHASES, Outcome, apart, start_run
+from scripts.lib.crash.settings import SETTINGS, common_settings
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.training import checkpoint as checkpoints

@@ -18,8 +18,8 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from models.inspection import prompt_lines, watched
-from scripts.looking.explanation import explain
-from scripts.looking.options import LoadedRun, first_row, looking, parser_for
+from scripts.lib.inspect.explanation import explain
+from scripts.lib.inspect.options import LoadedRun, first_row, inspected_run, parser_for
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.errors import UserError
@@ -32,15 +32,15 @@ from utils.training.run_folder import write_json
 @command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Explain one window; the exit status."""
-    words = _parser().parse_args(argv)
+    arguments = _parser().parse_args(argv)
     setup_logging(main_process=True)
-    with looking(words) as run:
-        start = first_row(run, words.window)
-        if words.dump_prompt or words.debug_shapes:
-            lines = _look_inside(run, start, shapes=words.debug_shapes, prompt=words.dump_prompt)
+    with inspected_run(arguments) as run:
+        start = first_row(run, arguments.window)
+        if arguments.dump_prompt or arguments.debug_shapes:
+            lines = _look_inside(run, start, shapes=arguments.debug_shapes, prompt=arguments.dump_prompt)
         else:
-            out = Path(words.out) if words.out else run.folder / "explain"
-            lines = _explained(run, start, words.variable or run.forecaster.targets[-1], out)
+            out = Path(arguments.out) if arguments.out else run.folder / "explain"
+            lines = _explained(run, start, arguments.variable or run.forecaster.targets[-1], out)
         for line in lines:
             print(line, flush=True)
     return 0
@@ -83,11 +83,11 @@ def in_short(found: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
         yield f"{own['name']}: MSE {own['mse']:.4f}, MAE {own['mae']:.4f} (standardised units)"
     yield _trend_line(own["trend"], found["scale_weights"])
     yield from _retrieval_lines(own["retrieval"])
-    words = own["words"]
-    if words is not None:
+    arguments = own["words"]
+    if arguments is not None:
         chance = found["random_words_cosine"]
         yield f"words: cosine to the nearest; that of a random mixture of words is {chance:.2f}"
-        for p in words["prototypes"]:
+        for p in arguments["prototypes"]:
             near = ", ".join(f"{plain_word(lean['word'])} {lean['value']:.2f}" for lean in p["nearest"])
             yield f"  prototype {p['index']} ({p['attention']:.2%} of the attention): {near}"
 

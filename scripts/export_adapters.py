@@ -25,9 +25,9 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 
 import torch
 
-from layers.llm import FrozenLLM
-from layers.llm_adapters import NAME, adapted_maps, is_adapter
-from layers.llm_files import Source, fingerprint, quiet_transformers
+from layers.llm.files import Source, fingerprint, quiet_transformers
+from layers.llm.load import FrozenLLM
+from layers.llm.lora import NAME, adapted_maps, is_adapter
 from models.loading import LoadedRun, frozen_llm, load_run
 from utils.cli import PathFlag
 from utils.config import LLMConfig

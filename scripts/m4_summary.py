@@ -17,10 +17,10 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 import pandas as pd
 
 from utils.cli import PathFlag
+from utils.data_sets import M4_PATTERNS
 from utils.ending import command
 from utils.errors import UserError
 from utils.m4_scores import owa
-from utils.m4_table import M4_PATTERNS
 from utils.training.run_folder import RESULTS_FILE, read_json
 
 COLUMNS = ["windows", "smape", "mase", "owa", "naive2_smape", "naive2_mase"]

@@ -16,8 +16,8 @@ from typing import Any
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from scripts.looking.evidence import gather
-from scripts.looking.options import LoadedRun, looking, parser_for, shown_levels
+from scripts.lib.inspect.options import LoadedRun, inspected_run, parser_for, shown_levels
+from scripts.lib.inspect.plot_data import gather
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.errors import UserError
@@ -34,13 +34,13 @@ LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 @command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw and say where; the exit status."""
-    words = _parser().parse_args(argv)
+    arguments = _parser().parse_args(argv)
     setup_logging(main_process=True)
-    if words.windows is not None and words.windows < 1:
-        raise UserError(f"--windows: expected 1 or more, or all, found {words.windows}")
-    with looking(words) as run:
-        out = Path(words.out) if words.out else run.folder / "plots"
-        for line in pictures(run, out, words.windows):
+    if arguments.windows is not None and arguments.windows < 1:
+        raise UserError(f"--windows: expected 1 or more, or all, found {arguments.windows}")
+    with inspected_run(arguments) as run:
+        out = Path(arguments.out) if arguments.out else run.folder / "plots"
+        for line in pictures(run, out, arguments.windows):
             print(line, flush=True)
     return 0
 
@@ -69,7 +69,7 @@ def pictures(run: LoadedRun, out: Path, windows: int | None) -> list[str]:
 
 def _unlogged(run: LoadedRun, records: Sequence[Mapping[str, Any]]) -> str:
     """Why there is no record of a training step."""
-    if not run.forecaster.model.takes_steps:
+    if not run.forecaster.model.is_trainable:
         return "the model takes no steps"
     taken, every = max((int(r["step"]) for r in records), default=0), run.forecaster.config.run.log_steps
     return (

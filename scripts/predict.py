@@ -22,13 +22,13 @@ import torch
 from data_provider.table_files import TableFile, table_file, write_table
 from models import Forecaster, ReadOptions
 from models.forecast_tables import scores_text
+from utils.atomic_files import whole_file
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.errors import FileMissingError, UserError
 from utils.log import setup_logging
 from utils.threads import fit_threads
 from utils.training.precision import matmul_precision
-from utils.training.whole_files import whole_file
 
 log = getLogger(__name__)
 KINDS = "table (.csv, .csv.gz, .parquet, .feather)"

@@ -26,18 +26,24 @@ from utils.config import Config
 from utils.ending import command
 from utils.log import setup_logging
 from utils.process_memory import available_bytes, mib, peak_bytes
-from utils.reporting.memory import sizes_of, training_memory
-from utils.reporting.preflight import llm_text, opening_lines
+from utils.reporting.peak_memory import sizes_of, training_memory
+from utils.reporting.run_header import llm_text, opening_lines
 from utils.threads import fit_threads
-from utils.training.auto_batch import largest_by_estimate, possible_sizes
-from utils.training.batch_plan import BatchPlan, plan_batches
+from utils.training.batch_size import largest_by_estimate, plan_batches, possible_sizes
 from utils.training.experiment import resolve
+from utils.training.forward import channel_parts, forecast_state
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
-from utils.training.outlook import now, planned_steps, seconds_per_window, time_text, windows_to_judge
-from utils.training.passes import channel_parts, forecast_state
 from utils.training.precision import matmul_precision
 from utils.training.precision_choice import settle
+from utils.training.run_state import BatchPlan
+from utils.training.time_estimate import (
+    now,
+    planned_steps,
+    seconds_per_window,
+    time_text,
+    windows_to_evaluate,
+)
 from utils.training.tracing import traced_peaks
 from utils.training.trainer import TIMED_STEPS
 from utils.types import DataBundle
@@ -74,12 +80,12 @@ def lines(config: Config, *, timing: bool, trace: bool = False) -> Iterator[str]
         torch.manual_seed(config.training.seed)
         model: Any = MODELS[name](config).to(device)
         model.fit_statistics(data.source)
-        if config.training.auto_batch_size and model.takes_steps:
+        if config.training.auto_batch_size and model.is_trainable:
             config = with_fitting_batch(config, data, model, on_gpu=device.type == "cuda")
             yield f"--auto_batch_size: {plan_batches(config, 1, None)}"
         passes = len(training_loader(data, config))
         steps = passes // config.training.gradient_accumulation_steps
-        total = planned_steps(config, steps) if model.takes_steps else 0
+        total = planned_steps(config, steps) if model.is_trainable else 0
         yield from opening_lines(
             config, data, model, llm=llm_text(asdict(model.llm_identity) if model.llm_identity else {}),
             steps_per_epoch=steps, total_steps=total, processes=1, device=str(device),
@@ -123,7 +129,9 @@ def timed_lines(
     with torch.autocast(device.type, DTYPES[precision], enabled=precision != "no"):
         seconds = seconds_per_step(config, data, model, device)
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes()
-        windows = windows_to_judge(config, data, step=0, total_steps=total, steps_per_epoch=steps_per_epoch)
+        windows = windows_to_evaluate(
+            config, data, step=0, total_steps=total, steps_per_epoch=steps_per_epoch
+        )
         most = config.training.max_channels_per_step
         evaluation = windows * seconds_per_window(model, data.test, device, most=most)
     yield time_text(steps=total, seconds_per_step=seconds, evaluation=evaluation)

@@ -25,7 +25,7 @@ from utils.ending import command
 from utils.log import setup_logging
 from utils.paths import BASE_MODELS
 from utils.reporting.plots import plot_forecasts
-from utils.reporting.report import phase_table, score_table
+from utils.reporting.text_tables import phase_table, score_table
 from utils.training.experiment import resolve
 from utils.training.run_folder import LOG_FILE, RESULTS_FILE, find_finished, find_resumable, read_json
 from utils.types import DataBundle

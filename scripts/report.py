@@ -14,13 +14,13 @@ from pathlib import Path
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from scripts.looking.options import looking, parser_for
-from scripts.looking.page import page_of
+from scripts.lib.inspect.options import inspected_run, parser_for
+from scripts.lib.inspect.page import page_of
+from utils.atomic_files import whole_file
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.errors import UserError
 from utils.log import setup_logging
-from utils.training.whole_files import whole_file
 
 WINDOWS = 24
 """Test windows in the page, unless another number is asked for."""
@@ -29,15 +29,17 @@ WINDOWS = 24
 @command(parser=lambda: _parser())
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page and say where; the exit status."""
-    words = _parser().parse_args(argv)
+    arguments = _parser().parse_args(argv)
     setup_logging(main_process=True)
-    if words.windows < 1:
-        raise UserError(f"--windows: expected 1 or more, found {words.windows}")
-    if words.out and not words.out.lower().endswith((".html", ".htm")):
-        raise UserError(f"--out: expected a name that ends in .html, which the page is, found {words.out}")
-    with looking(words) as run:
-        out = Path(words.out) if words.out else run.folder / "report.html"
-        page = page_of(run, windows=words.windows).encode()
+    if arguments.windows < 1:
+        raise UserError(f"--windows: expected 1 or more, found {arguments.windows}")
+    if arguments.out and not arguments.out.lower().endswith((".html", ".htm")):
+        raise UserError(
+            f"--out: expected a name that ends in .html, which the page is, found {arguments.out}"
+        )
+    with inspected_run(arguments) as run:
+        out = Path(arguments.out) if arguments.out else run.folder / "report.html"
+        page = page_of(run, windows=arguments.windows).encode()
     with whole_file(out) as file:
         file.write(page)
     print(f"{out} ({len(page) / 1e6:.1f} MB)")

@@ -18,7 +18,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from utils.cli import PathFlag
 from utils.config import RunConfig
 from utils.ending import command
-from utils.reporting.runs import as_json, as_text, read_runs
+from utils.reporting.run_list import as_json, as_text, read_runs
 
 
 @command
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "folder", action=PathFlag, nargs="?", default=default, help=f"folder of run folders [{default}]"
     )
     parser.add_argument("--json", action="store_true", help="everything, with all settings, as JSON")
-    words = parser.parse_args(argv)
-    runs, broken = read_runs(Path(words.folder))
-    print(json.dumps(as_json(runs, broken), indent=2) if words.json else as_text(runs, broken))
+    arguments = parser.parse_args(argv)
+    runs, broken = read_runs(Path(arguments.folder))
+    print(json.dumps(as_json(runs, broken), indent=2) if arguments.json else as_text(runs, broken))
     return 0
 
 

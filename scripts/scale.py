@@ -24,15 +24,15 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 
 import torch
 
-from scripts.benching.subject import Subject
-from scripts.benching.table import place
-from scripts.benching.tiny import write_llm
-from scripts.scaling.cost import Measurement, StepFlops, TimeModel, step_flops
-from scripts.scaling.tables import markdown
+from scripts.lib.benchmark.subject import Subject
+from scripts.lib.benchmark.table import place
+from scripts.lib.benchmark.tiny import write_llm
+from scripts.lib.scale.cost import Measurement, StepFlops, TimeModel, step_flops
+from scripts.lib.scale.tables import markdown
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.paths import PROJECT_ROOT
-from utils.reporting.memory import sizes_of
+from utils.reporting.peak_memory import sizes_of
 
 DOCUMENT = PROJECT_ROOT / "docs/scale.md"
 MARKERS = ("<!-- scale: begin -->", "<!-- scale: end -->")

@@ -29,7 +29,7 @@ from transformers import (
 
 import run_main
 import run_main_enhanced
-from layers.llm_sources import CONVERTED, GGUF_PACKAGE
+from layers.llm.sources import CONVERTED, GGUF_PACKAGE
 from utils.paths import BASE_MODELS
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other

@@ -16,13 +16,13 @@ FLOORS = ("models", "layers", "data_provider", "utils")
 USED = """
 import math
 import torch
-from layers.llm_sources import HUB_IDS
+from layers.llm.sources import HUB_IDS
 from models.registry import MODELS
 from utils.cli import parse_config
 from utils.config import Config, ConfigError
 from utils.errors import UserError
 from utils.training.metrics import ScoreSums
-from utils.training.passes import forecast_state
+from utils.training.forward import forecast_state
 from utils.prompt_bank import describe
 from utils.training.objective import forecast_loss
 from utils.types import Batch
@@ -103,7 +103,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_model_a_data_set_an_llm_and_a_loss_are_shown():
     paths = {path for path, _ in files(diffs())}
-    assert {"models/Drift.py", "utils/data_sets.py", "layers/llm_sources.py"} <= paths
+    assert {"models/Drift.py", "utils/data_sets.py", "layers/llm/sources.py"} <= paths
     assert "utils/training/objective.py" in paths and diffs().count("+++ b/utils/config.py") == 1
 
 

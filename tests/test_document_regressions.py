@@ -23,8 +23,8 @@ import run_main
 import run_main_enhanced
 from data_provider.dataset import TrainingWindows
 from data_provider.splits import Split
-from layers.retrieval_keys import WindowKeys
-from layers.retrieval_search import Rows
+from layers.retrieval.keys import WindowKeys
+from layers.retrieval.search import Rows
 from models import TimeLLM_Enhanced
 from tests.models.test_timellm_enhanced import BOTH, SEASON, SIZES, H, L, state_of
 from utils.config import Config

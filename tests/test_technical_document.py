@@ -14,13 +14,13 @@ import torch
 
 from models import TimeLLM_Enhanced
 from models.inspection import watched
-from scripts.ablating.overview import BEGIN, SCORES_BEGIN
+from scripts.lib.ablation.overview import BEGIN, SCORES_BEGIN
 from tests.commands import parser_of
 from tests.test_documents import text_of
 from utils.config import GROUPS, Config, iter_settings, setting_type
 from utils.config_checks import spaced
 from utils.paths import PRESETS, PROJECT_ROOT
-from utils.reporting.remedies import LADDERS
+from utils.reporting.out_of_memory import LADDERS
 from utils.training import checkpoint as checkpoints
 
 DOCUMENT = PROJECT_ROOT / "claude3.md"

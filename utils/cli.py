@@ -50,9 +50,9 @@ class PathFlag(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Keep the path, or paths, or what stands where the flag is left out."""
-        words = values if isinstance(values, list) else [values]
-        if all(word is None or str(word).strip() for word in words):
-            made = [None if word is None else self.kind(word) for word in words]
+        arguments = values if isinstance(values, list) else [values]
+        if all(word is None or str(word).strip() for word in arguments):
+            made = [None if word is None else self.kind(word) for word in arguments]
             setattr(namespace, self.dest, made if isinstance(values, list) else made[0])
         elif self.required:
             parser.error(f"{option_string or self.metavar or self.dest}: expected a path, found ''")
@@ -119,15 +119,15 @@ def parse_config(
 
     ``models`` are those that ``--model`` may name: what does not fit the one named is a mistake too.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(prog, models)
-    preset = parser.parse_known_args(words)[0].preset
+    preset = parser.parse_known_args(arguments)[0].preset
     if preset is not None:
         path = PRESETS / f"{preset}.args"
         if not path.is_file():
             parser.error(f"--preset: expected one of {', '.join(preset_names())}, found {preset}")
-        words = [f"@{path}", *words]
-    namespace, strays = parser.parse_known_args(words)
+        arguments = [f"@{path}", *arguments]
+    namespace, strays = parser.parse_known_args(arguments)
     values = vars(namespace)
     values.pop("preset")
     problems = [

@@ -26,7 +26,7 @@ RAW_KEY_ROWS = 100_000
 """Memories of more rows have raw keys by default: others are computed anew after every epoch."""
 SCALE_BASE = 4
 """Each scale of TAPR is this many times coarser than the one before: 1x, 4x, 16x, 64x."""
-DEVIATION_FLOOR = 0.1
+STD_FLOOR = 0.1
 """Smallest deviation, in standardised units, that anything is divided by."""
 DOCUMENT_NEIGHBOURS = 5
 """Neighbours that GRA-M's own memory gives by default; source: the original design document."""

@@ -102,11 +102,11 @@ class Calibration:
         check_windows(level, self.count)
         return self.values[int(torch.searchsorted(self.ranks, rank_of(level, self.count)))]
 
-    def half_width(self, level: float, deviation: Tensor) -> Tensor:
+    def half_width(self, level: float, std: Tensor) -> Tensor:
         """Half the interval's width [B, H, M], of windows with these lookback ``deviation`` s [B, M]."""
-        quantile = self.quantile(level).to(deviation)
-        shape = (len(deviation), *quantile.shape)
-        return quantile * deviation[:, None] if self.score == "scaled" else quantile.expand(shape)
+        quantile = self.quantile(level).to(std)
+        shape = (len(std), *quantile.shape)
+        return quantile * std[:, None] if self.score == "scaled" else quantile.expand(shape)
 
     def state(self) -> dict[str, Any]:
         """As tensors and plain values."""
@@ -119,7 +119,7 @@ class Calibration:
 
 
 def calibrate(
-    absolute: FloatArray, deviation: FloatArray, *, score: Score, levels: Iterable[float] = ()
+    absolute: FloatArray, std: FloatArray, *, score: Score, levels: Iterable[float] = ()
 ) -> Calibration:
     """The calibration by the absolute errors [n, H, M] of windows with these lookback deviations [n, M].
 
@@ -128,7 +128,7 @@ def calibrate(
     Raises:
         ValueError: there is no window, or an error is not finite.
     """
-    scores = absolute / deviation[:, None] if score == "scaled" else absolute
+    scores = absolute / std[:, None] if score == "scaled" else absolute
     count = len(scores)
     if not count or not np.isfinite(scores).all():
         raise ValueError(f"calibration: expected finite errors of at least one window, found {count} windows")
@@ -144,7 +144,7 @@ def interval_score(absolute: FloatArray, half_width: FloatArray, level: float) -
     return float(np.mean(2 * half_width + 2 / (1 - level) * outside, dtype=np.float64))
 
 
-def choose_score(absolute: FloatArray, deviation: FloatArray, start: NDArray[np.int64]) -> dict[Score, float]:
+def choose_score(absolute: FloatArray, std: FloatArray, start: NDArray[np.int64]) -> dict[Score, float]:
     """The weighted interval score of each kind of score, the best first; empty with too few windows.
 
     Windows begin at the rows ``start`` [n], ascending. The first half calibrates, the later half judges,
@@ -156,14 +156,14 @@ def choose_score(absolute: FloatArray, deviation: FloatArray, start: NDArray[np.
     if half < windows_needed(max(CHOICE_LEVELS)) or not later.any():
         return {}
     found: dict[Score, float] = {}
-    judged = torch.from_numpy(deviation[later])
+    evaluated = torch.from_numpy(std[later])
     for score in SCORES:
-        fitted = calibrate(absolute[:half], deviation[:half], score=score, levels=CHOICE_LEVELS)
+        fitted = calibrate(absolute[:half], std[:half], score=score, levels=CHOICE_LEVELS)
         found[score] = float(
             np.mean(
                 [
                     (1 - level) / 2
-                    * interval_score(absolute[later], fitted.half_width(level, judged).numpy(), level)
+                    * interval_score(absolute[later], fitted.half_width(level, evaluated).numpy(), level)
                     for level in CHOICE_LEVELS
                 ]
             )

@@ -6,6 +6,11 @@ Autoformer (Wu et al. 2021), M4 from Makridakis et al. (2020). Of all checksums 
 from the file itself; the others are recorded at the first download, beside the file, and compared from
 then on (`data_provider.download`). The addresses were not tried where this table was written, but for
 M4's, which other packages use.
+
+The six groups of the M4 competition: horizons, seasons and what its published code takes from each.
+
+Source: Makridakis, Spiliotis and Assimakopoulos, "The M4 Competition", International Journal of
+Forecasting 2020, and its repository; the share of recent history from N-BEATS (Oreshkin et al. 2020).
 """
 
 from __future__ import annotations
@@ -15,7 +20,31 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-from utils.m4_table import M4_PATTERNS, M4Pattern
+
+class M4Pattern(NamedTuple):
+    """One group of series."""
+
+    horizon: int
+    """Rows to forecast."""
+    season: int
+    """Rows of one season in Naive2 and MASE."""
+    history: float
+    """Training windows begin their forecast within so many horizons of a series' end."""
+    frequency: str
+    """pandas alias of its step."""
+
+
+M4_PATTERNS: Mapping[str, M4Pattern] = MappingProxyType(
+    {
+        "Yearly": M4Pattern(6, 1, 1.5, "YE"),
+        "Quarterly": M4Pattern(8, 4, 1.5, "QE"),
+        "Monthly": M4Pattern(18, 12, 1.5, "ME"),
+        "Weekly": M4Pattern(13, 1, 10, "W"),
+        "Daily": M4Pattern(14, 1, 10, "D"),
+        "Hourly": M4Pattern(48, 24, 10, "h"),
+    }
+)
+
 
 CUSTOM, SYNTHETIC, M4 = "custom", "synthetic", "M4"
 SHORT_TERM = "short_term_forecast"

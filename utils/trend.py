@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.config import DEVIATION_FLOOR
+from utils.config import STD_FLOOR
 
 DIRECTIONS = ("down", "flat", "up")
 MAGNITUDES = ("strong down", "weak down", "weak up", "strong up")
@@ -35,7 +35,7 @@ def trend_measure(y: Tensor, *, reference: Tensor, scale: Tensor, kind: TrendLab
     if kind == "level":
         return (y.mean(dim=-1) - reference) / scale
     first = y[:, 0]
-    return (y[:, -1] - first) / first.abs().clamp(min=DEVIATION_FLOOR)
+    return (y[:, -1] - first) / first.abs().clamp(min=STD_FLOOR)
 
 
 def direction_of(measure: Tensor, cuts: Tensor) -> Tensor:
@@ -77,4 +77,4 @@ def magnitude_given_direction(measure: Tensor, cuts: Tensor) -> Tensor:
 
 def ordinal_scale(cuts: Tensor) -> Tensor:
     """Scale of the logistic whose quartiles are the outer cuts: (c4 - c0) / (2 ln 3), floored."""
-    return ((cuts[-1] - cuts[0]) / (2 * math.log(3))).clamp(min=DEVIATION_FLOOR)
+    return ((cuts[-1] - cuts[0]) / (2 * math.log(3))).clamp(min=STD_FLOOR)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from utils.config import DEVIATION_FLOOR
+from utils.config import STD_FLOOR
 
 
 def per_series(windows: Tensor) -> Tensor:
@@ -15,6 +15,6 @@ def per_series(windows: Tensor) -> Tensor:
     return windows.transpose(1, 2).reshape(-1, windows.shape[1])
 
 
-def floored_deviation(series: Tensor) -> Tensor:
-    """Deviation of series [S, T] over their rows, at least `DEVIATION_FLOOR`: [S]."""
-    return series.std(dim=-1, unbiased=False).clamp(min=DEVIATION_FLOOR)
+def floored_std(series: Tensor) -> Tensor:
+    """Deviation of series [S, T] over their rows, at least `STD_FLOOR`: [S]."""
+    return series.std(dim=-1, unbiased=False).clamp(min=STD_FLOOR)

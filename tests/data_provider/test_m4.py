@@ -12,8 +12,8 @@ import torch
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from data_provider.m4 import M4Dataset, M4Source, read_collection, scale_of, training_cuts
 from utils.config import Config, ConfigError
+from utils.data_sets import M4_PATTERNS
 from utils.m4_scores import mase_scale, naive2
-from utils.m4_table import M4_PATTERNS
 from utils.types import DataBundle
 
 WriteM4 = Callable[..., Path]

@@ -72,13 +72,13 @@ def test_the_share_of_dropped_weights_is_the_rate_and_their_places_have_no_patte
     rows, columns = 1000, 1001
     kept = dropout_attention._kept(rows, columns, round(rate * LEVELS), torch.Generator().manual_seed(0))
     dropped = (~kept).double()
-    deviation = (rate * (1 - rate)) ** 0.5
-    assert abs(dropped.mean().item() - rate) < 4 * deviation / (rows * columns) ** 0.5
+    std = (rate * (1 - rate)) ** 0.5
+    assert abs(dropped.mean().item() - rate) < 4 * std / (rows * columns) ** 0.5
     for values in (dropped.mean(0), dropped.mean(1)):  # no column, and no row, stands out
-        assert (values - rate).abs().max() < 5 * deviation / rows**0.5
+        assert (values - rate).abs().max() < 5 * std / rows**0.5
     flat = dropped.flatten() - rate
     for step in (1, 2, 3, 4, columns):  # neighbours, the shares of one number, rows
-        correlation = (flat[step:] * flat[:-step]).mean() / deviation**2
+        correlation = (flat[step:] * flat[:-step]).mean() / std**2
         assert abs(correlation.item()) < 4 / flat.numel() ** 0.5
 
 

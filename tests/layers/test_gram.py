@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import layers.retrieval_search as search
+import layers.retrieval.search as search
 from data_provider.dataset import TrainingWindows
 from data_provider.splits import Split
-from layers import retrieval_keys, retrieval_memory
 from layers.GRAM import (
     GRAM,
     AdaptiveKnowledgeGating,
@@ -22,8 +21,10 @@ from layers.GRAM import (
     PatternValueDualRetriever,
     RetrievalAugmentedPrompt,
 )
-from layers.retrieval_keys import WindowKeys, raw_key, value_statistics
-from layers.retrieval_search import Rows
+from layers.retrieval import keys as retrieval_keys
+from layers.retrieval import memory as retrieval_memory
+from layers.retrieval.keys import WindowKeys, raw_key, value_statistics
+from layers.retrieval.search import Rows
 from tests.pairwise import each_pair
 from utils.config import GRAMConfig
 
@@ -244,9 +245,9 @@ def test_keys_are_their_formulas() -> None:
     for row, found in zip(x.double(), statistics, strict=True):
         v = row.tolist()
         mean = sum(v) / 200
-        deviation = math.sqrt(sum((a - mean) ** 2 for a in v) / 200)
+        std = math.sqrt(sum((a - mean) ** 2 for a in v) / 200)
         slope = sum(v[100:]) / 100 - sum(v[:100]) / 100
-        assert found.tolist() == pytest.approx([mean, deviation, min(v), max(v), v[-1], slope], abs=1e-5)
+        assert found.tolist() == pytest.approx([mean, std, min(v), max(v), v[-1], slope], abs=1e-5)
     assert value_statistics(draw(2, 1)).isfinite().all()
 
 
@@ -630,11 +631,11 @@ def test_values_are_divided_by_the_querys_floored_deviation() -> None:
     lookback[0] = lookback[0, -1] + 1e-3 * draw(L)  # nearly constant
     _, _, retrieved, record = run(gram, lookback, query, draw(len(lookback), 5, 8))
     x = lookback.double()
-    deviation = x.std(1, unbiased=False)
-    last = (x[:, -1] - x.mean(1)) / deviation
+    std = x.std(1, unbiased=False)
+    last = (x[:, -1] - x.mean(1)) / std
     values = gram.retriever.memory_values[record.rows].double()
     mean = (record.weights.double()[..., None] * values).sum(1)
-    expected = last[:, None] + mean / deviation.clamp(min=0.1)[:, None]
+    expected = last[:, None] + mean / std.clamp(min=0.1)[:, None]
     torch.testing.assert_close(retrieved.double(), expected, rtol=1e-3, atol=1e-3)
 
 

@@ -20,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from layers.llm import load_llm, placement
+from layers.llm.load import load_llm, placement
 from tests.conftest import GROUPED_HEADS
 from tests.layers.test_llm import at, write_model
 from tests.models.test_fast_paths import assert_alike, gradients, plainly
@@ -66,7 +66,7 @@ def test_the_first_layers_of_a_sharded_model_are_those_of_the_whole(sharded):
 SECOND_PROCESS = """
 import json, sys
 import torch
-from layers.llm import load_llm
+from layers.llm.load import load_llm
 from utils.config import LLMConfig
 from utils.process_memory import STATUS, peak_bytes
 warm, folder, layers, dtype = sys.argv[1:]

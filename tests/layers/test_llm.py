@@ -1,4 +1,4 @@
-"""Properties of `layers.llm`: what is loaded, what is refused, and where it is looked for."""
+"""Properties of `layers.llm.load`: what is loaded, what is refused, and where it is looked for."""
 
 import importlib.util
 import json
@@ -28,11 +28,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-import layers.llm_sources as llm_sources
-from layers import llm_files
-from layers.llm import load_llm
-from layers.llm_files import CONVERSION_RECORD, DEQUANTISED_NOTE
-from layers.llm_sources import CONVERTED, GGUF_PACKAGE, LLMUnavailableError
+import layers.llm.sources as llm_sources
+from layers.llm import files as llm_files
+from layers.llm.files import CONVERSION_RECORD, DEQUANTISED_NOTE
+from layers.llm.load import load_llm
+from layers.llm.sources import CONVERTED, GGUF_PACKAGE, LLMUnavailableError
 from utils.config import LLMConfig
 from utils.paths import PROJECT_ROOT
 
@@ -437,7 +437,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     old.mkdir()
     os.utime(old, (0, 0))
     code = (
-        "import sys; from pathlib import Path; from layers.llm import load_llm; "
+        "import sys; from pathlib import Path; from layers.llm.load import load_llm; "
         "from utils.config import LLMConfig; "
         "config = LLMConfig(llm_model='SMOLLM2', llm_layers=2); "
         "print(load_llm(config, base_models=Path(sys.argv[1])).model.norm.weight.sum().item())"

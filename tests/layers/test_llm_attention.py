@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, LlamaConfig
 
-from layers import llm_attention
-from layers.llm_pass import LLMPass
+from layers.llm import attention as llm_attention
+from layers.llm.forward import LLMPass
 
 S, T, K, E = 5, 4, 7, 8
 MODULE = nn.Identity()

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, DistilBertConfig
 
-from layers import llm_layers
-from layers.llm_layers import HasKeys, PassCache, stack_of
-from layers.llm_pass import LLMPass
+from layers.llm import layers as llm_layers
+from layers.llm.forward import LLMPass
+from layers.llm.layers import HasKeys, PassCache, stack_of
 
 S, PREFIX, FRONT, TAIL = 3, 4, 6, 5
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from layers.llm import load_llm
+from layers.llm.load import load_llm
 from layers.normalization import InstanceNorm
 from layers.prompt import (
     NO_TOKEN,

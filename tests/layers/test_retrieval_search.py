@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layers import retrieval_search
-from layers.retrieval_search import MemoryRows, Queries, Rows, SearchRule, nearest_rows, smallest
+from layers.retrieval import search as retrieval_search
+from layers.retrieval.search import MemoryRows, Queries, Rows, SearchRule, nearest_rows, smallest
 
 ROWS, ASKED, WIDTH, HORIZON = 53, 9, 6, 4
 RULE = SearchRule(top_k=5, control="none", same_variable=True, span=10, season=4)

@@ -285,9 +285,9 @@ def test_level_before_is_the_last_seasons_mean_and_a_floored_deviation() -> None
     for s in range(3):
         values = lookback[s].double().tolist()
         mean = sum(values) / L
-        deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / L)
+        std = math.sqrt(sum((v - mean) ** 2 for v in values) / L)
         assert reference[s].item() == pytest.approx(sum(values[-SEASON:]) / SEASON, abs=1e-5)
-        assert scale[s].item() == pytest.approx(max(deviation, 0.1), abs=1e-5)
+        assert scale[s].item() == pytest.approx(max(std, 0.1), abs=1e-5)
 
 
 @pytest.mark.parametrize("variables", [1, 2, 3])

@@ -44,7 +44,7 @@ def compare(folder: Path, switches: dict[str, Any]) -> dict[str, Any]:
         model: Any = model_of(folder, **switches)
         calls = count_calls(model, "_map_words")
         if way == "plain":
-            model.use_plain_pass()
+            model.use_reference_forward()
         forecast, gradients = train(model, told=way == "fast")
         found |= {way: forecast, f"{way}_gradients": gradients, "mapped": found.get("mapped", len(calls))}
     return found

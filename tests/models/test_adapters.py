@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layers.llm import load_llm
-from layers.llm_adapters import adapted_maps, is_adapter
+from layers.llm.load import load_llm
+from layers.llm.lora import adapted_maps, is_adapter
 from models import TimeLLM_Enhanced
 from tests.models.test_fast_paths import assert_alike, gradients, plainly
 from tests.models.test_timellm_enhanced import BOTH, batch_of, config_of, forecast, state_of, train
 from tests.models.test_timellm_enhanced import model_of as any_model_of
 from tests.pairwise import each_pair
 from utils.config import Config, ConfigError
-from utils.reporting.preflight import adapters_text
-from utils.reporting.unread import unread_flags
+from utils.reporting.run_header import adapters_text
+from utils.reporting.unused_flags import unread_flags
 
 FOLDERS = ["tiny_gpt2", "tiny_llama", "tiny_qwen", "tiny_bert"]
 DEFAULTS = {"tiny_gpt2": "c_attn", "tiny_llama": "q_proj v_proj", "tiny_qwen": "q_proj v_proj",

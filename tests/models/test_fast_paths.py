@@ -21,7 +21,7 @@ ORDERS = ["document", "prompt_first"]
 
 def plainly(model: Any) -> Any:
     """The model with every state of the LLM computed, and nothing kept."""
-    model.use_plain_pass()
+    model.use_reference_forward()
     return model
 
 

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 import run_main
 from data_provider.data_factory import build_data
-from layers.llm_sources import LLMUnavailableError
+from layers.llm.sources import LLMUnavailableError
 from models import Forecaster
 from models.registry import MODELS
 from scripts import predict

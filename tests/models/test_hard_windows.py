@@ -1,7 +1,7 @@
 """Every model on windows that break naive arithmetic: constant, nearly so, huge, tiny, one outlier.
 
 The floors that hold here: instance norm divides by sqrt(variance + 1e-5), so by 0.0032 at least; TAPR's
-trend measure and GRA-M's futures divide by the deviation or `DEVIATION_FLOOR` (0.1), whichever is more.
+trend measure and GRA-M's futures divide by the deviation or `STD_FLOOR` (0.1), whichever is more.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from layers.prompt import PromptBuilder
 from models.registry import MODELS
 from tests.models.test_timellm_enhanced import BOTH, SEASON, SIZES, H, L, N
 from utils.config import Config
+from utils.training.forward import forecast_state
 from utils.training.objective import Objective
-from utils.training.passes import forecast_state
 from utils.types import Batch
 from utils.windows import per_series
 

@@ -12,7 +12,7 @@ import torch
 from models.inspection import inspection_lines, prompts_of, watched
 from models.registry import MODELS
 from utils.config import Config
-from utils.training.passes import forecast_state
+from utils.training.forward import forecast_state
 from utils.types import Batch
 
 BOTH = {"use_tapr": True, "use_gram": True}
@@ -23,7 +23,7 @@ def build(tiny_settings, series_file, tmp_path):
     """A model with its memory, and a batch of training windows."""
     from data_provider.data_factory import build_data
     from utils.training.experiment import resolve
-    from utils.training.passes import stacked
+    from utils.training.forward import stacked
 
     def make(name="TimeLLM_Enhanced", **changes):
         config = Config.from_flat({**tiny_settings(series_file, tmp_path), **changes})

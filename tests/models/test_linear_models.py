@@ -92,8 +92,8 @@ def closed_form_scores(root: str, length: int, horizon: int) -> tuple[float, flo
         windows = np.lib.stride_tricks.sliding_window_view(rows, length + horizon, axis=0)
         x, y = np.split(windows.reshape(-1, length + horizon), [length], axis=1)
         mean = x.mean(axis=1, keepdims=True)
-        deviation = np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
-        found[name] = (np.hstack([x - mean, deviation]), y - mean)
+        std = np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+        found[name] = (np.hstack([x - mean, std]), y - mean)
 
     x, y = found["train"]
     gram, cross = x.T @ x, x.T @ y

@@ -15,9 +15,9 @@ from layers.linear_path import LinearPath
 from models.registry import MODELS
 from tests.models.test_timellm_enhanced import BATCH, BOTH, SIZES, SOURCE, TOTAL, TRAIN_END, VALUES, H, L, N
 from utils.config import Config, ConfigError
+from utils.training.forward import forecast_state
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
-from utils.training.passes import forecast_state
 from utils.types import Batch
 
 CASES = [("TimeLLM", {}), ("TimeLLM_Enhanced", BOTH)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from layers.llm_ablation import TokenAttention
+from layers.llm.ablation import TokenAttention
 from models.TimeLLM import Model as Baseline
 from models.TimeLLM_Enhanced import Model as Enhanced
 from tests.models import test_timellm_enhanced as tests_enhanced
@@ -17,7 +17,7 @@ from tests.models.test_timellm import SIZES, H, N, forecast, model_of, windows
 from tests.pairwise import each_pair
 from tests.processes import python
 from utils.config import Config, ConfigError
-from utils.reporting.unread import unread_flags
+from utils.reporting.unused_flags import unread_flags
 from utils.training.objective import Objective
 from utils.training.optim import trained_parameters
 
@@ -152,7 +152,7 @@ def test_none_hands_the_reprogrammed_patches_to_the_head(tiny_gpt2: Path) -> Non
     with torch.no_grad():
         wanted = model.reprogram(patches)[..., : model.config.backbone.d_ff]
         assert torch.equal(model.decode([], series, patches), wanted)
-    model.use_plain_pass()
+    model.use_reference_forward()
     with torch.no_grad():
         assert torch.equal(model.decode([], series, patches), wanted)
 

@@ -16,7 +16,7 @@ from models.registry import MODELS
 from tests.conftest import TinySettings
 from utils.batches import batched
 from utils.config import Config
-from utils.training.passes import channel_parts, forecast_state, forecasts, stacked
+from utils.training.forward import channel_parts, forecast_state, forecasts, stacked
 from utils.types import Batch
 
 L, H, N = 96, 24, 3
@@ -142,8 +142,8 @@ def test_workers_make_the_same_prompts(
         one = config.replace(num_workers=workers)
         loader = training_loader(data, one, prompts=model.prompts)
         found.append(next(iter(loader)).prompt)
-        judged = evaluation_loader(data.test, 5, workers, prompts=model.prompts)
-        found.append(next(iter(judged)).prompt)
+        evaluated = evaluation_loader(data.test, 5, workers, prompts=model.prompts)
+        found.append(next(iter(evaluated)).prompt)
     assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 import run_main
-from layers.retrieval_search import Rows
-from layers.retrieved_futures import KINDS, RetrievedFutures
+from layers.retrieval.futures import KINDS, RetrievedFutures
+from layers.retrieval.search import Rows
 from layers.ridge import Moments, solve
 from models.registry import MODELS
 from utils.config import Config

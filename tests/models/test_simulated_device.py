@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
-from layers.retrieval_memory import COLUMNS
-from layers.retrieval_search import SEARCH_BLOCK
+from layers.retrieval.memory import COLUMNS
+from layers.retrieval.search import SEARCH_BLOCK
 from models.registry import MODELS
 from models.trained import TrainedModel
 from utils.config import Config
@@ -168,7 +168,7 @@ def check(model: Any, tmp_path: Path, *, steps: int = 2) -> None:
         batch = Batch(*map(watch.put, made))
         trainer = trainer_of(model, tmp_path / "metrics.jsonl")
         assert looks(watch) == []
-        if model.takes_steps:
+        if model.is_trainable:
             for _ in range(steps * passes):
                 trainer.train_step(batch)
             assert looks(watch) == [STEP] * steps
@@ -225,7 +225,7 @@ def test_keys_that_are_encoded_anew_go_to_the_device_in_blocks(tiny_llama):
         watch.move(model)
         model.refresh(Source())
         found = [look for look in watch.looks if look.kind != "stray"]
-        assert {look.where for look in found} == {"layers/retrieval_memory.py _encode"}
+        assert {look.where for look in found} == {"layers/retrieval/memory.py _encode"}
 
 
 # The device itself.

@@ -16,9 +16,9 @@ from data_provider.time_features import time_marks
 from models.registry import MODELS
 from tests.models.test_timellm_enhanced import BATCH, BOTH, SIZES, SOURCE, H, L, N
 from utils.config import Config
+from utils.training.forward import forecast_state
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
-from utils.training.passes import forecast_state
 from utils.types import Batch
 
 DATES = pd.date_range("2020-01-01", periods=L + H, freq="h")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from layers.llm import load_llm
+from layers.llm.load import load_llm
 from layers.prompt import window_statistics
 from models.registry import MODELS
 from models.TimeLLM import Model

@@ -134,7 +134,7 @@ def test_shapes_of_the_documents_table(tiny_gpt2: Path, padding: str, count: int
     ).eval()
     values = torch.randn(700, 7, generator=torch.Generator().manual_seed(0)).cumsum(dim=0)
     model.fit_statistics(TrainingWindows(values, Split(0, 640), seq_len=512, pred_len=96, series_id=1))
-    model.use_plain_pass()  # the whole sequence at once, as in the table
+    model.use_reference_forward()  # the whole sequence at once, as in the table
     seen: dict[str, Any] = {}
 
     def watch(name: str, module: nn.Module) -> None:
@@ -543,9 +543,9 @@ def test_retrieved_forecast_is_mixed_in_by_share_and_gate(tiny_gpt2: Path, fusio
         state = state_of(model)
     record, memory = state.retrieval, model.gram.retriever
     assert record is not None
-    deviation = series.lookback.std(dim=1, unbiased=False).clamp(min=0.1)
+    std = series.lookback.std(dim=1, unbiased=False).clamp(min=0.1)
     futures = (record.weights[..., None] * memory.memory_values[record.rows]).sum(dim=1)
-    retrieved = series.normalised[:, -1:] + futures / deviation[:, None]
+    retrieved = series.normalised[:, -1:] + futures / std[:, None]
     share = model.retrieval_fusion.share.detach().tanh() * (1 - record.gate)
     expected = model.denormalise(head[1] + share * (retrieved - head[1]), series.statistics)
     torch.testing.assert_close(state.prediction, expected, rtol=1e-4, atol=1e-4)
@@ -589,8 +589,8 @@ def test_cuts_are_those_of_all_training_rows(tiny_gpt2: Path, monkeypatch: pytes
     for v in range(N):
         for s in range(SOURCE.num_windows):
             x, y = VALUES[s : s + L, v].double(), VALUES[s + L : s + L + H, v].double()
-            deviation = max(x.std(unbiased=False).item(), 0.1)
-            measures.append((y.mean() - x[-SEASON:].mean()).item() / deviation)
+            std = max(x.std(unbiased=False).item(), 0.1)
+            measures.append((y.mean() - x[-SEASON:].mean()).item() / std)
     quantiles = torch.tensor([1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4]).double()
     expected = torch.tensor(measures).double().quantile(quantiles)
     torch.testing.assert_close(whole.label_cuts.double(), expected, rtol=1e-4, atol=1e-4)

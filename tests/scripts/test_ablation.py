@@ -24,20 +24,20 @@ import run_main
 import run_main_enhanced
 from data_provider.download import DataUnavailableError
 from scripts import ablation
-from scripts.ablating import precision, store
-from scripts.ablating.cells import Cell, cells_of, identity, key_of, queue_of
-from scripts.ablating.document import Page, Paragraph, Picture, Table
-from scripts.ablating.findings import Findings, Place
-from scripts.ablating.overview import SCORES_BEGIN, SCORES_END, write_scores
-from scripts.ablating.plan import steps_of, still_to_run
-from scripts.ablating.planned import plan_study
-from scripts.ablating.runner import run_queue
-from scripts.ablating.store import cell_files, is_kept, keep
-from scripts.ablating.study import StudyError, read_study
+from scripts.lib.ablation import precision, store
+from scripts.lib.ablation.cells import Cell, cells_of, identity, key_of, queue_of
+from scripts.lib.ablation.document import Page, Paragraph, Picture, Table
+from scripts.lib.ablation.findings import Findings, Place
+from scripts.lib.ablation.overview import SCORES_BEGIN, SCORES_END, write_scores
+from scripts.lib.ablation.plan import steps_of, still_to_run
+from scripts.lib.ablation.plan_file import plan_study
+from scripts.lib.ablation.runner import run_queue
+from scripts.lib.ablation.store import cell_files, is_kept, keep
+from scripts.lib.ablation.study import StudyError, read_study
 from utils.cli import parse_config
 from utils.paths import PROJECT_ROOT
 from utils.reporting.statistics import sign_flip_p
-from utils.training.details import read_details, write_details
+from utils.training.window_errors import read_details, write_details
 
 STUDIES = sorted((PROJECT_ROOT / "scripts" / "studies").glob("*.toml"))
 SEEDS = [1, 2, 3, 4, 5, 6]
@@ -202,7 +202,7 @@ def test_a_changed_default_or_recipe_takes_no_kept_cell_for_its_own(monkeypatch)
     # the default of --top_k becomes 9: who says nothing now has it, who said 9 had it before
     assert key_of(unsaid.replace(top_k=9), "TimeLLM_Enhanced") == before[said] != before[unsaid]
     assert identity(said, "TimeLLM_Enhanced") == {"use_gram": True, "top_k": 9, "model": "TimeLLM_Enhanced"}
-    monkeypatch.setattr("scripts.ablating.cells.RECIPE", 2)
+    monkeypatch.setattr("scripts.lib.ablation.cells.RECIPE", 2)
     assert key_of(said, "TimeLLM_Enhanced") not in before.values()
 
 

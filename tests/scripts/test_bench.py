@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from scripts import bench
-from scripts.benching import kinds, measure, table, tiny
-from scripts.benching.cases import ALL, DEFAULT, PLAIN, Floor, cases, floors, scenarios
-from scripts.benching.client import Worker, WorkerError
-from scripts.benching.machine import Retrieval
-from scripts.benching.measure import peer_request
-from scripts.benching.plain import make_plain
-from scripts.benching.rounds import compared, groups, interleave, spread
-from scripts.benching.subject import Subject
-from scripts.benching.table import BEGIN, END, floor_rows, place
+from scripts.lib.benchmark import kinds, measure, table, tiny
+from scripts.lib.benchmark.cases import ALL, DEFAULT, PLAIN, Floor, cases, floors, scenarios
+from scripts.lib.benchmark.client import Worker, WorkerError
+from scripts.lib.benchmark.machine import Retrieval
+from scripts.lib.benchmark.measure import peer_request
+from scripts.lib.benchmark.plain import make_plain
+from scripts.lib.benchmark.rounds import compared, groups, interleave, spread
+from scripts.lib.benchmark.subject import Subject
+from scripts.lib.benchmark.table import BEGIN, END, floor_rows, place
 from tests.models.test_fast_paths import gradients, model_of, state_of
 from utils.paths import PROJECT_ROOT
 from utils.process_memory import resident_bytes

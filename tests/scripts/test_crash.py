@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scripts.crash_test import TIMES, Trial, table
-from scripts.crashing.comparing import unequal
+from scripts.lib.crash.comparing import unequal
 from tests.processes import python
 
 

@@ -12,10 +12,10 @@ from matplotlib.image import imread
 
 from models.prototype_words import chance_cosine, patches_of, word_use
 from scripts import explain
-from scripts.looking.explanation import explain as explained
-from scripts.looking.options import LoadedRun, first_row, load, parser_for, spread
+from scripts.lib.inspect.explanation import explain as explained
+from scripts.lib.inspect.options import LoadedRun, first_row, load, parser_for, spread
 from utils.config import Config
-from utils.windows import floored_deviation
+from utils.windows import floored_std
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_the_trend_is_that_of_the_labels(found, run):
         for level in ("direction", "magnitude"):
             assert sum(trend[level].values()) == pytest.approx(1, abs=1e-5)
         lookback, future = values[row : row + 32, variable], values[row + 32 : row + 40, variable]
-        scale = float(floored_deviation(torch.tensor(lookback)[None])[0])
+        scale = float(floored_std(torch.tensor(lookback)[None])[0])
         measure = (future.mean() - lookback[-season:].mean()) / scale
         assert trend["true_measure"] == pytest.approx(measure, rel=1e-3, abs=1e-4)
         cuts = trend["label_cuts"]

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModel
 
 import run_main
-from layers.llm_adapters import adapted_maps
+from layers.llm.lora import adapted_maps
 from models import Forecaster
 from models.loading import load_run
 from models.registry import MODELS

@@ -11,9 +11,9 @@ from matplotlib.image import imread
 
 import run_main
 from scripts import plot
-from scripts.looking.evidence import gather
-from scripts.looking.options import LoadedRun, load, parser_for
-from utils.reporting import run_plots, style
+from scripts.lib.inspect.options import LoadedRun, load, parser_for
+from scripts.lib.inspect.plot_data import gather
+from utils.reporting import plots, run_plots
 from utils.training.run_folder import METRICS_FILE, RESULTS_FILE, read_json
 
 PICTURES = {"forecasts.png", "errors.png", "training.png", "calibration.png"}
@@ -65,25 +65,25 @@ def test_the_naive_forecast_repeats_the_last_season(evidence, run):
     season, start = run.data.season, int(evidence.start[0])
     values = run.series.values[start : start + 40]
     repeated = values[32 - season : 32][:8]
-    wanted = (repeated - values[32:]) / evidence.deviation
+    wanted = (repeated - values[32:]) / evidence.std
     assert np.allclose(evidence.naive_error[0], wanted, atol=1e-4)
 
 
 def test_without_a_whole_season_no_last_one_is_drawn_and_that_is_said(evidence, tmp_path, monkeypatch):
     """A season that the lookback cuts short was drawn as "last season repeated"."""
     said: list[str] = []
-    monkeypatch.setattr(style.Figure, "suptitle", lambda self, text, **_: said.append(text))
+    monkeypatch.setattr(plots.Figure, "suptitle", lambda self, text, **_: said.append(text))
     short = replace(evidence, season=None)
     assert short.naive_error is None
     assert imread(run_plots.plot_errors(short, tmp_path / "errors.png")).std() > 0.05
-    assert said[0].endswith(style.NO_SEASON)
+    assert said[0].endswith(plots.NO_SEASON)
 
 
 def test_times_on_the_axis_are_those_of_the_file(evidence, run):
     start = int(evidence.start[3])
     assert evidence.times[3, 0] == run.series.dates[start + 32].to_datetime64()
     assert evidence.lookback_times[3, -1] == run.series.dates[start + 31].to_datetime64()
-    figure = style.new_figure(6, 3)
+    figure = plots.new_figure(6, 3)
     axis = figure.subplots()
     run_plots.draw_window(axis, evidence, 3, 1, levels=(0.8,))
     lines = {
@@ -125,7 +125,7 @@ def test_many_variables_have_room(evidence, tmp_path):
         lookback=np.tile(evidence.lookback, 10),
         truth=np.tile(evidence.truth, 10),
         prediction=np.tile(evidence.prediction, 10),
-        deviation=np.tile(evidence.deviation, 10),
+        std=np.tile(evidence.std, 10),
         half_width={level: np.tile(half, 10) for level, half in evidence.half_width.items()},
     )
     for draw in (run_plots.plot_errors, run_plots.plot_calibration):

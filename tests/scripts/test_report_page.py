@@ -17,8 +17,8 @@ from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 from scripts import report
-from scripts.looking.explanation import explain
-from scripts.looking.options import first_row, load, parser_for
+from scripts.lib.inspect.explanation import explain
+from scripts.lib.inspect.options import first_row, load, parser_for
 from utils.training.run_folder import RESULTS_FILE, read_json
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -88,7 +88,7 @@ def test_a_name_cannot_break_out_of_the_data(looked_at, tmp_path, monkeypatch):
     """A column may be called like the end of a script."""
     run = load(parser_for("x").parse_args([str(looked_at), "--device", "cpu"]))
     monkeypatch.setattr(run.forecaster, "targets", ("</script><b>", "OT"))
-    from scripts.looking.page import page_of
+    from scripts.lib.inspect.page import page_of
 
     text = page_of(run, windows=1)
     assert text.count("</script>") == 2 and "\\u003c/script\\u003e" in text

@@ -17,8 +17,7 @@ import run_main
 from scripts import runs
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
-from utils.training.run_folder import METRICS_FILE, read_json
-from utils.training.run_status import STATUS_FILE, is_alive, read_status
+from utils.training.run_folder import METRICS_FILE, STATUS_FILE, is_alive, read_json, read_status
 from utils.training.stopping import RunStopped
 
 

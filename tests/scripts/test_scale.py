@@ -11,10 +11,10 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts import scale
-from scripts.benching.subject import Subject
-from scripts.scaling.cost import Measurement, StepFlops, TimeModel, step_flops
-from scripts.scaling.tables import markdown, training_windows
-from utils.reporting.memory import sizes_of
+from scripts.lib.benchmark.subject import Subject
+from scripts.lib.scale.cost import Measurement, StepFlops, TimeModel, step_flops
+from scripts.lib.scale.tables import markdown, training_windows
+from utils.reporting.peak_memory import sizes_of
 
 
 @pytest.mark.parametrize(

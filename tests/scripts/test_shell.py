@@ -333,7 +333,7 @@ def test_ci_runs_every_check_on_the_data_beside_it(project, tmp_path):
     assert asked[3] == "-m pytest -q tests/utils/test_imports.py"
     assert "--cov-fail-under=90" in asked[4] and "--durations=20" in asked[4]
     assert asked[5].startswith("-m pip install") and asked[5].endswith("-r requirements-deepspeed.txt")
-    assert asked[6].startswith("-m pytest -q tests/utils/training/test_zero.py")
+    assert asked[6].startswith("-m pytest -q tests/utils/training/test_deepspeed.py")
     assert asked[7].startswith("-m pip install") and asked[7].endswith(" pyarrow==26.0.1")
     assert asked[8].startswith("-m pytest -q ") and "tests/data_provider/test_table_files.py" in asked[8]
     whole = [

@@ -53,8 +53,8 @@ def test_every_module_is_what_it_was_but_for_its_imports():
         ("import utils.paths as p, os\n", "import timellm_enhanced.utils.paths as p, os\n"),
         ('x = "é"; from utils import paths\n', 'x = "é"; from timellm_enhanced.utils import paths\n'),
         (
-            "def f():\n    from layers.llm import (\n        load_llm,\n    )\n",
-            "def f():\n    from timellm_enhanced.layers.llm import (\n        load_llm,\n    )\n",
+            "def f():\n    from layers.llm.load import (\n        load_llm,\n    )\n",
+            "def f():\n    from timellm_enhanced.layers.llm.load import (\n        load_llm,\n    )\n",
         ),
         ("import os\nfrom utilsx import models\n", "import os\nfrom utilsx import models\n"),
         ("from . import utils\n", "from . import utils\n"),

@@ -39,8 +39,8 @@ def ones(rows: int, variables: int) -> FloatArray:
     return np.ones((rows, variables), dtype=np.float32)
 
 
-def half(calibration: Calibration, level: float, deviation: FloatArray) -> FloatArray:
-    return calibration.half_width(level, torch.from_numpy(deviation)).numpy()
+def half(calibration: Calibration, level: float, std: FloatArray) -> FloatArray:
+    return calibration.half_width(level, torch.from_numpy(std)).numpy()
 
 
 # The rank
@@ -143,17 +143,17 @@ def test_what_is_stored_is_small_whatever_the_windows():
 
 
 def test_scaled_intervals_widen_with_the_window():
-    deviation = np.array([[0.5], [2.0]], dtype=np.float32)
+    std = np.array([[0.5], [2.0]], dtype=np.float32)
     found = calibrate(errors(40, 3, 1), ones(40, 1), score="scaled")
-    low, high = half(found, 0.8, deviation)
+    low, high = half(found, 0.8, std)
     np.testing.assert_allclose(high, 4 * low, rtol=1e-6)
 
 
 def test_scaled_scores_do_not_change_with_the_units():
     """Errors and deviations in other units: the same intervals in those units."""
-    known, deviation = errors(50, 4, 2), 1 + errors(50, 2, seed=1)
-    plain = half(calibrate(known, deviation, score="scaled"), 0.8, deviation)
-    scaled = half(calibrate(8 * known, 8 * deviation, score="scaled"), 0.8, 8 * deviation)
+    known, std = errors(50, 4, 2), 1 + errors(50, 2, seed=1)
+    plain = half(calibrate(known, std, score="scaled"), 0.8, std)
+    scaled = half(calibrate(8 * known, 8 * std, score="scaled"), 0.8, 8 * std)
     np.testing.assert_allclose(scaled, 8 * plain, rtol=1e-6)
 
 
@@ -173,20 +173,20 @@ def drawn(spread: Sequence[float], horizon: int = 2, seed: int = 0) -> FloatArra
 
 def test_the_score_that_follows_the_errors_is_chosen():
     """Where errors grow with the window's deviation, and where they do not."""
-    deviation = 0.1 + 3 * errors(400, 1, seed=2)
+    std = 0.1 + 3 * errors(400, 1, seed=2)
     start = np.arange(400)
-    assert next(iter(choose_score(drawn(deviation[:, 0].tolist()), deviation, start))) == "scaled"
-    assert next(iter(choose_score(drawn([1.0] * 400), deviation, start))) == "absolute"
+    assert next(iter(choose_score(drawn(std[:, 0].tolist()), std, start))) == "scaled"
+    assert next(iter(choose_score(drawn([1.0] * 400), std, start))) == "absolute"
 
 
 def test_the_windows_that_judge_share_no_future_with_those_that_calibrate():
     """An error of 1e6 in a window that overlaps both halves must move nothing."""
-    known, deviation, start = drawn([1.0] * 200, horizon=8), ones(200, 1), np.arange(200)
+    known, std, start = drawn([1.0] * 200, horizon=8), ones(200, 1), np.arange(200)
     spoiled = known.copy()
     spoiled[100:107] = 1e6  # begins before row 99 + 8
-    assert choose_score(spoiled, deviation, start) == choose_score(known, deviation, start)
+    assert choose_score(spoiled, std, start) == choose_score(known, std, start)
     spoiled[107] = 1e6
-    assert choose_score(spoiled, deviation, start) != choose_score(known, deviation, start)
+    assert choose_score(spoiled, std, start) != choose_score(known, std, start)
 
 
 def test_too_few_windows_choose_nothing():
@@ -211,13 +211,12 @@ def test_the_interval_score_is_least_at_the_true_quantile(level):
 
 
 def test_the_choice_is_by_the_mean_over_its_levels():
-    known, deviation, start = drawn([1.0, 2.0] * 40), 1 + errors(80, 1), np.arange(80)
-    found = choose_score(known, deviation, start)
-    fitted = calibrate(known[:40], deviation[:40], score="scaled", levels=CHOICE_LEVELS)
+    known, std, start = drawn([1.0, 2.0] * 40), 1 + errors(80, 1), np.arange(80)
+    found = choose_score(known, std, start)
+    fitted = calibrate(known[:40], std[:40], score="scaled", levels=CHOICE_LEVELS)
     later = slice(41, None)  # 39 + horizon
     by_hand = [
-        (1 - p) / 2 * interval_score(known[later], half(fitted, p, deviation[later]), p)
-        for p in CHOICE_LEVELS
+        (1 - p) / 2 * interval_score(known[later], half(fitted, p, std[later]), p) for p in CHOICE_LEVELS
     ]
     assert found["scaled"] == pytest.approx(np.mean(by_hand), rel=1e-6)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from utils.atomic_files import whole_file
 from utils.errors import FileError, FileMissingError, UserError, using_file
 from utils.log import MetricsFile
 from utils.training.run_folder import claim_folder
-from utils.training.whole_files import whole_file
 
 
 def test_every_kind_is_a_value_error_and_those_of_files_os_errors():

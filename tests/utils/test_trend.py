@@ -22,7 +22,7 @@ from utils.trend import (
     ordinal_scale,
     trend_measure,
 )
-from utils.windows import floored_deviation, per_series
+from utils.windows import floored_std, per_series
 
 CUTS = (-0.5, -0.3, 0.1, 0.4, 0.9)
 MEASURES = torch.randn(3000, generator=torch.Generator().manual_seed(0))
@@ -149,6 +149,6 @@ def test_deviation_of_a_nearly_constant_series_is_floored() -> None:
     series = torch.randn(3, 9, generator=torch.Generator().manual_seed(2)) * 4
     series[1] = 2.0
     series[2] *= 1e-3
-    found = floored_deviation(series)
+    found = floored_std(series)
     assert found[0].item() == pytest.approx(float(np.std(series[0].double().numpy())), rel=1e-6)
     assert found[1:].tolist() == pytest.approx([0.1, 0.1])

@@ -17,7 +17,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from utils.errors import UserError
-from utils.reporting import style
+from utils.reporting import plots
 from utils.reporting.fonts import drawable, drawable_names
 
 Values = NDArray[np.float64]
@@ -51,7 +51,7 @@ class Evidence:
     """[W, H, M]."""
     prediction: Values
     """[W, H, M]."""
-    deviation: Values
+    std: Values
     """[M]: divided by it, errors are in standardised units."""
     half_width: Mapping[float, Values]
     """By level, half the width [W, H, M] of the interval around the prediction."""
@@ -69,7 +69,7 @@ class Evidence:
     @property
     def error(self) -> Values:
         """[W, H, M], standardised units."""
-        found: Values = (self.prediction - self.truth) / self.deviation
+        found: Values = (self.prediction - self.truth) / self.std
         return found
 
     @property
@@ -79,7 +79,7 @@ class Evidence:
             return None
         horizon = self.truth.shape[1]
         repeated = self.lookback[:, -self.season :][:, np.arange(horizon) % self.season]
-        found: Values = (repeated - self.truth) / self.deviation
+        found: Values = (repeated - self.truth) / self.std
         return found
 
     @property
@@ -106,7 +106,7 @@ def plot_test_windows(
     shown = np.unique(np.linspace(0, len(evidence.start) - 1, windows).round().astype(int))
     last = len(evidence.targets) - 1
     columns = [last, *range(last)][:variables]
-    figure = style.new_figure(6.2 * len(columns), 2.7 * len(shown) + 0.9)
+    figure = plots.new_figure(6.2 * len(columns), 2.7 * len(shown) + 0.9)
     axes = figure.subplots(len(shown), len(columns), squeeze=False)
     for row, window in enumerate(shown):
         for column, variable in enumerate(columns):
@@ -114,13 +114,13 @@ def plot_test_windows(
             draw_window(axis, evidence, int(window), variable, levels=levels)
             origin = np.datetime_as_string(evidence.times[window, 0], unit="m").replace("T", " ")
             title = f"{evidence.drawn_targets[variable]}, forecast from {origin}"
-            style.label(
+            plots.label(
                 axis, title=title, y=UNITS if not column else "", x="time" if row == len(shown) - 1 else ""
             )
     intervals = "" if evidence.half_width else "; this run has no calibration, so no intervals"
-    figure.suptitle(f"{evidence.drawn_name}: forecasts of test windows{intervals}", fontsize=style.TITLE + 1)
-    style.legend_below(figure, axes[0, 0])
-    return style.save(figure, out)
+    figure.suptitle(f"{evidence.drawn_name}: forecasts of test windows{intervals}", fontsize=plots.TITLE + 1)
+    plots.legend_below(figure, axes[0, 0])
+    return plots.save(figure, out)
 
 
 def draw_window(
@@ -139,15 +139,15 @@ def draw_window(
     for place, level in enumerate(drawn):
         width = evidence.half_width[level][window, :, variable]
         axis.fill_between(
-            future, prediction - width, prediction + width, color=style.FORECAST, alpha=0.13 + 0.09 * place,
+            future, prediction - width, prediction + width, color=plots.FORECAST, alpha=0.13 + 0.09 * place,
             linewidth=0, label=f"{level:.0%} interval",
         )  # fmt: skip
-    axis.plot(past, lookback, color=style.LOOKBACK, linewidth=1.0, label="lookback (its end)")
+    axis.plot(past, lookback, color=plots.LOOKBACK, linewidth=1.0, label="lookback (its end)")
     truth = evidence.truth[window, :, variable]
-    axis.plot(joined, from_origin(truth), color=style.TRUTH, linewidth=1.3, label="truth")
-    axis.plot(joined, from_origin(prediction), color=style.FORECAST, linewidth=1.5, label="forecast")
+    axis.plot(joined, from_origin(truth), color=plots.TRUTH, linewidth=1.3, label="truth")
+    axis.plot(joined, from_origin(prediction), color=plots.FORECAST, linewidth=1.5, label="forecast")
     axis.axvline(past[-1], color="0.8", linewidth=0.8, zorder=0)
-    style.time_axis(axis)
+    plots.time_axis(axis)
 
 
 def plot_training(records: Sequence[Mapping[str, Any]], out: Path, *, name: str) -> Path:
@@ -162,16 +162,16 @@ def plot_training(records: Sequence[Mapping[str, Any]], out: Path, *, name: str)
     validations = [r for r in records if r["event"] == "validation"]
     if not (steps or any(r["step"] for r in validations)):
         raise UserError("expected records of training steps, found none")
-    figure = style.new_figure(12.4, 8.0)
+    figure = plots.new_figure(12.4, 8.0)
     losses, terms, rate, speed = figure.subplots(2, 2).ravel()
     _curves(losses, steps, {"loss": "training (one pass)", "auxiliary": "auxiliary, before its warm-up"})
     at = [r["step"] for r in validations]
-    for metric, colour in (("mse", style.FORECAST), ("mae", "tab:green")):
+    for metric, colour in (("mse", plots.FORECAST), ("mae", "tab:green")):
         values = [r["validation"][metric] for r in validations]
         losses.plot(at, values, "o-", color=colour, label=f"validation {metric.upper()}")
-    style.label(losses, title="losses", y=f"loss ({STANDARDISED})")
+    plots.label(losses, title="losses", y=f"loss ({STANDARDISED})")
     _curves(terms, steps, {term: term.replace("_", " ") for term in LOSS_TERMS})
-    style.label(terms, title="losses of the modules, before their weights", y="loss")
+    plots.label(terms, title="losses of the modules, before their weights", y="loss")
     if not terms.has_data():
         why = "TAPR and GRA-M are off" if steps else UNLOGGED
         terms.text(0.5, 0.5, why, ha="center", transform=terms.transAxes)
@@ -179,9 +179,9 @@ def plot_training(records: Sequence[Mapping[str, Any]], out: Path, *, name: str)
     _speed_and_memory(speed, steps)
     for axis in (losses, terms):
         if axis.has_data():
-            style.legend_under(axis, columns=2 if axis is losses else 3)
-    figure.suptitle(f"{drawable(name)}: training", fontsize=style.TITLE + 1)
-    return style.save(figure, out)
+            plots.legend_under(axis, columns=2 if axis is losses else 3)
+    figure.suptitle(f"{drawable(name)}: training", fontsize=plots.TITLE + 1)
+    return plots.save(figure, out)
 
 
 def _curves(axis: Axes, steps: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
@@ -195,40 +195,40 @@ def _curves(axis: Axes, steps: Sequence[Mapping[str, Any]], names: Mapping[str, 
 def _rate_and_gate(axis: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
     axis.plot([r["step"] for r in steps], [r["learning_rate"] for r in steps], color="black", linewidth=1.3)
     axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, -3))
-    style.label(axis, title="learning rate (black)", x="optimizer step", y="learning rate")
+    plots.label(axis, title="learning rate (black)", x="optimizer step", y="learning rate")
     gates = [r for r in steps if "gate_mean" in r]
     if not gates:
         return
-    style.label(axis, title="learning rate (black), gate (colours)", x="optimizer step", y="learning rate")
+    plots.label(axis, title="learning rate (black), gate (colours)", x="optimizer step", y="learning rate")
     own = axis.twinx()
     at, mean, spread = (np.array([r[k] for r in gates]) for k in ("step", "gate_mean", "gate_std"))
     own.fill_between(at, np.clip(mean - spread, 0, 1), np.clip(mean + spread, 0, 1), alpha=0.2, linewidth=0)
     own.plot(at, mean, label="gate, mean and deviation over series")
     own.plot(at, [r["confidence_mean"] for r in gates], label="confidence, mean")
     own.set_ylim(-0.02, 1.02)
-    own.set_ylabel("gate: 0 history, 1 the window alone", fontsize=style.LABEL)
-    own.tick_params(labelsize=style.TICK)
-    style.legend_under(own, columns=2)
+    own.set_ylabel("gate: 0 history, 1 the window alone", fontsize=plots.LABEL)
+    own.tick_params(labelsize=plots.TICK)
+    plots.legend_under(own, columns=2)
 
 
 def _speed_and_memory(axis: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
     speeds = [(r["step"], r["samples_per_second"]) for r in steps if r.get("samples_per_second")]
     if speeds:
         axis.plot(*zip(*speeds, strict=True), color="tab:blue", linewidth=1.3)
-    style.label(axis, title="speed (blue), memory (orange)", x="optimizer step", y="samples per second")
+    plots.label(axis, title="speed (blue), memory (orange)", x="optimizer step", y="samples per second")
     axis.set_ylim(bottom=0)
     held = [(r["step"], r["memory_bytes"] / 2**30) for r in steps if r.get("memory_bytes")]
     if held:
         own = axis.twinx()
         own.plot(*zip(*held, strict=True), color="tab:orange", linewidth=1.3)
         own.set_ylim(bottom=0)
-        own.set_ylabel("memory, GiB", fontsize=style.LABEL)
-        own.tick_params(labelsize=style.TICK)
+        own.set_ylabel("memory, GiB", fontsize=plots.LABEL)
+        own.tick_params(labelsize=plots.TICK)
 
 
 def plot_errors(evidence: Evidence, out: Path) -> Path:
     """Error by horizon step and by variable, beside the last season repeated; and both together."""
-    figure = style.new_figure(12.4, 7.4)
+    figure = plots.new_figure(12.4, 7.4)
     by_step, by_variable, both, by_time = figure.subplots(2, 2).ravel()
     error, naive = evidence.error, evidence.naive_error
     shown = _compared(error, naive)
@@ -237,28 +237,28 @@ def plot_errors(evidence: Evidence, out: Path) -> Path:
     for metric, line in (("MSE", "-"), ("MAE", "--")):
         for values, colour, who in shown:
             by_step.plot(ahead, _mean(values, metric, (0, 2)), line, color=colour, label=f"{metric}, {who}")
-    style.label(by_step, title="error by horizon step", x=label, y=f"error ({STANDARDISED})")
+    plots.label(by_step, title="error by horizon step", x=label, y=f"error ({STANDARDISED})")
     by_step.set_ylim(bottom=0)
-    style.legend_under(by_step, columns=4)
+    plots.legend_under(by_step, columns=4)
     _bars_by_variable(by_variable, evidence, shown)
     image = both.imshow(_mean(error, "MAE", (0,)).T, aspect="auto", cmap="viridis", interpolation="nearest",
                         extent=(0.5, len(ahead) + 0.5, len(evidence.targets) - 0.5, -0.5))  # fmt: skip
     both.set_yticks(range(len(evidence.targets)), evidence.drawn_targets)
-    style.label(both, title="MAE by step and variable", x=label)
+    plots.label(both, title="MAE by step and variable", x=label)
     figure.colorbar(image, ax=both, label=f"MAE ({STANDARDISED})")
     for values, colour, who in shown:
         by_time.plot(evidence.times[:, 0], _mean(values, "MAE", (1, 2)), color=colour, label=who)
-    style.label(by_time, title="MAE of each window", x="start of the forecast", y=f"MAE ({STANDARDISED})")
+    plots.label(by_time, title="MAE of each window", x="start of the forecast", y=f"MAE ({STANDARDISED})")
     by_time.set_ylim(bottom=0)
-    by_time.legend(fontsize=style.TICK)
-    style.time_axis(by_time)
+    by_time.legend(fontsize=plots.TICK)
+    plots.time_axis(by_time)
     mse, mae = _mean(error, "MSE", None), _mean(error, "MAE", None)
     figure.suptitle(
         f"{evidence.drawn_name}: errors over {evidence.scope}; MSE {mse:.3f}, MAE {mae:.3f}"
-        + ("" if naive is not None else f"; {style.NO_SEASON}"),
-        fontsize=style.TITLE + 1,
+        + ("" if naive is not None else f"; {plots.NO_SEASON}"),
+        fontsize=plots.TITLE + 1,
     )
-    return style.save(figure, out)
+    return plots.save(figure, out)
 
 
 def _mean(error: Values, metric: str, axes: tuple[int, ...] | None) -> Any:
@@ -267,8 +267,8 @@ def _mean(error: Values, metric: str, axes: tuple[int, ...] | None) -> Any:
 
 def _compared(error: Values, naive: Values | None) -> list[tuple[Values, str, str]]:
     """What is drawn beside each other: errors, colour, name."""
-    found = [(error, style.FORECAST, "model")]
-    return found if naive is None else [*found, (naive, style.NAIVE, "last season")]
+    found = [(error, plots.FORECAST, "model")]
+    return found if naive is None else [*found, (naive, plots.NAIVE, "last season")]
 
 
 def _bars_by_variable(axis: Axes, evidence: Evidence, shown: Sequence[tuple[Values, str, str]]) -> None:
@@ -276,10 +276,10 @@ def _bars_by_variable(axis: Axes, evidence: Evidence, shown: Sequence[tuple[Valu
     for offset, (values, colour, who) in zip((-0.2, 0.2), shown, strict=False):
         bars = axis.bar(places + offset, _mean(values, "MSE", (0, 1)), 0.38, color=colour, label=who)
         if len(places) <= 8:
-            axis.bar_label(bars, fmt="%.2f", fontsize=style.TICK - 1)
+            axis.bar_label(bars, fmt="%.2f", fontsize=plots.TICK - 1)
     axis.set_xticks(places, evidence.drawn_targets, rotation=0 if len(places) <= 8 else 90)
-    style.label(axis, title="MSE by variable", y=f"MSE ({STANDARDISED})")
-    axis.legend(fontsize=style.TICK)
+    plots.label(axis, title="MSE by variable", y=f"MSE ({STANDARDISED})")
+    axis.legend(fontsize=plots.TICK)
 
 
 def plot_calibration(evidence: Evidence, out: Path) -> Path:
@@ -292,35 +292,35 @@ def plot_calibration(evidence: Evidence, out: Path) -> Path:
         raise UserError("expected intervals, found none: this run has no calibration")
     levels = sorted(evidence.half_width)
     inside = {level: _inside(evidence, level) for level in levels}
-    figure = style.new_figure(12.4, 7.4)
+    figure = plots.new_figure(12.4, 7.4)
     overall, by_step, by_variable, width = figure.subplots(2, 2).ravel()
-    overall.plot([0, 1], [0, 1], color=style.NAIVE, linewidth=1, label="exact")
+    overall.plot([0, 1], [0, 1], color=plots.NAIVE, linewidth=1, label="exact")
     found = [float(inside[level].mean()) for level in levels]
-    overall.plot(levels, found, "o-", color=style.FORECAST, label="found")
+    overall.plot(levels, found, "o-", color=plots.FORECAST, label="found")
     for level, share in zip(levels, found, strict=True):
-        overall.annotate(f"{share:.1%}", (level, share), fontsize=style.TICK, textcoords="offset points",
+        overall.annotate(f"{share:.1%}", (level, share), fontsize=plots.TICK, textcoords="offset points",
                          xytext=(6, -12))  # fmt: skip
-    style.label(overall, title="coverage by level", x="level asked for", y="share of truths inside")
+    plots.label(overall, title="coverage by level", x="level asked for", y="share of truths inside")
     overall.set_xlim(-0.02, 1.07)
-    overall.legend(fontsize=style.TICK)
+    overall.legend(fontsize=plots.TICK)
     ahead, label = np.arange(1, evidence.truth.shape[1] + 1), step_label(evidence.frequency)
     marked = _marked(levels)
-    for level, colour in zip(marked, style.NEIGHBOURS, strict=False):
+    for level, colour in zip(marked, plots.NEIGHBOURS, strict=False):
         by_step.plot(ahead, inside[level].mean(axis=(0, 2)), color=colour, label=f"{level:.0%}")
         by_step.axhline(level, color=colour, linewidth=0.8, linestyle=":")
-        half = evidence.half_width[level] / evidence.deviation
+        half = evidence.half_width[level] / evidence.std
         width.plot(ahead, 2 * half.mean(axis=(0, 2)), color=colour, label=f"{level:.0%}")
-    style.label(by_step, title="coverage by horizon step (dotted: asked for)", x=label, y="share inside")
-    style.legend_under(by_step)
-    style.label(width, title="mean width of the intervals", x=label, y=f"width ({STANDARDISED})")
+    plots.label(by_step, title="coverage by horizon step (dotted: asked for)", x=label, y="share inside")
+    plots.legend_under(by_step)
+    plots.label(width, title="mean width of the intervals", x=label, y=f"width ({STANDARDISED})")
     width.set_ylim(bottom=0)
-    width.legend(fontsize=style.TICK)
+    width.legend(fontsize=plots.TICK)
     _coverage_bars(by_variable, evidence, marked, inside)
     for axis in (overall, by_step, by_variable):
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     overall.xaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.suptitle(f"{evidence.drawn_name}: calibration over {evidence.scope}", fontsize=style.TITLE + 1)
-    return style.save(figure, out)
+    figure.suptitle(f"{evidence.drawn_name}: calibration over {evidence.scope}", fontsize=plots.TITLE + 1)
+    return plots.save(figure, out)
 
 
 def _inside(evidence: Evidence, level: float) -> NDArray[np.bool_]:
@@ -339,9 +339,9 @@ def _coverage_bars(
     axis: Axes, evidence: Evidence, levels: Sequence[float], inside: Mapping[float, NDArray[np.bool_]]
 ) -> None:
     places, width = np.arange(len(evidence.targets)), 0.8 / len(levels)
-    for i, (level, colour) in enumerate(zip(levels, style.NEIGHBOURS, strict=False)):
+    for i, (level, colour) in enumerate(zip(levels, plots.NEIGHBOURS, strict=False)):
         axis.bar(places + (i - (len(levels) - 1) / 2) * width, inside[level].mean(axis=(0, 1)), 0.9 * width,
                  color=colour, label=f"{level:.0%}")  # fmt: skip
         axis.axhline(level, color=colour, linewidth=0.8, linestyle=":")
     axis.set_xticks(places, evidence.drawn_targets, rotation=0 if len(places) <= 8 else 90)
-    style.label(axis, title="coverage by variable (dotted: asked for)", y="share inside")
+    plots.label(axis, title="coverage by variable (dotted: asked for)", y="share inside")

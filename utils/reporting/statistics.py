@@ -99,8 +99,8 @@ def block_interval(differences: ArrayLike, *, block: int = BLOCK, seed: int = 0)
         raise ValueError(f"differences: expected two blocks of {block} windows at least, found {len(values)}")
     starts = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, blocks))
     means = _block_means(values, block)[starts].mean(axis=1)
-    deviation = float(means.std(ddof=1)) * (blocks / (blocks - 1)) ** 0.5
-    return _around(float(values.mean()), deviation, blocks - 1)
+    std = float(means.std(ddof=1)) * (blocks / (blocks - 1)) ** 0.5
+    return _around(float(values.mean()), std, blocks - 1)
 
 
 def _block_means(values: NDArray[np.float64], block: int) -> NDArray[np.float64]:
@@ -109,6 +109,6 @@ def _block_means(values: NDArray[np.float64], block: int) -> NDArray[np.float64]
     return (sums[block:] - sums[:-block]) / block
 
 
-def _around(mean: float, deviation: float, freedom: int) -> Interval:
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * deviation
+def _around(mean: float, std: float, freedom: int) -> Interval:
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * std
     return Interval(mean - reach, mean, mean + reach)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from utils.errors import UserError
-from utils.reporting import style
+from utils.reporting import plots
 from utils.reporting.fonts import drawable, drawable_names
 
 NEIGHBOURS_SHOWN = 5
@@ -30,7 +30,7 @@ def plot_window(explained: Mapping[str, Any], variable: str, out: Path) -> Path:
         raise UserError(f"--variable: expected one of {', '.join(found)}, found {variable}")
     own, shown = found[variable], dict(zip(found, drawable_names(list(found)), strict=True))
     rows = [2.6, *([1.9] if _neighbours(own) else []), 2.4]
-    figure = style.new_figure(13.0, sum(rows) * 1.35)
+    figure = plots.new_figure(13.0, sum(rows) * 1.35)
     parts: Any = figure.subfigures(len(rows), 1, height_ratios=rows)
     _forecast(parts[0].subplots(), explained, own)
     if _neighbours(own):
@@ -41,9 +41,9 @@ def plot_window(explained: Mapping[str, Any], variable: str, out: Path) -> Path:
     of = f"{drawable(explained['data'])}, {shown[variable]}"
     figure.suptitle(
         f"{of}, forecast from {origin} ({explained['window']['part']}){score}",
-        fontsize=style.TITLE + 2,
+        fontsize=plots.TITLE + 2,
     )
-    return style.save(figure, out)
+    return plots.save(figure, out)
 
 
 def _neighbours(own: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -61,42 +61,42 @@ def _numbers(values: Sequence[float | None]) -> Any:
 def _forecast(axis: Axes, explained: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """The window itself, with what the retrieval and the trend's path would forecast."""
     past, future = _times(explained["window"]["shown"]), _times(explained["window"]["forecast"])
-    axis.plot(past, own["lookback"], color=style.LOOKBACK, linewidth=1.1, label="lookback (its end)")
+    axis.plot(past, own["lookback"], color=plots.LOOKBACK, linewidth=1.1, label="lookback (its end)")
     neighbours = (own["retrieval"] or {}).get("neighbours", [])
     if neighbours:
         retrieved = sum(n["weight"] * _numbers(n["as_forecast"]) for n in neighbours)
         axis.plot(
-            future, retrieved, color=style.NEIGHBOURS[0], linewidth=1.2, label="retrieved (weighted mean)"
+            future, retrieved, color=plots.NEIGHBOURS[0], linewidth=1.2, label="retrieved (weighted mean)"
         )
     if own["trend"]:
         axis.plot(future, own["trend"]["path"], ":", color="tab:purple", linewidth=1.6, label="trend's path")
-    axis.plot(future, _numbers(own["truth"]), color=style.TRUTH, linewidth=1.4, label="truth")
-    axis.plot(future, own["forecast"], color=style.FORECAST, linewidth=1.7, label="forecast")
+    axis.plot(future, _numbers(own["truth"]), color=plots.TRUTH, linewidth=1.4, label="truth")
+    axis.plot(future, own["forecast"], color=plots.FORECAST, linewidth=1.7, label="forecast")
     axis.axvline(past[-1], color="0.8", linewidth=0.8, zorder=0)
-    style.label(axis, y=UNITS, x="time")
-    style.time_axis(axis, most=10)
-    axis.legend(fontsize=style.TICK, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    plots.label(axis, y=UNITS, x="time")
+    plots.time_axis(axis, most=10)
+    axis.legend(fontsize=plots.TICK, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def _draw_neighbours(part: Any, own: Mapping[str, Any], names: Mapping[str, str]) -> None:
     """Each neighbour at its own time, and what came after it; ``names`` are the variables' in the picture."""
     shown = _neighbours(own)
     axes = part.subplots(1, len(shown), squeeze=False, sharey=True)[0]
-    for axis, neighbour, colour in zip(axes, shown, style.NEIGHBOURS, strict=False):
+    for axis, neighbour, colour in zip(axes, shown, plots.NEIGHBOURS, strict=False):
         before, after = neighbour["lookback_values"], neighbour["future_values"]
-        axis.plot(np.arange(1 - len(before), 1), before, color=style.LOOKBACK, linewidth=0.9)
+        axis.plot(np.arange(1 - len(before), 1), before, color=plots.LOOKBACK, linewidth=0.9)
         axis.plot(np.arange(len(after) + 1), [before[-1], *after], color=colour, linewidth=1.4)
         axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
         ended = neighbour["lookback"][1].replace("T", " ")[:16]
         near = f"distance {neighbour['distance']:.3f}, weight {neighbour['weight']:.2f}"
-        style.label(
+        plots.label(
             axis, title=f"{names[neighbour['variable']]}, until {ended}\n{near}", x="rows before and after"
         )
-        axis.title.set_fontsize(style.TICK + 0.5)
-    axes[0].set_ylabel(UNITS, fontsize=style.LABEL)
+        axis.title.set_fontsize(plots.TICK + 0.5)
+    axes[0].set_ylabel(UNITS, fontsize=plots.LABEL)
     part.suptitle(
         "what was retrieved (black) and what came after it; distance 1: two random rows of the memory",
-        fontsize=style.TITLE,
+        fontsize=plots.TITLE,
     )
 
 
@@ -114,14 +114,14 @@ def _draw_trend(axis: Axes, trend: Mapping[str, Any] | None) -> None:
         return
     bars = {**trend["direction"], **trend["magnitude"]}
     true = (trend["true_direction"], trend["true_magnitude"])
-    colours = [style.TRUTH if name in true else style.NAIVE for name in bars]
+    colours = [plots.TRUTH if name in true else plots.NAIVE for name in bars]
     axis.barh(range(len(bars)), list(bars.values()), color=colours)
     axis.set_yticks(range(len(bars)), list(bars))
     axis.axhline(len(trend["direction"]) - 0.5, color="0.8", linewidth=0.8)
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
     known = " (blue: what came true)" if true[0] else ""
-    style.label(axis, title=f"trend that the model saw{known}", x="probability")
+    plots.label(axis, title=f"trend that the model saw{known}", x="probability")
 
 
 def _draw_gates(axis: Axes, explained: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -137,11 +137,11 @@ def _draw_gates(axis: Axes, explained: Mapping[str, Any], own: Mapping[str, Any]
         _say(axis, "TAPR and GRA-M are off", "gates and scales")
         return
     drawn = axis.barh(range(len(bars)), list(bars.values()), color="tab:orange")
-    axis.bar_label(drawn, fmt="%.2f", fontsize=style.TICK, padding=2)
+    axis.bar_label(drawn, fmt="%.2f", fontsize=plots.TICK, padding=2)
     axis.set_yticks(range(len(bars)), list(bars))
     axis.invert_yaxis()
     axis.set_xlim(0, 1.15)
-    style.label(axis, title="gates, and weights of the scales")
+    plots.label(axis, title="gates, and weights of the scales")
 
 
 def _draw_words(axis: Axes, explained: Mapping[str, Any], words: Mapping[str, Any] | None) -> None:
@@ -179,7 +179,7 @@ def _drawable(word: str) -> str:
 def _say(axis: Axes, text: str, title: str, *, left: bool = False) -> None:
     """Words in place of a drawing."""
     axis.set_axis_off()
-    axis.set_title(title, fontsize=style.TITLE, loc="left" if left else "center")
+    axis.set_title(title, fontsize=plots.TITLE, loc="left" if left else "center")
     place = (0.0, 0.98, "left", "top") if left else (0.5, 0.5, "center", "center")
     axis.text(place[0], place[1], text, ha=place[2], va=place[3], transform=axis.transAxes,
-              fontsize=style.TICK)  # fmt: skip
+              fontsize=plots.TICK)  # fmt: skip

@@ -44,11 +44,11 @@ class VariableSums:
 
 def constant_lines(scores: Mapping[str, Mapping[str, float]], constant: Sequence[str]) -> Iterator[str]:
     """Beside the scores: the errors of each variable constant in training, and the mean of the others."""
-    judged = [name for name in constant if name in scores]
-    for name in judged:
+    evaluated = [name for name in constant if name in scores]
+    for name in evaluated:
         own = scores[name]
         yield f"  of it {name!r}, constant in the training part: mse {own['mse']:.4f} mae {own['mae']:.4f}"
-    others = [own for name, own in scores.items() if name not in judged]
-    if judged and others:
+    others = [own for name, own in scores.items() if name not in evaluated]
+    if evaluated and others:
         mse, mae = (sum(own[key] for own in others) / len(others) for key in ("mse", "mae"))
         yield f"  the other {len(others)} of {len(scores)} variables: mse {mse:.4f} mae {mae:.4f}"

@@ -26,9 +26,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from utils.atomic_files import whole_file
 from utils.errors import FileError, UserError
 from utils.flag_history import read_settings
-from utils.training.whole_files import whole_file
 
 log = getLogger(__name__)
 FORMAT_VERSION = 2

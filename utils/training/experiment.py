@@ -34,24 +34,22 @@ from utils.errors import UserError
 from utils.evaluation_batch import windows_per_pass
 from utils.log import RunLogFile, setup_logging
 from utils.process_memory import keep_freed
-from utils.reporting.preflight import environment, llm_text, opening_lines
+from utils.reporting.run_header import environment, llm_text, opening_lines
 from utils.threads import fit_threads
 from utils.training import checkpoint as checkpoints
-from utils.training import judging, launched, resuming, saving, sharding, zero
-from utils.training import payload as payloads
+from utils.training import checkpoint_state, final_evaluation
 from utils.training import run_folder as folders
-from utils.training.auto_batch import choose_batch_size, out_of_memory_explained
-from utils.training.batch_plan import BatchPlan, plan_batches
+from utils.training.batch_size import choose_batch_size, out_of_memory_explained, plan_batches
 from utils.training.checkpoint import CheckpointError
-from utils.training.context import Loaders, RunContext
+from utils.training.distributed import deepspeed, fsdp, launcher_options
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
-from utils.training.outlook import first_items, seconds_per_window, windows_to_judge
 from utils.training.precision import matmul_precision, subnormals_flushed
 from utils.training.precision_choice import Settled, settle
-from utils.training.progress import Hooks
-from utils.training.run_status import status_kept
+from utils.training.run_folder import status_kept
+from utils.training.run_state import BatchPlan, Hooks, Loaders, RunContext
 from utils.training.stopping import RunStopped, StopRequest, how_to_go_on
+from utils.training.time_estimate import first_items, seconds_per_window, windows_to_evaluate
 from utils.training.together import agreed, main_first
 from utils.training.tracking import require_tracker, stop_tracking, tracked_metrics
 from utils.training.trainer import Trainer
@@ -99,22 +97,22 @@ def run(config: Config, builders: Builders) -> RunResult:
     with ExitStack() as closing, StopRequest(config.run.max_minutes) as stop:
         closing.enter_context(subnormals_flushed())  # before the threads begin
         try:
-            this, payload = _set_up(config, builders, stop, closing)
-            log.info("run folder: %s", this.folder)
-            writes = this.accelerator.is_main_process and bool(config.run.is_training)
-            closing.enter_context(status_kept(this.folder, writes=writes))
-            closing.enter_context(out_of_memory_explained(this))
-            _prepare_model(this, payload)
+            ctx, payload = _set_up(config, builders, stop, closing)
+            log.info("run folder: %s", ctx.folder)
+            writes = ctx.accelerator.is_main_process and bool(config.run.is_training)
+            closing.enter_context(status_kept(ctx.folder, writes=writes))
+            closing.enter_context(out_of_memory_explained(ctx))
+            _prepare_model(ctx, payload)
             if config.training.auto_batch_size and config.run.is_training and payload is None:
-                choose_batch_size(this)
+                choose_batch_size(ctx)
             keep_freed()
-            trainer, loaders = _trainer(this, builders, payload)
-            _look_inside(this, builders)
+            trainer, loaders = _trainer(ctx, builders, payload)
+            _look_inside(ctx, builders)
             stop.can_wait = True
             if config.run.is_training:
-                with this.phase("training"):
-                    _train(this, trainer, loaders, payload)
-            return RunResult(this.folder, judging.judge(this, trainer, loaders))
+                with ctx.phase("training"):
+                    _train(ctx, trainer, loaders, payload)
+            return RunResult(ctx.folder, final_evaluation.evaluate(ctx, trainer, loaders))
         except RunStopped as stopped:
             log.info("%s", stopped.message)
             raise
@@ -126,21 +124,21 @@ def _set_up(
     """Data, model and folder of a run, and the payload that it goes on from or tests."""
     began = time.perf_counter()
     require_tracker(config.run.report_to)
-    config, unread = closing.enter_context(launched.as_launched(config))
+    config, unread = closing.enter_context(launcher_options.as_launched(config))
     state = _processes(config)
-    launched.check_taking_part(state.num_processes)
+    launcher_options.check_taking_part(state.num_processes)
     setup_logging(main_process=state.is_main_process)
     threads = fit_threads()
     data, outline = main_first(state, lambda: (builders.data(config), builders.llm(config)))
     asked, config = config, resolve(config, data)
     name = asked.run_name(model=builders.model_name, llm_name=outline.name if outline else "none")
     with agreed(state):
-        resume = resuming.checkpoint_to_resume(config, name=name)
+        resume = folders.checkpoint_to_resume(config, name=name)
         payload = _payload(config, resume)
     settled = _settled(config, state, outline, payload, variables=len(data.targets))
     config = settled.apply(config)
     accelerator = _accelerator(config)
-    sharding.check(config, accelerator)
+    fsdp.check(config, accelerator)
     closing.callback(accelerator.free_memory)
     closing.enter_context(matmul_precision(config.training.matmul_precision, accelerator.device))
     data_seconds = time.perf_counter() - began
@@ -150,12 +148,12 @@ def _set_up(
     llm = asdict(model.llm_identity) | {"prompt": model.prompt_text} if model.llm_identity else {}
     with agreed(accelerator):
         if resume is None and config.run.resume_from_checkpoint == "auto" and config.run.is_training:
-            resume = resuming.renamed_checkpoint(
+            resume = folders.renamed_checkpoint(
                 config, asked, model_name=builders.model_name, llm_hash=llm.get("content_hash")
             )
             payload = _payload(config, resume)
         plan = _plan(config, accelerator, asked=asked, llm=llm, data=data, path=resume, payload=payload)
-    folder = resuming.choose_folder(config, accelerator, name=name, resume=resume, payload=payload)
+    folder = folders.choose_folder(config, accelerator, name=name, resume=resume, payload=payload)
     closing.enter_context(errors_kept(folder / folders.LOG_FILE, process=accelerator.process_index))
     with agreed(accelerator):
         if accelerator.is_main_process:
@@ -218,9 +216,9 @@ def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
 
 def _processes(config: Config) -> PartialState:
     """What accelerate knows before the precision is settled: this process among others, and its device."""
-    on_cpu = launched.trains_on_cpu(config) or parse_flag_from_env("ACCELERATE_USE_CPU")
-    if launched.deepspeed_is_asked():
-        return PartialState(**zero.process_options())
+    on_cpu = launcher_options.trains_on_cpu(config) or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if launcher_options.deepspeed_is_asked():
+        return PartialState(**deepspeed.process_options())
     return PartialState(cpu=on_cpu)
 
 
@@ -234,7 +232,7 @@ def _settled(
 ) -> Settled:
     """The precision, which the main process times and hands to the others; a checkpoint's is kept."""
     found: list[Settled | None] = [None]
-    recorded = payloads.recorded_precision(payload)
+    recorded = checkpoint_state.recorded_precision(payload)
     if state.is_main_process:
         found = [settle(config, state.device, outline, variables=variables, recorded=recorded)]
     settled = broadcast_object_list(found)[0]
@@ -269,7 +267,7 @@ def _plan(
     except CheckpointError as error:
         problems = [str(error)]
     if "config" in payload:
-        found = payloads.other_than(payload, config.flat(), asked=asked.flat(), llm=llm, data=data)
+        found = checkpoint_state.other_than(payload, config.flat(), asked=asked.flat(), llm=llm, data=data)
         if problems := [*found, *problems]:
             raise CheckpointError(f"{path} belongs to another run:\n" + "\n".join(problems))
     else:
@@ -281,7 +279,7 @@ def _plan(
 def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str, Any]:
     """Every setting, with the batch size and passes that the run was begun with."""
     begun = payload["config"] if payload is not None and "config" in payload else {}
-    kept = {name: begun[name] for name in payloads.SPLIT_OTHERWISE if name in begun}
+    kept = {name: begun[name] for name in checkpoint_state.SPLIT_OTHERWISE if name in begun}
     return {**config.flat(), **kept}
 
 
@@ -291,7 +289,7 @@ def _accelerator(config: Config) -> Accelerator:
     if t.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise ConfigError(["--mixed_precision: fp16 needs a GPU, found none; use bf16 or no"])
     data_parallel: dict[str, Any] = {
-        "cpu": launched.trains_on_cpu(config),
+        "cpu": launcher_options.trains_on_cpu(config),
         "mixed_precision": t.mixed_precision,
         "kwargs_handlers": [
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
@@ -301,58 +299,58 @@ def _accelerator(config: Config) -> Accelerator:
         gradient_accumulation_steps=t.gradient_accumulation_steps,
         step_scheduler_with_optimizer=False,
         dataloader_config=DataLoaderConfiguration(even_batches=False),
-        **(zero.engine_options(config) if launched.deepspeed_is_asked() else data_parallel),
+        **(deepspeed.engine_options(config) if launcher_options.deepspeed_is_asked() else data_parallel),
     )
 
 
-def _prepare_model(this: RunContext, payload: dict[str, Any] | None) -> None:
+def _prepare_model(ctx: RunContext, payload: dict[str, Any] | None) -> None:
     """Fill in what is counted on the training windows, or restore it; then wrap."""
-    run_settings = this.config.run
-    with this.phase("memory"):
-        sharding.shard(this)
+    run_settings = ctx.config.run
+    with ctx.phase("memory"):
+        fsdp.shard(ctx)
         # accelerate moves no model whose LLM is spread over devices; and it numbers the CPU by process,
         # where torch would copy what lies on the CPU, the LLM's mapped files with it
-        on_cpu = this.accelerator.device.type == "cpu"
-        this.plain.to("cpu" if on_cpu else this.accelerator.device)
+        on_cpu = ctx.accelerator.device.type == "cpu"
+        ctx.plain.to("cpu" if on_cpu else ctx.accelerator.device)
         if payload is not None:
-            _take_weights(this, payload, source="--resume_from_checkpoint")
+            _take_weights(ctx, payload, source="--resume_from_checkpoint")
             del payload["model"]  # nobody reads it again: with it goes a copy of a memory
         elif run_settings.init_from:
             path = checkpoints.locate(run_settings.init_from, flag="--init_from")
-            weights = this.plain.starting_weights(checkpoints.load_weights(path)["model"])
-            _take_weights(this, {"model": weights}, source=f"--init_from {path}")
-            this.plain.recalibrate(this.data.source)
+            weights = ctx.plain.starting_weights(checkpoints.load_weights(path)["model"])
+            _take_weights(ctx, {"model": weights}, source=f"--init_from {path}")
+            ctx.plain.recalibrate(ctx.data.source)
         else:
-            this.plain.fit_statistics(this.data.source)
-            this.plain.fit_closed_form(this.data.source, this.data.validation)
-        if payload is None or not this.config.run.is_training:
+            ctx.plain.fit_statistics(ctx.data.source)
+            ctx.plain.fit_closed_form(ctx.data.source, ctx.data.validation)
+        if payload is None or not ctx.config.run.is_training:
             # A resumed run goes on with the keys it had; a test wants those of the weights tested.
-            this.plain.refresh(this.data.source)
-    _check_same_everywhere(this)
-    if this.accelerator.process_index:  # equal weights so far; from here on each drops out its own units
-        torch.manual_seed(this.config.training.seed + this.accelerator.process_index)
-    this.accelerator.gradient_accumulation_steps = this.plan.passes
-    if zero.in_use(this.accelerator):
-        zero.autocast(this)  # the engine takes the model together with its optimizer
-    elif any(p.requires_grad for p in this.plain.parameters()):  # DDP refuses a model without
-        this.model = sharding.prepared(this)
+            ctx.plain.refresh(ctx.data.source)
+    _check_same_everywhere(ctx)
+    if ctx.accelerator.process_index:  # equal weights so far; from here on each drops out its own units
+        torch.manual_seed(ctx.config.training.seed + ctx.accelerator.process_index)
+    ctx.accelerator.gradient_accumulation_steps = ctx.plan.passes
+    if deepspeed.in_use(ctx.accelerator):
+        deepspeed.autocast(ctx)  # the engine takes the model together with its optimizer
+    elif any(p.requires_grad for p in ctx.plain.parameters()):  # DDP refuses a model without
+        ctx.model = fsdp.prepared(ctx)
 
 
-def _take_weights(this: RunContext, payload: dict[str, Any], *, source: str) -> None:
+def _take_weights(ctx: RunContext, payload: dict[str, Any], *, source: str) -> None:
     """The weights of a checkpoint of the same architecture."""
     try:
-        this.plain.load_state_dict(payload["model"])
+        ctx.plain.load_state_dict(payload["model"])
     except RuntimeError as error:  # torch's, for missing keys and other shapes
         raise CheckpointError(f"{source}: its weights do not fit this model: {error}") from error
 
 
-def _check_same_everywhere(this: RunContext) -> None:
+def _check_same_everywhere(ctx: RunContext) -> None:
     """Every process must start from the same weights, LLM, data and memory."""
-    if this.accelerator.num_processes == 1:
+    if ctx.accelerator.num_processes == 1:
         return
-    digest = hashlib.sha256(this.data.content_hash.encode())
-    digest.update(str(this.llm.get("content_hash")).encode())
-    for name, tensor in sorted(this.plain.state_dict().items()):
+    digest = hashlib.sha256(ctx.data.content_hash.encode())
+    digest.update(str(ctx.llm.get("content_hash")).encode())
+    for name, tensor in sorted(ctx.plain.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     found = gather_object([digest.hexdigest()])
@@ -360,147 +358,145 @@ def _check_same_everywhere(this: RunContext) -> None:
         raise RuntimeError(f"processes start from different weights or memories: {found}")
 
 
-def _trainer(this: RunContext, builders: Builders, payload: dict[str, Any] | None) -> tuple[Trainer, Loaders]:
+def _trainer(ctx: RunContext, builders: Builders, payload: dict[str, Any] | None) -> tuple[Trainer, Loaders]:
     """Loaders, optimizer, schedule and the loop over them, restored where the run resumes."""
-    config, accelerator = this.config, this.accelerator
+    config, accelerator = ctx.config, ctx.accelerator
     t = config.training
-    loaders = _loaders(this, builders)
+    loaders = _loaders(ctx, builders)
     steps_per_epoch = len(loaders.train) // t.gradient_accumulation_steps if loaders.train else 0
-    total = min(t.max_steps or 10**12, t.train_epochs * steps_per_epoch) if this.plain.takes_steps else 0
-    optimizer = build_optimizer(this.plain, t)
+    total = min(t.max_steps or 10**12, t.train_epochs * steps_per_epoch) if ctx.plain.is_trainable else 0
+    optimizer = build_optimizer(ctx.plain, t)
     scheduler = build_schedule(optimizer, t, total_steps=total, steps_per_epoch=steps_per_epoch)
     prepared: Any
-    if zero.in_use(accelerator) and total:
-        this.model, prepared = zero.prepared(this, optimizer)
+    if deepspeed.in_use(accelerator) and total:
+        ctx.model, prepared = deepspeed.prepared(ctx, optimizer)
     else:
         prepared = accelerator.prepare_optimizer(optimizer)
     trainer = Trainer(
         accelerator=accelerator,
-        model=this.model,
+        model=ctx.model,
         optimizer=prepared,
         scheduler=scheduler,
         config=t,
         objective=Objective(config),
         trend_label=config.tapr.trend_label,
-        metrics=this.metrics,
+        metrics=ctx.metrics,
         log_steps=config.run.log_steps,
         save_steps=steps_per_epoch if config.run.save_steps is None else config.run.save_steps,
         total_steps=total,
-        stop=this.stop.asked,
-        lockstep=this.sharded,
-        evaluation_seconds=lambda: _evaluation_seconds(this, trainer, steps_per_epoch),
+        stop=ctx.stop.asked,
+        lockstep=ctx.sharded,
+        evaluation_seconds=lambda: _evaluation_seconds(ctx, trainer, steps_per_epoch),
     )
     if payload is not None and config.run.is_training:
-        payloads.restore(this, trainer, payload)
+        checkpoint_state.restore(ctx, trainer, payload)
     elif payload is not None:
         trainer.progress.global_step = payload.get("global_step", 0)
-    _say_what_begins(this, steps_per_epoch=steps_per_epoch, total_steps=total)
+    _say_what_begins(ctx, steps_per_epoch=steps_per_epoch, total_steps=total)
     return trainer, loaders
 
 
-def _look_inside(this: RunContext, builders: Builders) -> None:
+def _look_inside(ctx: RunContext, builders: Builders) -> None:
     """What ``--debug_shapes`` and ``--dump_prompt`` ask for, of the first training windows."""
-    run_settings = this.config.run
+    run_settings = ctx.config.run
     asked = run_settings.debug_shapes or run_settings.dump_prompt
-    if asked and (this.accelerator.is_main_process or this.sharded):
-        batch = first_items(this.data.train, this.config.training.batch_size, this.accelerator.device)
+    if asked and (ctx.accelerator.is_main_process or ctx.sharded):
+        batch = first_items(ctx.data.train, ctx.config.training.batch_size, ctx.accelerator.device)
         shapes, prompt = run_settings.debug_shapes, run_settings.dump_prompt
-        lines = builders.inspect(this.plain, batch, list(this.data.targets), shapes=shapes, prompt=prompt)
+        lines = builders.inspect(ctx.plain, batch, list(ctx.data.targets), shapes=shapes, prompt=prompt)
         for line in lines:
             log.info("%s", line)
 
 
-def _loaders(this: RunContext, builders: Builders) -> Loaders:
+def _loaders(ctx: RunContext, builders: Builders) -> Loaders:
     """The loaders of the three parts, each process's share of them."""
-    config, accelerator = this.config, this.accelerator
+    config, accelerator = ctx.config, ctx.accelerator
     on_gpu = accelerator.device.type != "cpu"
-    size = windows_per_pass(config, forecast=len(this.data.targets), on_gpu=on_gpu)
+    size = windows_per_pass(config, forecast=len(ctx.data.targets), on_gpu=on_gpu)
 
     def evaluation(dataset: Dataset[Batch]) -> DataLoader[Batch]:
-        loader = builders.evaluation_loader(
-            dataset, size, config.data.num_workers, prompts=this.plain.prompts
-        )
+        loader = builders.evaluation_loader(dataset, size, config.data.num_workers, prompts=ctx.plain.prompts)
         return accelerator.prepare_data_loader(loader)
 
     train = None
     if config.run.is_training:
         train = accelerator.prepare_data_loader(
             builders.training_loader(
-                this.data, config, num_processes=accelerator.num_processes, prompts=this.plain.prompts
+                ctx.data, config, num_processes=accelerator.num_processes, prompts=ctx.plain.prompts
             )
         )
-    return Loaders(train, evaluation(this.data.validation), evaluation(this.data.test))
+    return Loaders(train, evaluation(ctx.data.validation), evaluation(ctx.data.test))
 
 
-def _say_what_begins(this: RunContext, *, steps_per_epoch: int, total_steps: int) -> None:
+def _say_what_begins(ctx: RunContext, *, steps_per_epoch: int, total_steps: int) -> None:
     """Data, model and length of the run, in the log."""
     for line in opening_lines(
-        this.config,
-        this.data,
-        this.plain,
-        llm=llm_text(this.llm),
+        ctx.config,
+        ctx.data,
+        ctx.plain,
+        llm=llm_text(ctx.llm),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        processes=this.accelerator.num_processes,
-        device=str(this.accelerator.device),
+        processes=ctx.accelerator.num_processes,
+        device=str(ctx.accelerator.device),
     ):
         log.info("%s", line)
 
 
-def _evaluation_seconds(this: RunContext, trainer: Trainer, steps_per_epoch: int) -> float:
+def _evaluation_seconds(ctx: RunContext, trainer: Trainer, steps_per_epoch: int) -> float:
     """How long the validations and tests to come will take, by a few windows of the test."""
-    windows = windows_to_judge(
-        this.config,
-        this.data,
+    windows = windows_to_evaluate(
+        ctx.config,
+        ctx.data,
         step=trainer.progress.global_step,
         total_steps=trainer.total_steps,
         steps_per_epoch=steps_per_epoch,
     )
-    most = this.config.training.max_channels_per_step
-    seconds = seconds_per_window(this.plain, this.data.test, this.accelerator.device, most=most)
-    return windows * seconds / this.accelerator.num_processes
+    most = ctx.config.training.max_channels_per_step
+    seconds = seconds_per_window(ctx.plain, ctx.data.test, ctx.accelerator.device, most=most)
+    return windows * seconds / ctx.accelerator.num_processes
 
 
-def _train(this: RunContext, trainer: Trainer, loaders: Loaders, payload: dict[str, Any] | None) -> None:
+def _train(ctx: RunContext, trainer: Trainer, loaders: Loaders, payload: dict[str, Any] | None) -> None:
     """Fit; the best weights by validation and the step checkpoints land in the run's folder."""
     assert loaders.train is not None
     if payload is not None:
-        _go_on(this, trainer, payload)
-    elif this.config.run.resume_from_checkpoint == "auto":
+        _go_on(ctx, trainer, payload)
+    elif ctx.config.run.resume_from_checkpoint == "auto":
         log.info(
             "nothing to resume: no whole checkpoint of this run with this length; starting afresh "
             "(to go on with a run of another length, name its checkpoint)"
         )
 
     def stopped() -> NoReturn:
-        saving.save_step(this, trainer)
-        asked = this.stop.reason or "another process"
+        checkpoint_state.save_step(ctx, trainer)
+        asked = ctx.stop.reason or "another process"
         step = trainer.progress.global_step
-        raise RunStopped(f"stopped by {asked} after optimizer step {step}; {how_to_go_on(this.newest)}")
+        raise RunStopped(f"stopped by {asked} after optimizer step {step}; {how_to_go_on(ctx.newest)}")
 
     trainer.fit(
         loaders.train,
         loaders.validation,
         Hooks(
-            refresh=lambda: this.plain.refresh(this.data.source),
-            save_best=lambda: saving.save_best(this, trainer),
-            save_step=lambda: saving.save_step(this, trainer),
+            refresh=lambda: ctx.plain.refresh(ctx.data.source),
+            save_best=lambda: checkpoint_state.save_best(ctx, trainer),
+            save_step=lambda: checkpoint_state.save_step(ctx, trainer),
             test=lambda: trainer.evaluate(loaders.test, name="test"),
             stopped=stopped,
         ),
     )
 
 
-def _go_on(this: RunContext, trainer: Trainer, payload: dict[str, Any]) -> None:
+def _go_on(ctx: RunContext, trainer: Trainer, payload: dict[str, Any]) -> None:
     """Put back what a resumed run needs beside the weights, and say what is not as it was."""
     progress = trainer.progress
-    payloads.restore_random_state(this, payload)
-    if this.accelerator.is_main_process:
-        this.metrics.cut_back(progress.global_step, validated=not progress.validation_due)
+    checkpoint_state.restore_random_state(ctx, payload)
+    if ctx.accelerator.is_main_process:
+        ctx.metrics.cut_back(progress.global_step, validated=not progress.validation_due)
     log.info("resumed at optimizer step %d", progress.global_step)
     # Killed between the two, a run goes on from its best weights and still owes the step's checkpoint.
-    trainer.step_is_saved = checkpoints.is_whole(checkpoints.step_path(this.folder, progress.global_step))
-    payloads.announce_changes(this, payload)
-    if progress.best_step != -1 and not checkpoints.is_whole(this.folder / checkpoints.BEST):
+    trainer.step_is_saved = checkpoints.is_whole(checkpoints.step_path(ctx.folder, progress.global_step))
+    checkpoint_state.announce_changes(ctx, payload)
+    if progress.best_step != -1 and not checkpoints.is_whole(ctx.folder / checkpoints.BEST):
         log.warning("the best weights so far are not beside this checkpoint: starting that search anew")
         progress.best_step, progress.val_loss_min = -1, float("inf")

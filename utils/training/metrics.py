@@ -157,7 +157,7 @@ def _competition_scores(total: dict[str, float]) -> dict[str, float]:
     return scores
 
 
-def decisive(scores: dict[str, float]) -> tuple[str, float]:
+def selection_metric(scores: dict[str, float]) -> tuple[str, float]:
     """The score that chooses the best weights, by name: SMAPE for M4, otherwise the squared error."""
     name = "smape" if "smape" in scores else "mse"
     return name, scores[name]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.config import DEVIATION_FLOOR, Config, TAPRConfig, TrainingConfig
+from utils.config import STD_FLOOR, Config, TAPRConfig, TrainingConfig
 from utils.trend import direction_of, magnitude_of, ordinal_bin_of, ordinal_scale, trend_measure
 from utils.types import Batch, ForecastState, RetrievalRecord, TrendRecord
 from utils.windows import per_series
@@ -105,7 +105,7 @@ def forecast_loss(prediction: Tensor, batch: Batch, config: TrainingConfig) -> T
         return 200 * (error.abs() / size.clamp(min=SMALLEST_SIZE)).mean()
     if config.loss_scale == "std":
         own = batch.x[..., -error.shape[-1] :]
-        error = error / own.std(dim=1, unbiased=False, keepdim=True).clamp(min=DEVIATION_FLOOR)
+        error = error / own.std(dim=1, unbiased=False, keepdim=True).clamp(min=STD_FLOOR)
     if config.loss == "MSE":
         return error.square().mean()
     if config.loss == "MAE":

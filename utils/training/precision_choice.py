@@ -164,11 +164,11 @@ def _slices(config: Config, llm: LLMOutline | None, *, variables: int, on_gpu: b
     width, inner = (llm.hidden, llm.inner) if llm else (config.backbone.d_model, config.backbone.d_ff)
     tokens = config.patch_count + (PROMPT if llm else 0)
     series = t.batch_size * (1 if d.channel_sampling == "single" else variables)
-    judged = windows_per_pass(config, forecast=variables, on_gpu=on_gpu) * variables
+    evaluated = windows_per_pass(config, forecast=variables, on_gpu=on_gpu) * variables
     sizes = min(width, MOST_WIDTH), min(inner, MOST_WIDTH)
     if config.run.is_training:
         yield Slice("training", series * tokens, *sizes)
-    yield Slice("evaluation", judged * tokens, *sizes)
+    yield Slice("evaluation", evaluated * tokens, *sizes)
 
 
 def _kept(recorded: Mapping[str, Any], asked: Way, *, exact: bool) -> Way:

@@ -1,13 +1,28 @@
-"""The folder of one run: its name, what lies in it, and that no other run writes into it."""
+"""The folder of one run: its name, what lies in it, how the run stands, and which one a run resumes in.
+
+No other run writes into it. ``status.json`` says whether the run is under way, and how it ended: a
+process that is killed cannot say so, so a reader looks whether it is still there (`is_alive`).
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import psutil
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from utils.atomic_files import remove_leftovers, whole_file
 from utils.config import (
     KNOWN_BY_CONTENT,
     MAY_CHANGE_ON_RESUME,
@@ -19,8 +34,10 @@ from utils.config import (
 from utils.errors import FileError, UserError, using_file
 from utils.file_names import safe_name
 from utils.flag_history import read_settings
-from utils.training.checkpoint import newest_in
-from utils.training.whole_files import whole_file
+from utils.training import checkpoint as checkpoints
+from utils.training.checkpoint import CheckpointError, newest_in
+from utils.training.stopping import RunStopped
+from utils.training.together import agreed
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -111,7 +128,7 @@ def find_same(checkpoints: Path, begins: str, settings: dict[str, Any], llm_hash
     `find_resumable` would pass it over.
 
     Args:
-        checkpoints: the folder of the run folders.
+        checkpoints: the folder of the run
         begins: what its name begins with, `utils.config.Config.run_name_begins`.
         settings: resolved ones.
         llm_hash: content hash of the LLM.
@@ -199,3 +216,173 @@ def describe_run(folder: Path, config: Config, environment: dict[str, Any], *, r
     for name, content in ((CONFIG_FILE, config.flat()), (ENVIRONMENT_FILE, environment)):
         if not (resumed and (folder / name).is_file()):
             write_json(folder / name, content)
+
+
+STATUS_FILE = "status.json"
+SAME_START = 2.0
+"""Seconds by which two readings of a process's start may differ."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What the process of a run said last."""
+
+    state: Literal["running", "finished", "stopped", "failed"]
+    message: str
+    """Why it stopped or failed, one line."""
+    host: str
+    pid: int
+    process_began: float
+    """Seconds since 1970: with ``pid`` it tells a process from a later one of the same number."""
+    updated: str
+    """ISO time in UTC."""
+
+
+@contextmanager
+def status_kept(folder: Path, *, writes: bool) -> Iterator[None]:
+    """Keep ``status.json`` true while the block runs and after it; processes that do not write do nothing."""
+    if not writes:
+        yield
+        return
+    _write(folder, "running")
+    try:
+        yield
+    except RunStopped as stopped:
+        _write(folder, "stopped", stopped.message)
+        raise
+    except BaseException as error:
+        first_line = str(error).split("\n")[0]
+        _write(folder, "failed", f"{type(error).__name__}: {first_line}".removesuffix(": "))
+        raise
+    _write(folder, "finished")
+
+
+def read_status(folder: Path) -> RunStatus | None:
+    """What the run in ``folder`` said last; None where it was made before there was such a file.
+
+    Raises:
+        ValueError: the file is not what `status_kept` writes.
+    """
+    path = folder / STATUS_FILE
+    if not path.is_file():
+        return None
+    try:
+        return RunStatus(**read_json(path))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: expected the status of a run, found: {error}") from error
+
+
+def is_alive(status: RunStatus) -> bool | None:
+    """Whether the process that wrote ``status`` still runs; None where another machine would know."""
+    if status.host != socket.gethostname():
+        return None
+    try:
+        began = psutil.Process(status.pid).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return abs(began - status.process_began) < SAME_START
+
+
+def _write(
+    folder: Path, state: Literal["running", "finished", "stopped", "failed"], message: str = ""
+) -> None:
+    status = RunStatus(
+        state=state,
+        message=message,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process_began=psutil.Process().create_time(),
+        updated=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_json(folder / STATUS_FILE, asdict(status))
+
+
+log = getLogger(__name__)
+
+
+def checkpoint_to_resume(config: Config, *, name: str) -> Path | None:
+    """The checkpoint that ``--resume_from_checkpoint`` means; None for a fresh start, or a run that moved.
+
+    Args:
+        config: the resolved settings.
+        name: the run's name, by the settings before they were resolved.
+
+    Raises:
+        CheckpointError: a path that holds none, or a test of a run that there is not.
+    """
+    where = config.run.resume_from_checkpoint
+    training = bool(config.run.is_training)
+    if where is None and training:
+        return None
+    if where not in (None, "auto"):
+        best = Path(where) / checkpoints.BEST
+        if not training and best.is_file():
+            return best  # a run's folder: what it is judged by
+        return checkpoints.locate(where)
+    home = Path(config.run.checkpoints)
+    if not training:
+        return _best_of(home, name)
+    return find_resumable(home, name)
+
+
+def renamed_checkpoint(
+    config: Config, asked: Config, *, model_name: str, llm_hash: str | None
+) -> Path | None:
+    """The checkpoint of this run that was begun under another name, for ``auto``; None without.
+
+    Args:
+        config: the resolved settings.
+        asked: those before, which name the run.
+        model_name: the model's.
+        llm_hash: content hash of the LLM.
+    """
+    # float32 products may be computed otherwise by now; what the LLM is computed in may not
+    settings = config.flat() | {"matmul_precision": asked.training.matmul_precision}
+    home = Path(config.run.checkpoints)
+    found = find_same(home, asked.run_name_begins(model_name), settings, llm_hash)
+    if found is not None:
+        log.warning(
+            "this run was begun under another name (its LLM lay elsewhere, or an earlier version began it): "
+            "going on with %s",
+            found,
+        )
+    return found
+
+
+def _best_of(home: Path, name: str) -> Path:
+    """The best weights of the newest run of this name."""
+    for folder in reversed(numbered_folders(home, name)):
+        if (folder / checkpoints.BEST).is_file():
+            return folder / checkpoints.BEST
+    raise CheckpointError(
+        f"--is_training 0: expected a trained run in {home}/{name}, found none; "
+        "name a checkpoint with --resume_from_checkpoint"
+    )
+
+
+def choose_folder(
+    config: Config,
+    accelerator: Accelerator,
+    *,
+    name: str,
+    resume: Path | None,
+    payload: Mapping[str, Any] | None,
+) -> Path:
+    """The run's folder: the checkpoint's own where that is its run's, otherwise one that holds no run.
+
+    What a writer that was killed left unfinished there is removed.
+    """
+    chosen: list[str | None] = [None]
+    with agreed(accelerator):
+        if accelerator.is_main_process:
+            settings = (payload or {}).get("config")
+            if resume is not None and settings is not None and is_run_of(resume, settings):
+                folder = run_folder_of(resume)
+            else:
+                folder = claim_folder(Path(config.run.checkpoints), name)
+            for path in remove_leftovers(folder):
+                log.info("removed %s, which a process that is gone had not finished", path)
+            chosen = [str(folder)]
+    found = broadcast_object_list(chosen)[0]
+    assert found is not None
+    return Path(found)

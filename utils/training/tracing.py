@@ -1,6 +1,6 @@
 """The bytes of a training step on a GPU, traced without one: every tensor of it, by what torch would make.
 
-Where `utils.reporting.memory` has a formula, this has the step itself, on the device of
+Where `utils.reporting.peak_memory` has a formula, this has the step itself, on the device of
 `utils.simulated_device`. Left out: kernels' own workspaces, what the allocator rounds up, and the driver.
 """
 
@@ -12,9 +12,9 @@ import torch
 
 from utils.config import Config
 from utils.simulated_device import NAME, simulated
+from utils.training.forward import channel_parts, forecast_state, forecasts
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, trained_parameters
-from utils.training.passes import channel_parts, forecast_state, forecasts
 from utils.types import Batch, PassOfStep
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -22,11 +22,11 @@ from utils.config import TrainingConfig
 from utils.errors import UserError
 from utils.log import MetricsFile
 from utils.process_memory import held_bytes
-from utils.training.metrics import ScoreSums, decisive, module_text
+from utils.training.forward import channel_parts, forecast_state, forecasts, joined
+from utils.training.metrics import ScoreSums, module_text, selection_metric
 from utils.training.objective import Loss, Objective
-from utils.training.outlook import announce, first_items, fitting_preset
-from utils.training.passes import channel_parts, forecast_state, forecasts, joined
-from utils.training.progress import Clock, Hooks, Progress, clock_text
+from utils.training.run_state import Hooks, Progress
+from utils.training.time_estimate import Clock, announce, clock_text, first_items, fitting_preset
 from utils.trend import TrendLabel
 from utils.types import Batch, ForecastState, PassOfStep
 
@@ -309,7 +309,7 @@ class Trainer:
         except EvaluationStopped:
             hooks.stopped()
         losses = self._mean_losses()
-        loss = decisive(scores)[1]
+        loss = selection_metric(scores)[1]
         improved = loss < progress.val_loss_min
         if improved:
             progress.val_loss_min, progress.counter, progress.best_step = loss, 0, progress.global_step
@@ -345,12 +345,12 @@ class Trainer:
         trained = ""
         if losses:
             trained = f" | Train Loss: {losses['main']:.4f} | Aux Loss: {losses['auxiliary']:.4f}"
-        tested = f" | Test Loss: {decisive(test)[1]:.4f}" if test else ""
+        tested = f" | Test Loss: {selection_metric(test)[1]:.4f}" if test else ""
         log.info(
             "%s%s | Vali Loss: %.4f%s%s",
             place,
             trained,
-            decisive(scores)[1],
+            selection_metric(scores)[1],
             tested,
             module_text(scores),
         )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from matplotlib import font_manager
 from matplotlib.image import imread
 
-from utils.reporting import fonts, style
+from utils.reporting import fonts, plots
 from utils.reporting.plots import plot_forecasts
 
 LETTER = "\u6e29"
@@ -105,14 +105,14 @@ def test_a_font_installed_since_is_used(tmp_path, caplog, monkeypatch):
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_names_are_drawn_without_a_warning(tmp_path, names):
     """Two dollars made a formula of what is between them, or an error."""
-    figure = style.new_figure(2, 1)
+    figure = plots.new_figure(2, 1)
     axis = figure.subplots()
     axis.set_xticks(range(len(names)), fonts.drawable_names(names))
     axis.set_title(fonts.drawable("".join(names)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="constrained_layout not applied")  # no room, on two inches
-        assert style.save(figure, tmp_path / "x.png").is_file()
+        assert plots.save(figure, tmp_path / "x.png").is_file()
 
 
 def test_ordinary_pictures_look_as_ever(tmp_path):
@@ -123,4 +123,4 @@ def test_ordinary_pictures_look_as_ever(tmp_path):
 
 def test_a_picture_is_called_png(tmp_path):
     with pytest.raises(ValueError, match="x.svg: expected a name that ends in .png"):
-        style.save(style.new_figure(1, 1), tmp_path / "x.svg")
+        plots.save(plots.new_figure(1, 1), tmp_path / "x.svg")

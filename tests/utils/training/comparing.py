@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from scripts.crashing.comparing import unequal as unequal
+from scripts.lib.crash.comparing import unequal as unequal
 from utils.training import checkpoint as checkpoints
 from utils.types import DataBundle
 

@@ -17,11 +17,11 @@ from models.registry import MODELS
 from tests.models.test_timellm_enhanced import BOTH, SIZES, H, L
 from utils.config import Config, ConfigError
 from utils.log import MetricsFile
-from utils.reporting.memory import evaluation_memory, sizes_of, training_memory
+from utils.reporting.peak_memory import evaluation_memory, sizes_of, training_memory
+from utils.training.forward import channel_parts, forecast_state, forecasts
 from utils.training.metrics import ScoreSums
 from utils.training.objective import Loss, Objective
 from utils.training.optim import build_optimizer, build_schedule
-from utils.training.passes import channel_parts, forecast_state, forecasts
 from utils.training.trainer import Trainer
 from utils.types import Batch, PassOfStep
 

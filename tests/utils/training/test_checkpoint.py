@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+from utils.atomic_files import remove_leftovers
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
 from utils.training import checkpoint as checkpoints
 from utils.training.checkpoint import CheckpointError, SaveError
-from utils.training.whole_files import remove_leftovers
 
 
 def payload(step: int = 1, **changes: Any) -> dict[str, Any]:

@@ -85,9 +85,9 @@ def test_main_loss_is_its_formula(kind: str, scale: str) -> None:
     for b in range(B):
         for n in range(N):
             x = batch.x[b, :, n].double()
-            deviation = max(float((x - x.mean()).square().mean().sqrt()), 0.1) if scale == "std" else 1.0
+            std = max(float((x - x.mean()).square().mean().sqrt()), 0.1) if scale == "std" else 1.0
             for h in range(H):
-                error = abs(prediction[b, h, n].item() - batch.y[b, h, n].item()) / deviation
+                error = abs(prediction[b, h, n].item() - batch.y[b, h, n].item()) / std
                 huber = 0.5 * error**2 if error <= 1 else error - 0.5
                 total += {"MSE": error**2, "MAE": error, "Huber": huber}[kind]
                 values += 1

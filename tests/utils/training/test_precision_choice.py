@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from models.TimeLLM import dtype_of
 from utils.config import Config, left_to_machine
-from utils.training import experiment, precision_choice
-from utils.training import payload as payloads
+from utils.training import checkpoint_state, experiment, precision_choice
 from utils.training.precision_choice import HALF_GAIN, HOPELESS, ROWS, TIE, Settled, Slice, Way, settle
 from utils.types import LLMOutline
 
@@ -200,8 +199,14 @@ def test_what_auto_came_to_is_read_from_checkpoints_of_before():
     """They hold auto among their settings, and what it came to beside them."""
     old = {"config": {"mixed_precision": "bf16", "matmul_precision": "auto"},
            "numerics": {"matmul_precision": "medium"}}  # fmt: skip
-    assert payloads.recorded_precision(old) == {"mixed_precision": "bf16", "matmul_precision": "medium"}
-    assert payloads.recorded_precision({"model": {}}) is None and payloads.recorded_precision(None) is None
+    assert checkpoint_state.recorded_precision(old) == {
+        "mixed_precision": "bf16",
+        "matmul_precision": "medium",
+    }
+    assert (
+        checkpoint_state.recorded_precision({"model": {}}) is None
+        and checkpoint_state.recorded_precision(None) is None
+    )
 
 
 def test_a_model_of_an_undecided_precision_is_not_built():

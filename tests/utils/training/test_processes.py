@@ -18,14 +18,14 @@ from models.registry import MODELS
 from tests.models.test_timellm_enhanced import BOTH
 from tests.pairwise import pairwise
 from tests.utils.training.comparing import last_payload, load, records, unequal
-from tests.utils.training.test_auto_batch import AUTO, batches
-from tests.utils.training.test_calibration import by_hand
+from tests.utils.training.test_batch_size import AUTO, batches
+from tests.utils.training.test_intervals import by_hand
 from tests.utils.training.test_short_term import ENHANCED, settings_of
 from utils.config import Config, ConfigError, iter_settings, setting_type
-from utils.training.details import read_details
-from utils.training.passes import forecast_state
+from utils.training.forward import forecast_state
 from utils.training.run_folder import DETAILS_FILE
 from utils.training.tracking import TENSORBOARD_FOLDER
+from utils.training.window_errors import read_details
 
 pytestmark = pytest.mark.slow
 

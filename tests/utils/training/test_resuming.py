@@ -18,9 +18,10 @@ import run_main
 from tests.utils.training.comparing import last_payload, load, records, unequal
 from utils.config import Config, setting_type
 from utils.training import checkpoint as checkpoints
-from utils.training.batch_plan import BatchPlan, plan_batches
+from utils.training.batch_size import plan_batches
 from utils.training.checkpoint import CheckpointError, SaveError
 from utils.training.experiment import RunResult
+from utils.training.run_state import BatchPlan
 
 SCHEDULES = setting_type("training", "lradj")[1]
 WHERE = ("/config/resume_from", "/config/checkpoints", "/config/llm_model_path")

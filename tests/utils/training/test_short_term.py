@@ -17,7 +17,7 @@ from models.registry import MODELS
 from scripts import m4_summary
 from tests.utils.test_m4_scores import naive2_by_hand
 from utils.config import Config
-from utils.m4_table import M4_PATTERNS
+from utils.data_sets import M4_PATTERNS
 from utils.training.objective import forecast_loss
 from utils.types import Batch
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoModel, GPT2Config, LlamaConfig, PreTrainedConfig
 
-from layers import llm_pass
-from layers.llm import FrozenLLM
+from layers.llm import forward as llm_pass
+from layers.llm.load import FrozenLLM
 from layers.prompt import PromptBuilder
-from layers.retrieval_memory import COLUMNS
+from layers.retrieval.memory import COLUMNS
 from models.registry import MODELS, model_name
 from utils.cli import parse_config
 from utils.config import Config
-from utils.reporting.memory import sizes_of, training_memory
+from utils.reporting.peak_memory import sizes_of, training_memory
 from utils.training.tracing import traced_peaks
 from utils.types import LLMIdentity
 

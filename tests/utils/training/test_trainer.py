@@ -13,8 +13,9 @@ from utils.config import Config
 from utils.log import MetricsFile
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
-from utils.training.progress import Hooks, clock_text
+from utils.training.run_state import Hooks
 from utils.training.stopping import RunStopped
+from utils.training.time_estimate import clock_text
 from utils.training.trainer import NonFiniteLossError, Trainer
 from utils.types import Batch, ForecastState, PassOfStep
 

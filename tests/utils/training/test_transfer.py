@@ -18,7 +18,7 @@ from tests.utils.training.comparing import load
 from utils.config import Config, ConfigError
 from utils.training import checkpoint as checkpoints
 from utils.training.experiment import resolve
-from utils.training.passes import forecast_state, stacked
+from utils.training.forward import forecast_state, stacked
 
 BOTH = {"use_tapr": True, "use_gram": True}
 

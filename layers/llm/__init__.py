@@ -1,0 +1,1 @@
+"""A frozen language model: found, read, cut, adapted, divided, and passed through on a shorter way."""

@@ -1,0 +1,152 @@
+"""A frozen language model with its tokenizer, by name, hub id, folder or GGUF file.
+
+Local folders and caches are looked at first. The hub is asked only for a model that was named
+explicitly and is not found locally; `auto` never asks it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from layers.llm.files import Source, fingerprint, quiet_transformers, read_model, read_tokenizer
+from layers.llm.probe import cut_settings
+from layers.llm.sources import download_weights, find_source
+from utils.config import LLMConfig
+from utils.errors import UserError
+from utils.paths import BASE_MODELS
+from utils.types import LLMIdentity, LLMOutline
+
+logger = logging.getLogger(__name__)
+
+
+class FrozenLLM(NamedTuple):
+    """A language model that is read, never trained."""
+
+    model: PreTrainedModel
+    """Without LM head, in eval mode, its first ``llm_layers`` layers only."""
+    tokenizer: PreTrainedTokenizerBase
+    identity: LLMIdentity
+
+
+def load_llm(
+    config: LLMConfig, *, dtype: torch.dtype = torch.float32, base_models: Path = BASE_MODELS
+) -> FrozenLLM:
+    """The frozen language model that ``config`` names, cut to its first ``llm_layers`` layers.
+
+    Args:
+        config: name, path, layers and expected width.
+        dtype: of the weights in memory.
+        base_models: folder of local models; the converted SmolLM2 is written there.
+
+    Raises:
+        LLMUnavailableError: neither on this machine nor to be had from the hub.
+        ValueError: found, but of no use here (layers, width, encoder-decoder, own code, no tokenizer),
+            or 4-bit weights where they can not be had.
+    """
+    source = find_source(config, base_models)
+    with quiet_transformers(), ThreadPoolExecutor(max_workers=1) as beside:
+        settings = _read_config(source, config)
+        if source.repo is not None:
+            source = source._replace(folder=download_weights(source.repo, weights=True), repo=None)
+        hashing = beside.submit(fingerprint, source)  # which lets other threads run
+        model = read_model(
+            source,
+            settings,
+            dtype=dtype,
+            trust=config.trust_remote_code,
+            in_4bit=config.load_in_4bit,
+            device_map=config.llm_device_map,
+        )
+        tokenizer = read_tokenizer(source, trust=config.trust_remote_code)
+        content_hash, note = hashing.result()
+    words = cast(nn.Embedding, model.get_input_embeddings())
+    identity = LLMIdentity(
+        name=source.name,
+        architecture=type(model).__name__,
+        layers=config.llm_layers,
+        hidden_size=words.embedding_dim,
+        vocabulary=words.num_embeddings,
+        content_hash=content_hash,
+        note=note,
+    )
+    logger.info("LLM: %s, %d layers, from %s %s", source.name, identity.layers, source.folder, note)
+    if config.llm_device_map is not None:
+        logger.info("--llm_device_map %s: %s", config.llm_device_map, placement(model))
+    return FrozenLLM(model, tokenizer, identity)
+
+
+def outline_of(config: LLMConfig, *, base_models: Path = BASE_MODELS) -> LLMOutline:
+    """Name and widths of the language model that ``config`` names, without its weights.
+
+    Raises:
+        LLMUnavailableError, ValueError: as `load_llm` does.
+    """
+    source = find_source(config, base_models)
+    with quiet_transformers():
+        return outlined(source.name, _read_config(source, config))
+
+
+def outlined(name: str, settings: Any) -> LLMOutline:
+    """Name and widths by a transformers config."""
+    given = (getattr(settings, key, None) for key in ("intermediate_size", "n_inner", "ffn_dim"))
+    inner = next((int(size) for size in given if isinstance(size, int)), 4 * int(settings.hidden_size))
+    return LLMOutline(name, int(settings.hidden_size), inner)
+
+
+def placement(llm: PreTrainedModel) -> str:
+    """How many parts of ``llm`` accelerate's dispatch has put on which device, or that it is on one."""
+    parts = Counter(str(device) for device in getattr(llm, "hf_device_map", {}).values())
+    if len(parts) < 2:
+        return f"the whole LLM on {llm.get_input_embeddings().weight.device}"
+    return ", ".join(f"{count} parts on {device}" for device, count in parts.items())
+
+
+def word_scale(llm: PreTrainedModel) -> float:
+    """What a word's embedding is multiplied by before the layers; Gemma's by the root of its width."""
+    scale = getattr(llm.get_input_embeddings(), "embed_scale", 1.0)
+    return float(scale)
+
+
+# Reading it.
+
+
+def _read_config(source: Source, wanted: LLMConfig) -> Any:
+    """The transformers config, checked and cut to ``llm_layers`` layers, before any weight is read."""
+    trust = wanted.trust_remote_code
+    try:
+        settings = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust, **source.options)
+    except (OSError, ValueError) as error:
+        if trust or "custom code" not in str(error):
+            raise UserError(
+                f"--llm_model {source.name}: expected a model that transformers reads in "
+                f"{source.gguf or source.folder}, found: {error}"
+            ) from error
+        raise UserError(
+            f"--llm_model {source.name}: expected an architecture that transformers knows, found a model "
+            f"that runs its own code; read that code, then allow it with --trust_remote_code"
+        ) from error
+    if settings.is_encoder_decoder:
+        raise UserError(
+            f"--llm_model {source.name}: expected a decoder (GPT-2, Llama, Qwen) or an encoder (BERT), "
+            f"found the encoder-decoder {settings.model_type}"
+        )
+    found = getattr(settings, "num_hidden_layers", None)
+    if found is None or wanted.llm_layers > found:
+        raise UserError(
+            f"--llm_layers: expected at most {found} (what {source.name} has), found {wanted.llm_layers}"
+        )
+    width = settings.hidden_size
+    if wanted.llm_dim is not None and wanted.llm_dim != width:
+        raise UserError(f"--llm_dim: expected {width} ({source.name}) or no flag, found {wanted.llm_dim}")
+    cut_settings(settings, had=found, layers=wanted.llm_layers)
+    settings.use_cache = False
+    settings.output_attentions = settings.output_hidden_states = False
+    return settings

@@ -1,0 +1,113 @@
+"""Low-rank adapters on the layers of a frozen LLM: trained, while the LLM's own weights stay.
+
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, by the package PEFT
+through transformers' own switch, ``add_adapter``. Adapters begin with no effect: one of the two
+matrices of each is zero. PEFT is imported where adapters are made: a run without pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from layers.llm.layers import stack_of
+from utils.config import LLMConfig
+from utils.errors import UserError
+
+NAME = "default"
+"""Of the adapters, in PEFT's and transformers' sense."""
+PART = "lora_"
+"""How the names of PEFT's own parts begin."""
+DROPOUT = "lora_dropout"
+ALL = "all-linear"
+"""PEFT's word for every linear map."""
+
+
+def add_adapters(llm: PreTrainedModel, config: LLMConfig, *, seed: int) -> None:
+    """Put the adapters of ``--peft lora`` on the layers of ``llm``, in place; they alone are trained.
+
+    Drawn from ``seed`` alone, in float32; the global random state stays.
+
+    Raises:
+        ValueError: the LLM has no such maps, or is not wholly on its devices, or has adapters already.
+    """
+    from peft import LoraConfig
+    from peft.functional import cast_adapter_dtype
+
+    if adapted_maps(llm):
+        raise ValueError(f"--peft lora: expected {type(llm).__name__} as it was loaded, found adapters on it")
+    if any(weight.device.type == "meta" for weight in llm.parameters()):
+        raise UserError(
+            "--peft lora: expected all weights of the LLM on devices, found some that --llm_device_map left "
+            "in main memory until they are needed; keep fewer --llm_layers, or use --llm_device_map cpu"
+        )
+    settings = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=_targets(llm, config.lora_targets),
+        fan_in_fan_out=any(isinstance(part, Conv1D) for part in llm.modules()),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        llm.add_adapter(settings, NAME)
+    cast_adapter_dtype(llm, NAME)
+    llm.eval()
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this dotted name belongs to an adapter."""
+    return any(word.startswith(PART) for word in name.split("."))
+
+
+def adapted_maps(llm: nn.Module) -> list[str]:
+    """The names of the linear maps of ``llm`` that have adapters, in its order."""
+    return [name.removesuffix(f".{DROPOUT}") for name, _ in llm.named_modules() if name.endswith(DROPOUT)]
+
+
+def set_dropout(llm: nn.Module, *, training: bool) -> None:
+    """Switch the adapters' own dropout; that of the frozen LLM stays as it is."""
+    for name, part in llm.named_modules():
+        if name.endswith(DROPOUT):
+            part.train(training)
+
+
+def _targets(llm: PreTrainedModel, asked: tuple[str, ...]) -> list[str]:
+    """The full names of the linear maps inside the kept layers that are asked for.
+
+    Raises:
+        ValueError: a name that no map has, or no names for an architecture that PEFT does not know.
+    """
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    stack = stack_of(llm, int(llm.config.num_hidden_layers))
+    path = next(name for name, part in llm.named_modules() if part is stack)
+    maps = [f"{path}.{name}" for name, part in stack.named_modules() if isinstance(part, nn.Linear | Conv1D)]
+    if asked == (ALL,):
+        return maps
+    kind = llm.config.model_type
+    wanted = asked or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
+    known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in maps}))
+    if wanted is None:
+        raise UserError(
+            f"--lora_targets: expected names, since PEFT has no default for the architecture {kind}, found "
+            f"none; its layers have {known}"
+        )
+    if isinstance(wanted, str):  # PEFT's own may be a pattern
+        return [name for name in maps if re.fullmatch(wanted, name)]
+    missing = [word for word in wanted if not any(_ends(name, word) for name in maps)]
+    if missing:
+        raise UserError(
+            f"--lora_targets: expected linear maps in the layers of {type(llm).__name__} ({known}) or {ALL}, "
+            f"found {', '.join(missing)}"
+        )
+    return [name for name in maps if any(_ends(name, word) for word in wanted)]
+
+
+def _ends(name: str, word: str) -> bool:
+    """Whether a dotted name ends in a word, or in several with dots between."""
+    return name == word or name.endswith(f".{word}")
