@@ -16,7 +16,7 @@ from layers.retrieval.futures import KINDS, Kind, RetrievedFutures
 from utils.config import KEY_SEASONS
 from utils.errors import UserError
 from utils.types import WindowSource
-from utils.windows import floored_deviation
+from utils.windows import floored_std
 
 
 class StartFeatures(nn.Module):
@@ -99,7 +99,7 @@ class StartFeatures(nn.Module):
     def level_and_deviation(lookback: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and floored deviation of lookbacks [S, L], [S, 1] each, in float64 where there is that."""
         values = lookback if lookback.device.type == "mps" else lookback.double()
-        return values.mean(dim=1, keepdim=True), floored_deviation(values)[:, None]
+        return values.mean(dim=1, keepdim=True), floored_std(values)[:, None]
 
     def history(self, lookback: Tensor, level: Tensor, deviation: Tensor, rows: Tensor) -> Tensor:
         """What followed the rows of each kind, moved to the lookback's last value, normalised: [S, F, H]."""
