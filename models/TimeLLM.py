@@ -33,6 +33,7 @@ from layers.normalization import InstanceNorm
 from layers.patching import PatchEmbedding
 from layers.prompt import PromptBuilder, WindowPrompts
 from layers.reprogramming import ReprogrammingLayer
+from layers.solved_start import SolvedStart
 from layers.step_value import StepValue
 from layers.time_marks import TimeMarks
 from models.base import ForecastModel
@@ -415,6 +416,21 @@ def _time_marks(config: Config) -> TimeMarks:
         patch_len=b.patch_len,
         stride=b.stride,
         pad_end=b.padding_patch == "end",
+    )
+
+
+def solved_start(config: Config, *, retrieves: bool) -> SolvedStart:
+    """The start of a configuration's forecasts, with a joint map where it ``retrieves``; not yet fitted."""
+    d = config.data
+    return SolvedStart(
+        seq_len=d.seq_len,
+        horizon=d.pred_len,
+        season=min(d.season or DEFAULT_SEASON, d.seq_len),
+        retrieves=retrieves,
+        marks=() if d.freq is None else mark_names(d.freq),
+        top_k=config.gram.top_k,
+        control=config.gram.retrieval_control,
+        draw=config.training.seed,
     )
 
 

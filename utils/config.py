@@ -172,6 +172,10 @@ class BackboneConfig:
     linear_path: Literal["none", "ridge"] = setting(
         "none", "a linear map from lookback to forecast beside the LLM, begun at the ridge solution"
     )
+    start: Literal["solved", "none"] = setting(
+        "none",
+        "where forecasts begin: solved in closed form, what the LLM adds begins at zero; or at nothing",
+    )
     use_time_marks: bool = setting(
         False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"
     )
@@ -221,7 +225,9 @@ class GRAMConfig:
     """The retrieval-augmented memory and its losses."""
 
     use_gram: bool = setting(False, "switch GRA-M on")
-    top_k: int | None = setting(None, f"neighbours retrieved (default: {NEIGHBOURS})", then=5)
+    top_k: int | None = setting(
+        None, f"neighbours retrieved (default: {NEIGHBOURS}; the start also reads 32 of the same phase)", then=5
+    )
     lambda_retrieval: float = setting(0.3, "weight of all GRA-M losses")
     gate_loss: Literal["errors", "document"] = setting(
         "errors",

@@ -59,6 +59,8 @@ class WindowRows(NamedTuple):
     """[R] int64."""
     start: Tensor
     """[R] int64, absolute position of the lookback's first row."""
+    marks: Tensor | None = None
+    """[R, F], time marks of the lookback's last row, as in `Batch`; None of a source without dates."""
 
 
 @runtime_checkable
