@@ -9,11 +9,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layers.retrieval.futures import RetrievedFutures
 from layers.retrieval.keys import PatternEncoder as PatternEncoder
+from layers.retrieval.keys import raw_key
 from layers.retrieval.memory import RetrievalMemory
-from layers.retrieval.search import Candidates, MemoryRows, Queries, Rows, SearchRule, nearest_rows
+from layers.retrieval.search import Candidates, Queries, Rows, SearchRule, nearest_rows
 from utils.config import GRAMConfig
 from utils.config_checks import ATTENTION_HEADS
 from utils.errors import UserError
@@ -39,6 +42,34 @@ class Neighbours(NamedTuple):
     """[S, k]."""
     values: Tensor
     """[S, k, H]: each neighbour's future less its last value, standardised units."""
+
+
+def neighbours_from(
+    memory: RetrievedFutures, rows: Tensor, lookback: Tensor, *, config: GRAMConfig
+) -> Neighbours:
+    """What there is to say of rows [S, n] that a start found for lookbacks [S, L]: its first kind's.
+
+    So one search and one memory serve the start and GRA-M. Distances are over their mean in the memory.
+    """
+    rows = rows[:, : config.neighbours]
+    rows = F.pad(rows, (0, config.neighbours - rows.shape[1]), value=-1)  # a start without retrieval has none
+    present, at = rows >= 0, rows.clamp(min=0)
+    if not len(memory.keys):
+        distance = torch.full_like(rows, torch.inf, dtype=torch.float32)
+        values = memory.futures.new_zeros(*rows.shape, memory.futures.shape[1])
+        return Neighbours(rows, distance, present.float(), values)
+    apart = raw_key(lookback, memory.width)[:, None] - memory.keys[at]
+    distance = (apart.square().sum(-1) / memory.mean_distance).masked_fill(~present, torch.inf)
+    share = _shares(distance, present, temperature=config.softmax_temperature)
+    return Neighbours(rows, distance, share, memory.futures[at].masked_fill(~present[..., None], 0))
+
+
+def _shares(distance: Tensor, found: Tensor, *, temperature: float) -> Tensor:
+    """Weights [S, k] of neighbours at these distances, 0 of those that were not found."""
+    # Over infinity where all weigh the same, which keeps the encoders in the graph.
+    closeness = -distance.clamp(max=FARTHEST) / temperature
+    logits = closeness.masked_fill(~found & found.any(1, keepdim=True), -torch.inf)
+    return logits.softmax(dim=1).masked_fill(~found, 0.0)
 
 
 class PatternValueDualRetriever(RetrievalMemory):
@@ -68,10 +99,7 @@ class PatternValueDualRetriever(RetrievalMemory):
             order = distance.argsort(dim=1, stable=True)
             index, found, distance = (t.gather(1, order) for t in (index, found, distance))
             values = values.take_along_dim(order[..., None], dim=1)  # [S, k, H]
-        # Over infinity where all weigh the same, which keeps the encoders in the graph.
-        closeness = -distance.clamp(max=FARTHEST) / self.config.softmax_temperature
-        logits = closeness.masked_fill(~found & found.any(1, keepdim=True), -torch.inf)
-        share = logits.softmax(dim=1).masked_fill(~found, 0.0)
+        share = _shares(distance, found, temperature=self.config.softmax_temperature)
         return Neighbours(index, distance, share, values)
 
     @torch.no_grad()
@@ -93,9 +121,8 @@ class PatternValueDualRetriever(RetrievalMemory):
             span=self.span,
             season=self.season,
         )
-        memory = MemoryRows(self.memory_keys, self.memory_values, self._places)
         return nearest_rows(
-            memory, Queries(key, query, future), rule, centre=self.key_centre, weights=weights
+            self.contents, Queries(key, query, future), rule, centre=self.key_centre, weights=weights
         )
 
 
@@ -108,7 +135,7 @@ class _WithinBounds(torch.autograd.Function):
         return value.clamp(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # torch's is untyped
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (value,) = ctx.saved_tensors
         outward = ((value < 0) & (gradient > 0)) | ((value > 1) & (gradient < 0))
         return gradient.masked_fill(outward, 0)
@@ -120,7 +147,7 @@ def within_bounds(value: Tensor) -> Tensor:
     Plain clamping has no gradient outside: a gate that went past its end would stay there for good. A
     sigmoid has none at its ends, and never is 0 or 1.
     """
-    bounded: Tensor = _WithinBounds.apply(value)  # type: ignore[no-untyped-call]
+    bounded: Tensor = _WithinBounds.apply(value)
     return bounded
 
 

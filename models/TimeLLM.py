@@ -174,6 +174,9 @@ class Model(ForecastModel):
         if b.use_time_marks:
             self.reads_time_marks = True
             self.time_marks = _time_marks(config)
+        if b.start == "solved":
+            self.start = solved_start(config, retrieves=config.gram.use_gram)
+            self.output_projection.begin_at_zero()
         if b.linear_path != "none":
             self.linear_path = LinearPath(
                 seq_len=config.data.seq_len, horizon=config.data.pred_len, dropout=b.input_dropout

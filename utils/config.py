@@ -226,7 +226,9 @@ class GRAMConfig:
 
     use_gram: bool = setting(False, "switch GRA-M on")
     top_k: int | None = setting(
-        None, f"neighbours retrieved (default: {NEIGHBOURS}; the start also reads 32 of the same phase)", then=5
+        None,
+        f"neighbours retrieved (default: {NEIGHBOURS}; the start also reads 32 of the same phase)",
+        then=5,
     )
     lambda_retrieval: float = setting(0.3, "weight of all GRA-M losses")
     gate_loss: Literal["errors", "document"] = setting(

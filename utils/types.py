@@ -156,13 +156,13 @@ class RetrievalRecord(NamedTuple):
     matched: Tensor
     """[S] bool, whether any admissible row was found."""
     plain: Tensor
-    """[S, H], the forecast without history, which the gate chooses at 1: standardised units, no gradient; [S, 0]
-    where the model does not make two forecasts for it to choose from."""
+    """[S, H], the forecast without history, which the gate chooses at 1: standardised units, no gradient;
+    [S, 0] where the model does not make two forecasts for it to choose from."""
     joint: Tensor
     """[S, H], the one with history, which it chooses at 0; [S, 0] likewise."""
     advantage: Tensor
-    """[S, 1], by how much more ``plain`` errs than ``joint`` where neither was fitted on the window, in squared
-    deviations of it, NaN where that is not known; [S, 0] where it is known of none."""
+    """[S, 1], by how much more ``plain`` errs than ``joint`` where neither was fitted on the window, in
+    squared deviations of it, NaN where that is not known; [S, 0] where it is known of none."""
 
 
 class PassOfStep(NamedTuple):

@@ -79,9 +79,9 @@ class ScoreSums:
                 self._add_choice(state.retrieval, per_series(batch.y))
 
     def _add_choice(self, record: RetrievalRecord, future: Tensor) -> None:
-        """Count on which side of 0.5 the gate was, and which of its two forecasts of futures [S, H] erred less.
+        """Count on which side of 0.5 the gate is, and which of its two forecasts of futures [S, H] errs less.
 
-        Those of series that found something and of which one erred less; at 0.5 it is on neither side.
+        Of series that found something and where the two err differently; at 0.5 it is on neither side.
         """
         plain, joint = (
             (made - future).double().square().mean(dim=1) for made in (record.plain, record.joint)
@@ -203,8 +203,8 @@ def module_text(scores: dict[str, float]) -> str:
     """What the modules did, for a line of the log.
 
     TAPR: direction and magnitude accuracy beside the majority class and the forecast's own class.
-    GRA-M: the gate's mean and deviation, the share of series for which anything was found, and of those how often
-    the gate sided with the forecast that erred less, beside how often that was the one with history.
+    GRA-M: the gate's mean and deviation, the share of series for which anything was found, and of those how
+    often the gate sides with the forecast that errs less, beside how often that is the one with history.
     """
     parts = [
         f" | {level.title()[:3]} Acc: {scores[f'{level}_accuracy']:.1%}"

@@ -170,11 +170,11 @@ def retrieval_losses(record: RetrievalRecord, batch: Batch, config: GRAMConfig) 
 
 
 def gate_errors(record: RetrievalRecord, batch: Batch) -> Tensor:
-    """What the gate's choices cost, a scalar: the mean of its distance from the forecast that erred less.
+    """What the gate's choices cost, a scalar: how far it is from the forecast that errs less.
 
-    That is g where history helped and 1 - g where it misled, times by how much: the difference of the two squared
-    errors in deviations of the window, which counts by its deviation, as where the two are fitted. So the gate
-    is driven to its ends. Windows of which it is not known by how much cost nothing.
+    That is g where history helps and 1 - g where it misleads, times the difference of the two squared errors
+    in deviations of the window, which counts by its deviation, as where the two are fitted; the mean over the
+    windows. So the gate is driven to its ends. Windows of which the difference is not known cost nothing.
     """
     own = per_series(batch.x[..., -batch.y.shape[-1] :])
     std = floored_std(own)  # [S]
