@@ -6,12 +6,20 @@ M memory rows, K width of a key, k neighbours.
 
 from __future__ import annotations
 
+from logging import getLogger
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layers.retrieval.compare import (
+    KeyComparison,
+    asked_windows,
+    error_alone,
+    raw_neighbours,
+    shared,
+)
 from layers.retrieval.futures import RetrievedFutures
 from layers.retrieval.keys import PatternEncoder as PatternEncoder
 from layers.retrieval.keys import raw_key
@@ -20,9 +28,10 @@ from layers.retrieval.search import Candidates, Queries, Rows, SearchRule, neare
 from utils.config import GRAMConfig
 from utils.config_checks import ATTENTION_HEADS
 from utils.errors import UserError
-from utils.types import RetrievalRecord
+from utils.types import RetrievalRecord, WindowSource
 from utils.windows import floored_std
 
+log = getLogger(__name__)
 FARTHEST = 1e6
 """Squared distances beyond this, in mean ones of the memory, weigh the same.
 
@@ -103,6 +112,39 @@ class PatternValueDualRetriever(RetrievalMemory):
         return Neighbours(index, distance, share, values)
 
     @torch.no_grad()
+    def refresh(self, source: WindowSource) -> None:
+        """Compute keys that are learned anew, and say how they do beside raw ones; see `RetrievalMemory`."""
+        super().refresh(source)
+        if self.config.retrieval_key != "raw" and self.config.retrieval_control == "none":
+            log.info("memory: %s", self.compared_with_raw(source).text)
+
+    @torch.no_grad()
+    def compared_with_raw(self, source: WindowSource) -> KeyComparison:
+        """What learned keys retrieve for training windows, beside what raw ones would."""
+        asked = asked_windows(source)
+        device = self.memory_values.device
+        places = Rows(*(column.to(device) for column in (asked.series_id, asked.variable, asked.start)))
+        with torch.autocast(device.type, enabled=False):
+            found = self(asked.lookback.to(device), places)
+        raw = raw_neighbours(self.contents, asked, source, self._rule, width=self.keys.raw_width)
+        same = (raw.rows >= 0).to(raw.futures)
+        return KeyComparison(
+            learned=error_alone(found.values, found.weights, asked),
+            raw=error_alone(raw.futures, same / same.sum(dim=1, keepdim=True).clamp(min=1), asked),
+            common=shared(found.rows, raw.rows),
+        )
+
+    @property
+    def _rule(self) -> SearchRule:
+        return SearchRule(
+            top_k=self.config.neighbours,
+            control=self.config.retrieval_control,
+            same_variable=self.config.retrieval_scope == "variable",
+            span=self.span,
+            season=self.season,
+        )
+
+    @torch.no_grad()
     def _search(
         self, key: Tensor, query: Rows, lookback: Tensor, target: Tensor | None, *, weights: Tensor
     ) -> Candidates:
@@ -114,16 +156,8 @@ class PatternValueDualRetriever(RetrievalMemory):
             if target is None:
                 raise UserError("--retrieval_control oracle needs the target; it exists for studies only")
             future = target - lookback[:, -1:]
-        rule = SearchRule(
-            top_k=self.config.neighbours,
-            control=self.config.retrieval_control,
-            same_variable=self.config.retrieval_scope == "variable",
-            span=self.span,
-            season=self.season,
-        )
-        return nearest_rows(
-            self.contents, Queries(key, query, future), rule, centre=self.key_centre, weights=weights
-        )
+        queries = Queries(key, query, future)
+        return nearest_rows(self.contents, queries, self._rule, centre=self.key_centre, weights=weights)
 
 
 class _WithinBounds(torch.autograd.Function):

@@ -24,6 +24,7 @@ from layers.GRAM import (
     RetrievalAugmentedPrompt,
     within_bounds,
 )
+from layers.retrieval import compare as retrieval_compare
 from layers.retrieval import keys as retrieval_keys
 from layers.retrieval import memory as retrieval_memory
 from layers.retrieval.keys import WindowKeys, raw_key, value_statistics
@@ -559,6 +560,38 @@ def test_refresh_is_idempotent_and_follows_the_encoders(key: str) -> None:
     assert changed == (set() if key == "raw" else {"memory_keys", "distance_scale", "key_centre"})
 
 
+@each_pair(key=["learned", "hybrid"], scope=["variable", "all"], windows=[5, 512])
+def test_learned_keys_are_held_against_raw_ones(
+    key: str, scope: str, windows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training can make a key worse, which no score of the forecast shows."""
+    monkeypatch.setattr(retrieval_compare, "WINDOWS_ASKED", windows)
+    monkeypatch.setattr(retrieval_compare, "ROWS_READ", 37)
+    retriever, raw = (
+        retriever_of(retrieval_key=kind, top_k=4, retrieval_scope=scope, memory_size=90)
+        for kind in (key, "raw")
+    )
+    count = min(windows, SOURCE.num_rows)
+    asked = SOURCE.rows(torch.tensor([i * SOURCE.num_rows // count for i in range(count)]))
+    by_key = [r(asked.lookback, Rows(asked.series_id, asked.variable, asked.start)) for r in (retriever, raw)]
+    errors, common, present = [], 0, 0
+    for found in by_key:
+        wrong = [
+            (asked.lookback[s, -1] + found.weights[s].detach() @ found.values[s] - asked.future[s])
+            .square()
+            .mean()
+            for s in range(count)
+            if found_rows(found, s)
+        ]
+        errors.append(torch.stack(wrong).mean().item())
+    for s in range(count):
+        own, other = (set(found_rows(found, s)) for found in by_key)
+        common, present = common + len(own & other), present + len(own)
+    compared = retriever.compared_with_raw(SOURCE)
+    assert compared == pytest.approx((*errors, common / present), rel=1e-4)
+    assert 0 < compared.common < 1 and compared.learned != compared.raw
+
+
 def test_keys_carry_no_gradient_after_refresh() -> None:
     """A graph through the whole memory is kept until the memory runs out."""
     retriever = retriever_of()
@@ -663,14 +696,20 @@ def plain_gate(gating: AdaptiveKnowledgeGating, patches: Tensor, retrieved: Tens
     return patches + (1 - gate)[..., None] * attended, told, gate, confidence, (1 - gate) * confidence
 
 
+def decision_of(gating: AdaptiveKnowledgeGating) -> torch.nn.Linear:
+    decision = gating.gate_network[2]
+    assert isinstance(decision, torch.nn.Linear)
+    return decision
+
+
 def gating_of(*, fuse: bool = True, document: bool = False, spread: float = 0.0) -> AdaptiveKnowledgeGating:
     """``spread`` of the gate's opinions about 0.5."""
     torch.manual_seed(0)
     gating = AdaptiveKnowledgeGating(8, dropout=0.0, fuse_features=fuse, document_gate=document)
     if spread:
         with torch.no_grad():
-            gating.gate_network[2].weight.copy_(spread * draw(1, 8, seed=5))
-            gating.gate_network[2].bias.fill_(0.5)
+            decision_of(gating).weight.copy_(spread * draw(1, 8, seed=5))
+            decision_of(gating).bias.fill_(0.5)
     return gating
 
 
@@ -721,7 +760,7 @@ def test_at_gate_one_nothing_depends_on_the_neighbours_to_the_bit(fuse: bool) ->
     """The retrieval tokens passed ungated: "without history" was not without it."""
     gating = gating_of(fuse=fuse)
     with torch.no_grad():
-        gating.gate_network[2].bias.fill_(1.5)
+        decision_of(gating).bias.fill_(1.5)
     patches, found = draw(6, 5, 8), torch.ones(6, 3, dtype=torch.bool)
     weights = draw(6, 3, seed=3).softmax(-1)
     one, other = (
@@ -765,8 +804,8 @@ def test_what_teaches_the_gate_does_not_teach_the_keys(key: str) -> None:
     """Training made the learned key worse: it was bent to please the gate's losses."""
     gram = gram_of(retrieval_key=key)
     with torch.no_grad():
-        gram.gating.gate_network[2].weight.copy_(0.1 * draw(1, 8))
-        gram.gating.gate_network[2].bias.fill_(0.5)
+        decision_of(gram.gating).weight.copy_(0.1 * draw(1, 8))
+        decision_of(gram.gating).bias.fill_(0.5)
     lookback, query, _ = queries()
     _, tokens, _, record = run(gram, lookback, query, draw(len(lookback), 5, 8))
     record.gate.sum().backward(retain_graph=True)
