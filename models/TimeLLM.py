@@ -185,6 +185,8 @@ class Model(ForecastModel):
 
     def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
         """The linear path begins at the ridge solution, its penalty chosen by validation."""
+        if self.config.backbone.start == "solved":
+            self.start.fit(training, validation)
         if self.config.backbone.linear_path != "none":
             begin_at_ridge(self.linear_path, training, validation)
 

@@ -238,6 +238,8 @@ class Model(TimeLLM.Model):
 
     def fit_statistics(self, source: WindowSource) -> None:
         """Fix TAPR's class cuts and fill GRA-M's memory from the training windows."""
+        if self.config.backbone.start == "solved":
+            self.start.fill(source)
         self._calibrate(source, place_thresholds=True)
         self.rebuild_memory(source)
 
