@@ -41,6 +41,7 @@ class Model(TimeLLM.Model):
 
     name = "TimeLLM_Enhanced"
     is_named_by_flag = False
+    has_memory = True
 
     def _build(self, config: Config, d_llm: int) -> None:
         """The baseline's parts first, then those of the modules that are on."""
@@ -116,9 +117,9 @@ class Model(TimeLLM.Model):
         if self.config.tapr.use_tapr:
             patches, token, trend = self.tapr(patches, lookback=series.lookback, statistics=series.statistics)
             leading.append(token)
+        shape = series.statistics.mean[:, 0]  # [B, M]
+        query = query_rows(shape, start=start, series_id=series_id, variable=variable)
         if self.config.gram.use_gram:
-            shape = series.statistics.mean[:, 0]  # [B, M]
-            query = query_rows(shape, start=start, series_id=series_id, variable=variable)
             patches, tokens, retrieved, retrieval = self.gram(
                 patches,
                 lookback=series.lookback,
@@ -127,14 +128,18 @@ class Model(TimeLLM.Model):
                 target=None if target is None else per_series(target),
             )
             leading.append(tokens)
-        forecast = self.project(self.decode(leading, series, patches, prompt), series, x_mark_dec)
-        forecast = forecast.float()  # [S, H]
+        forecast = self.answer(leading, series, patches, prompt, x_mark_dec).float()  # [S, H]
+        begun = None
+        if self.begins_solved:
+            begun = self.begin(series, query, x_mark_enc, target)
+            forecast = begun.joint + forecast
+        parts = self.parts(begun, forecast, series.statistics) if return_state else None
         if retrieval is not None and self.config.gram.retrieval_fusion != "feature":
             forecast = self.retrieval_fusion(forecast, retrieved, 1 - retrieval.gate.float())
         if trend is not None:
             forecast = self._apply_trend_fusion(forecast, trend, series.normalised[:, -1:])
         prediction = self.denormalise(forecast, series.statistics)
-        return ForecastState(prediction, trend, retrieval) if return_state else prediction
+        return ForecastState(prediction, trend, retrieval, begun, parts) if return_state else prediction
 
     def _apply_trend_fusion(self, forecast: Tensor, trend: TrendRecord, last: Tensor) -> Tensor:
         """Correct a forecast [S, H] by the trend, in normalised units, the same in training and test.
@@ -152,12 +157,14 @@ class Model(TimeLLM.Model):
         return forecast + bound * self.trend_fusion(trend.path.float(), probabilities).float()
 
     def fit_statistics(self, source: WindowSource) -> None:
-        """Fix TAPR's class cuts and fill GRA-M's memory from the training windows."""
+        """Fix TAPR's class cuts and fill the memories from the training windows."""
+        super().fit_statistics(source)
         self._calibrate(source, place_thresholds=True)
         self.rebuild_memory(source)
 
     def recalibrate(self, source: WindowSource) -> None:
         """Fix the class cuts anew; thresholds stay as learned, and the memory but with ``--build_memory``."""
+        super().recalibrate(source)
         self._calibrate(source, place_thresholds=False)
         if self.config.gram.build_memory:
             self.rebuild_memory(source)

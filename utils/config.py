@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
 from utils.config_checks import Models, joint_problems, range_problems, spaced
-from utils.data_sets import DATA_SETS, default_flags, known_as, name_problem
+from utils.data_sets import DATA_SETS, SHORT_TERM, default_flags, known_as, name_problem
 from utils.errors import UserError
 from utils.file_names import safe_name
 
@@ -166,12 +166,10 @@ class BackboneConfig:
     )
     dropout: float = setting(0.15, "dropout rate of the trained parts")
     input_dropout: float = setting(0.0, "dropout rate on the normalised lookback")
-    linear_path: Literal["none", "ridge"] = setting(
-        "none", "a linear map from lookback to forecast beside the LLM, begun at the ridge solution"
-    )
-    start: Literal["solved", "none"] = setting(
+    start: Literal["auto", "solved", "none"] = setting(
         "none",
-        "where forecasts begin: solved in closed form, what the LLM adds begins at zero; or at nothing",
+        "solved: forecasts begin at linear maps in closed form, and the LLM adds to them from zero on; auto: "
+        "that, unless what is resumed or tested was begun without",
     )
     use_time_marks: bool = setting(
         False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"
@@ -443,6 +441,11 @@ class Config:
         """Number of patches P."""
         return self.backbone.patch_count(self.data.seq_len)
 
+    @property
+    def begins_solved(self) -> bool:
+        """Whether forecasts begin at a solved start; series of `SHORT_TERM` are padded, and have none."""
+        return self.backbone.start != "none" and self.run.task_name != SHORT_TERM
+
     def identity(self) -> dict[str, Any]:
         """The settings that change what is trained, but for those that a run counts as having unsaid.
 
@@ -503,7 +506,7 @@ class Config:
 
 def _neighbours(values: Mapping[str, Any]) -> dict[str, Any]:
     """The default of ``--top_k``: each kind of a solved start's neighbours has its own number."""
-    solved = values.get("start") == "solved" or values.get("model") == "RetrievalRidge"
+    solved = values.get("start", "none") != "none" or values.get("model") == "RetrievalRidge"
     return {"top_k": None} if solved else {}
 
 

@@ -46,6 +46,7 @@ def _unread(config: Config, model: Any) -> Iterator[tuple[str, set[str]]]:
     """(reason, settings that are not read for it), the most telling reason first."""
     if not model.uses_llm:
         own = _group("tapr") | _group("gram") | _group("llm") | {"gradient_checkpointing"}
+        own -= model.own_settings
         yield f"{model.name} has no LLM", own
     else:
         yield from _unread_modules(config)
