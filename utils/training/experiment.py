@@ -27,7 +27,7 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import RAW_KEY_ROWS, Config, ConfigError
+from utils.config import RAW_KEY_ROWS, Config, ConfigError, settings_where
 from utils.config_checks import season_problem
 from utils.ending import errors_kept
 from utils.errors import UserError
@@ -279,7 +279,7 @@ def _plan(
 def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str, Any]:
     """Every setting, with the batch size and passes that the run was begun with."""
     begun = payload["config"] if payload is not None and "config" in payload else {}
-    kept = {name: begun[name] for name in checkpoint_state.SPLIT_OTHERWISE if name in begun}
+    kept = {name: begun[name] for name in settings_where("on_resume", "batch") if name in begun}
     return {**config.flat(), **kept}
 
 

@@ -23,14 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from utils.atomic_files import remove_leftovers, whole_file
-from utils.config import (
-    KNOWN_BY_CONTENT,
-    MAY_CHANGE_ON_RESUME,
-    NOT_IDENTITY,
-    TESTED_ON,
-    Config,
-    left_to_machine,
-)
+from utils.config import Config, free_on_resume, left_to_machine, settings_where
 from utils.errors import FileError, UserError, using_file
 from utils.file_names import safe_name
 from utils.flag_history import read_settings
@@ -50,8 +43,6 @@ TEST_ONLY = "_test_only"
 """What the names of a later test's files carry, with the data set's where that is another."""
 FROM_THE_FIRST = frozenset({"data", "seq_len", "pred_len", "seed"})
 """Settings that every version has saved: by them a run's file is told from another program's."""
-NAMING = frozenset({"model_id", "model_comment", "des"})
-"""Settings that name a run and change nothing else of it."""
 
 
 def numbered_folders(checkpoints: Path, name: str) -> list[Path]:
@@ -104,7 +95,7 @@ def find_finished(checkpoints: Path, begins: str, settings: dict[str, Any], data
 
     ``begins`` is what its name begins with, as for `find_same`.
     """
-    free = NOT_IDENTITY - TESTED_ON - NAMING
+    free = settings_where("decides", "place", "course")
     for folder in _folders_of(checkpoints, begins, settings, free=free):
         finished = (folder / RESULTS_FILE).is_file()
         if finished and read_json(folder / ENVIRONMENT_FILE)["data_hash"] == data_hash:
@@ -133,7 +124,7 @@ def find_same(checkpoints: Path, begins: str, settings: dict[str, Any], llm_hash
         settings: resolved ones.
         llm_hash: content hash of the LLM.
     """
-    free = (NOT_IDENTITY - NAMING) | KNOWN_BY_CONTENT
+    free = settings_where("decides", "place", "course", "test") | settings_where("on_resume", "llm")
     for folder in _folders_of(checkpoints, begins, settings, free=free):
         if read_json(folder / ENVIRONMENT_FILE)["llm"].get("content_hash") == llm_hash:
             newest = newest_in(folder)
@@ -151,7 +142,7 @@ def _folders_of(
     for folder in sorted(folders, key=lambda f: f.stat().st_mtime_ns, reverse=True):
         if (folder / CONFIG_FILE).is_file() and (folder / ENVIRONMENT_FILE).is_file():
             saved = settings_in(folder)
-            either = free | left_to_machine(settings) | left_to_machine(saved)
+            either = free | left_to_machine(settings, saved)
             if all(saved.get(n) == as_read(v) for n, v in settings.items() if n not in either):
                 yield folder
 
@@ -187,7 +178,7 @@ def is_run_of(checkpoint: Path, settings: dict[str, Any]) -> bool:
     return all(
         saved.get(name) == as_read(value)
         for name, value in settings.items()
-        if name not in MAY_CHANGE_ON_RESUME | left_to_machine(saved) | left_to_machine(settings)
+        if name not in free_on_resume(saved, settings)
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run_main
-from utils.config import NOT_IDENTITY, Config
+from utils.config import IDENTITY, Config
 from utils.log import MetricsFile
 from utils.training import checkpoint as checkpoints
 from utils.training.run_folder import METRICS_FILE
@@ -87,7 +87,7 @@ def test_a_tracker_changes_nothing_that_is_trained(start_run):
 
 
 def test_it_is_no_part_of_what_a_run_is():
-    assert "report_to" in NOT_IDENTITY
+    assert "report_to" not in IDENTITY
     tracked = Config.from_flat({"report_to": "tensorboard", "debug_shapes": True, "dump_prompt": True})
     assert tracked.training_hash() == Config().training_hash()
 
