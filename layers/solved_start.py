@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from logging import getLogger
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,24 +26,11 @@ from layers.retrieval.search import Rows
 from layers.start_features import StartFeatures
 from layers.start_fitting import Evidence, StartFit
 from utils.errors import UserError
-from utils.types import Batch, WindowSource
+from utils.types import Batch, StartForecast, WindowSource
 
 log = getLogger(__name__)
 DECISIONS = ("calendar", "retrieval")
 """What is decided: whether it is in the start."""
-
-
-class StartForecast(NamedTuple):
-    """Where a forecast begins, in deviations of the window from its mean."""
-
-    plain: Tensor
-    """[S, H], without history."""
-    joint: Tensor
-    """[S, H], with it; the same as ``plain`` where retrieval is not there."""
-    rows: Tensor
-    """[S, k] int64, the memory's rows that were retrieved, kind after kind; -1 where there are too few."""
-    weights: Tensor
-    """[S, k], each one's share in what was retrieved: 1 in all, 0 where there are none."""
 
 
 class SolvedStart(StartFeatures):
@@ -80,6 +67,7 @@ class SolvedStart(StartFeatures):
         """Whether ``joint`` is another forecast than ``plain``."""
         return self._decided[1]
 
+    @torch.no_grad()
     def forward(
         self, lookback: Tensor, query: Rows, *, marks: Tensor | None = None, target: Tensor | None = None
     ) -> StartForecast:
@@ -98,12 +86,12 @@ class SolvedStart(StartFeatures):
             lookback = lookback.float()
             if self.has_calendar and marks is None:
                 raise UserError("the start's calendar is in: expected time marks of each window, found none")
-            base, level, deviation = self.base(lookback, marks if self.has_calendar else None)
+            base, mean, std = self.base(lookback, marks if self.has_calendar else None)
             plain = (base @ self.plain_map.to(base)).float()
             if not self.has_retrieval:
                 return StartForecast(plain, plain, query.start.new_empty(len(plain), 0), plain[:, :0])
             rows = self.retrieved.search(lookback, query, target=target)[:, 0]
-            features = torch.cat([base, self.history(lookback, level, deviation, rows).flatten(1)], dim=1)
+            features = torch.cat([base, self.history(lookback, mean, std, rows).flatten(1)], dim=1)
             joint = (features @ self.joint_map.to(features)).float()
         return StartForecast(plain, joint, rows, self._shares(rows))
 
@@ -126,15 +114,15 @@ class SolvedStart(StartFeatures):
         return self.advantages[row].masked_fill(~same, torch.nan)
 
     @torch.no_grad()
-    def fit(self, training: WindowSource, validation: Dataset[Batch]) -> None:
-        """Solve for the maps, and decide what is in them.
+    def fit(self, training: WindowSource, validation: Dataset[Batch], *, decides: bool = True) -> None:
+        """Solve for the maps, and decide what is in them; without, retrieval is in and the calendar out.
 
         The memory holds the training rows (`fill`). One process does it; the others are handed its state.
 
         Raises:
             UserError: there are no training or no validation windows, or a value is not finite.
         """
-        solved = StartFit(self, training, validation).run()
+        solved = StartFit(self, training, validation, decides=decides).run()
         for name in ("plain_map", "penalties", "evidence"):
             getattr(self, name).copy_(getattr(solved, name))
         self.decided.copy_(torch.tensor([solved.form.calendar, solved.form.retrieval]))
@@ -144,7 +132,7 @@ class SolvedStart(StartFeatures):
             self.retrieved.clear()
         self.advantages = solved.advantages.to(self.advantages)
         self._derive()
-        for line in self.lines():
+        for line in self.lines() if decides else ():
             log.info("%s", line)
 
     def lines(self) -> list[str]:

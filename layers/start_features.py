@@ -80,10 +80,10 @@ class StartFeatures(nn.Module):
         Raises:
             UserError: marks of another frequency.
         """
-        level, deviation = self.level_and_deviation(lookback)
-        normalised = (lookback.to(level) - level) / deviation
+        mean, std = self.mean_and_std(lookback)
+        normalised = (lookback.to(mean) - mean) / std
         if not self.calendar_width:
-            return normalised, level, deviation
+            return normalised, mean, std
         if marks is None:
             columns = normalised.new_zeros(len(normalised), self.calendar_width)
         elif marks.shape[1] == len(self.marks):
@@ -93,15 +93,15 @@ class StartFeatures(nn.Module):
                 f"the start reads {len(self.marks)} time marks ({', '.join(self.marks)}) of each window's "
                 f"last row, found {marks.shape[1]}: forecast rows of the frequency that it was fitted on"
             )
-        return torch.cat([normalised, columns.to(normalised)], dim=1), level, deviation
+        return torch.cat([normalised, columns.to(normalised)], dim=1), mean, std
 
     @staticmethod
-    def level_and_deviation(lookback: Tensor) -> tuple[Tensor, Tensor]:
+    def mean_and_std(lookback: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and floored deviation of lookbacks [S, L], [S, 1] each, in float64 where there is that."""
         values = lookback if lookback.device.type == "mps" else lookback.double()
         return values.mean(dim=1, keepdim=True), floored_std(values)[:, None]
 
-    def history(self, lookback: Tensor, level: Tensor, deviation: Tensor, rows: Tensor) -> Tensor:
+    def history(self, lookback: Tensor, mean: Tensor, std: Tensor, rows: Tensor) -> Tensor:
         """What followed the rows of each kind, moved to the lookback's last value, normalised: [S, F, H]."""
-        moved = self.retrieved.means(rows).to(level) + lookback[:, -1:, None].to(level)
-        return (moved - level[..., None]) / deviation[..., None]
+        moved = self.retrieved.means(rows).to(mean) + lookback[:, -1:, None].to(mean)
+        return (moved - mean[..., None]) / std[..., None]

@@ -82,7 +82,7 @@ class Features(NamedTuple):
     """[R, F, H]; no kinds without retrieval."""
     future: Tensor
     """[R, H]."""
-    deviation: Tensor
+    std: Tensor
     """[R, 1]."""
 
 
@@ -129,7 +129,7 @@ class Held(NamedTuple):
     """[R] float64 each; NaN where there was nothing to fit on."""
     start: Tensor
     """[R] int64, where each row's window begins."""
-    deviation: Tensor
+    std: Tensor
     """[R] float64."""
 
 
@@ -152,14 +152,16 @@ class Solution(NamedTuple):
 class StartFit:
     """One fit of a start, on the device where its buffers lie."""
 
-    def __init__(self, start: StartFeatures, training: WindowSource, validation: Dataset[Batch]) -> None:
-        """Nothing is read yet."""
+    def __init__(
+        self, start: StartFeatures, training: WindowSource, validation: Dataset[Batch], *, decides: bool
+    ) -> None:
+        """Nothing is read yet; without decisions nothing is held out, and no error out of fold known."""
         self.start, self.training, self.validation = start, training, validation
         self.numbers = thinned_rows(training)
-        self.kinds = start.kinds
+        self.kinds, self.decides = start.kinds, decides
         self.evidence = torch.full((2, 2, 2), torch.nan)
         dated = start.calendar_width > 0 and len(self.numbers) > 0
-        self.calendar = dated and training.rows(self.numbers[:1]).marks is not None
+        self.calendar = decides and dated and training.rows(self.numbers[:1]).marks is not None
         self.forms = [
             Form(retrieval, calendar)
             for retrieval in ([False, True] if self.kinds else [False])
@@ -173,13 +175,13 @@ class StartFit:
             UserError: there are no training or no validation windows, or a value is not finite.
         """
         self._scale_calendar()
-        folds = self._folds() if len(self.forms) > 1 else []
+        folds = self._folds() if self.decides and len(self.forms) > 1 else []
         sums, found = self._sum_up(folds)
         sums[0].base.require("training")
         validation_sums = self._sums()
         for block in self._validation_blocks():
             rows = self._features(block, self._search(block, ())[:, 0])
-            validation_sums.add(rows, rows.deviation**2)
+            validation_sums.add(rows, rows.std**2)
         validation_sums.base.require("validation")
         penalties: dict[tuple[int | None, int], float] = {}
 
@@ -201,7 +203,7 @@ class StartFit:
             for own in sums[1:]
         ]
         held = self._held_out(folds, fold_maps, found)
-        valid = self._validated(maps) if len(self.forms) > 1 else None
+        valid = self._validated(maps) if folds else None
         chosen = self._decide(valid, held)
         return self._solution(maps, penalties, chosen, held)
 
@@ -247,11 +249,11 @@ class StartFit:
 
     def _features(self, block: Block, rows: Tensor) -> Features:
         """What every form reads of a block, with these ``rows`` [R, k] of the memory."""
-        base, level, deviation = self.start.base(block.lookback, block.marks)
+        base, mean, std = self.start.base(block.lookback, block.marks)
         history = base.new_empty(len(base), 0, self.start.horizon)
         if self.kinds:
-            history = self.start.history(block.lookback, level, deviation, rows)
-        return Features(base, history, (block.future.to(level) - level) / deviation, deviation)
+            history = self.start.history(block.lookback, mean, std, rows)
+        return Features(base, history, (block.future.to(mean) - mean) / std, std)
 
     # Sums, maps and errors.
 
@@ -293,7 +295,7 @@ class StartFit:
         for block in self._training_blocks():
             rows = self._search(block, folds)  # [R, 1 + E, k]
             whole = self._features(block, rows[:, 0])
-            sums[0].add(whole, whole.deviation)
+            sums[0].add(whole, whole.std)
             held = rows[:, 0].int()
             for fold, own, its in zip(folds, sums[1:], rows[:, 1:].unbind(dim=1), strict=True):
                 out, left = fold.holds(block.query.start), fold.leaves(block.query.start, span=self._span)
@@ -302,11 +304,11 @@ class StartFit:
                     continue
                 part = _part(whole, left)
                 if self.kinds:
-                    level, deviation = self.start.level_and_deviation(block.lookback[left])
+                    mean, std = self.start.mean_and_std(block.lookback[left])
                     part = part._replace(
-                        history=self.start.history(block.lookback[left], level, deviation, its[left])
+                        history=self.start.history(block.lookback[left], mean, std, its[left])
                     )
-                own.add(part, part.deviation)
+                own.add(part, part.std)
             found.append(held)
         return sums, found
 
@@ -333,10 +335,10 @@ class StartFit:
     ) -> Held:
         """The errors of each fold's maps on the rows that it holds out, in the order of the rows."""
         errors: dict[Form, list[Tensor]] = {form: [] for form in self.forms}
-        starts, deviations = [], []
+        starts, stds = [], []
         for block, rows in zip(self._training_blocks(), found if folds else (), strict=False):
             whole = self._features(block, rows.long())
-            own = {form: torch.full_like(whole.deviation[:, 0], torch.nan) for form in self.forms}
+            own = {form: torch.full_like(whole.std[:, 0], torch.nan) for form in self.forms}
             for fold, its in zip(folds, maps, strict=True):
                 out = fold.holds(block.query.start)
                 if its is not None and bool(out.any()):
@@ -345,20 +347,20 @@ class StartFit:
             for form in self.forms:
                 errors[form].append(own[form])
             starts.append(block.query.start)
-            deviations.append(whole.deviation[:, 0])
-        return _joined(errors, starts, deviations)
+            stds.append(whole.std[:, 0])
+        return _joined(errors, starts, stds)
 
     def _validated(self, maps: dict[Form, Tensor]) -> Held:
         """The errors of the maps on the validation rows."""
         errors: dict[Form, list[Tensor]] = {form: [] for form in self.forms}
-        starts, deviations = [], []
+        starts, stds = [], []
         for block in self._validation_blocks():
             rows = self._features(block, self._search(block, ())[:, 0])
             for form, error in _errors(rows, maps).items():
                 errors[form].append(error)
             starts.append(block.query.start)
-            deviations.append(rows.deviation[:, 0])
-        return _joined(errors, starts, deviations)
+            stds.append(rows.std[:, 0])
+        return _joined(errors, starts, stds)
 
     # Decisions.
 
@@ -389,8 +391,8 @@ class StartFit:
         plain = Form(False, chosen.calendar)
         kinds: list[int | None] = [None, *range(self.kinds)]
         advantages = torch.empty(0)
-        if chosen.retrieval:
-            better = (held.errors[plain] - held.errors[chosen]) / held.deviation.square()
+        if chosen.retrieval and len(held.start):
+            better = (held.errors[plain] - held.errors[chosen]) / held.std.square()
             variables = torch.cat([block.query.variable for block in self._training_blocks()])
             advantages = better[variables.argsort(stable=True)].float()
         return Solution(
@@ -428,8 +430,7 @@ def _errors(rows: Features, maps: dict[Form, Tensor]) -> dict[Form, Tensor]:
     """Mean squared error over the horizon of each form on rows, standardised units: [R] float64 each."""
     features = torch.cat([rows.base, rows.history.flatten(1)], dim=1)
     return {
-        form: (features[:, : len(own)] @ own - rows.future).square().mean(dim=1)
-        * rows.deviation[:, 0].square()
+        form: (features[:, : len(own)] @ own - rows.future).square().mean(dim=1) * rows.std[:, 0].square()
         for form, own in maps.items()
     }
 
@@ -438,10 +439,10 @@ def _part(rows: Features, chosen: Tensor) -> Features:
     return Features(*(column[chosen] for column in rows))
 
 
-def _joined(errors: dict[Form, list[Tensor]], starts: Sequence[Tensor], deviations: Sequence[Tensor]) -> Held:
+def _joined(errors: dict[Form, list[Tensor]], starts: Sequence[Tensor], stds: Sequence[Tensor]) -> Held:
     """Of all blocks together; empty where there is none."""
 
     def one(parts: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(parts)) if parts else torch.empty(0, dtype=torch.float64)
 
-    return Held({form: one(parts) for form, parts in errors.items()}, one(starts), one(deviations))
+    return Held({form: one(parts) for form, parts in errors.items()}, one(starts), one(stds))

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 
 from layers.retrieval.search import query_rows
 from models.base import ForecastModel
-from models.TimeLLM import solved_start
+from models.TimeLLM import closed_form_settings, solved_start
 from utils.config import Config
-from utils.types import Batch, ForecastState, WindowSource
+from utils.types import Batch, ForecastParts, ForecastState, WindowSource
 from utils.windows import per_series
 
 
@@ -27,6 +27,7 @@ class Model(ForecastModel):
     name = "RetrievalRidge"
     channel_independent = True
     is_trainable = False
+    own_settings = frozenset({"top_k", "retrieval_control"})
 
     def __init__(self, args: Config | Any) -> None:
         """The maps and the memory are part of the checkpoint."""
@@ -54,12 +55,23 @@ class Model(ForecastModel):
             marks=None if x_mark_enc is None else x_mark_enc[:, -1].repeat_interleave(x_enc.shape[2], dim=0),
             target=None if target is None else per_series(target),
         )
-        level, deviation = self.start.level_and_deviation(lookback)
-        forecast = begun.joint * deviation + level  # [S, H]
-        prediction = forecast.unflatten(0, (len(x_enc), -1)).transpose(1, 2)
-        return ForecastState(prediction, None, None) if return_state else prediction
+        mean, std = self.start.mean_and_std(lookback)
+        plain, joint = (
+            (part * std + mean).unflatten(0, (len(x_enc), -1)).transpose(1, 2)
+            for part in (begun.plain, begun.joint)
+        )
+        parts = ForecastParts(plain, joint, joint)
+        return ForecastState(joint, None, None, begun, parts) if return_state else joint
+
+    def fit_statistics(self, source: WindowSource) -> None:
+        """Fill the memory with the training windows."""
+        self.start.fill(source)
 
     def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
-        """Fill the memory with the training windows and solve for the maps."""
-        self.start.fill(training)
+        """Solve for the maps."""
         self.start.fit(training, validation)
+
+    @property
+    def closed_form_settings(self) -> dict[str, Any] | None:
+        """What the maps depend on beside the data."""
+        return closed_form_settings(self.config, self.start)

@@ -24,16 +24,16 @@ from layers.fusion import (
 from layers.GRAM import GRAM, Neighbours, neighbours_from
 from layers.retrieval.memory import unmatched_share
 from layers.retrieval.search import MemoryRows, Rows, query_rows
-from layers.solved_start import StartForecast
 from layers.TAPR import TAPR
 from models import TimeLLM
-from models.TimeLLM import DEFAULT_SEASON, Series
+from models.TimeLLM import DEFAULT_SEASON
 from utils.config import Config
 from utils.trend import MAGNITUDES, trend_measure
 from utils.types import (
     ForecastState,
     InstanceStatistics,
     RetrievalRecord,
+    StartForecast,
     TrendRecord,
     WindowSource,
 )
@@ -49,6 +49,7 @@ class Model(TimeLLM.Model):
 
     name = "TimeLLM_Enhanced"
     is_named_by_flag = False
+    has_memory = True
 
     def _build(self, config: Config, d_llm: int) -> None:
         """The baseline's parts first, then those of the modules that are on."""
@@ -118,9 +119,10 @@ class Model(TimeLLM.Model):
         """
         series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
         patches = self.embed(series, x_mark_enc)
-        query = query_rows(series.statistics.mean[:, 0], start=start, series_id=series_id, variable=variable)
+        shape = series.statistics.mean[:, 0]  # [B, M]
+        query = query_rows(shape, start=start, series_id=series_id, variable=variable)
         future = None if target is None else per_series(target)
-        begun = self._begin(series, query, x_mark_enc, future)
+        begun = self.begin(series, query, x_mark_enc, target) if self.begins_solved else None
         leading: list[Tensor] = []
         trend: TrendRecord | None = None
         retrieval: RetrievalRecord | None = None
@@ -137,29 +139,18 @@ class Model(TimeLLM.Model):
                 found=None if begun is None else self._neighbours(begun, series.lookback),
             )
             leading.append(tokens)
-        forecast = self.project(self.decode(leading, series, patches, prompt), series, x_mark_dec)
-        forecast = forecast.float()  # [S, H]
+        forecast = self.answer(leading, series, patches, prompt, x_mark_dec).float()  # [S, H]
         if begun is not None and retrieval is not None:
             forecast, retrieval = self._choose(forecast, begun, retrieval, query, series.statistics)
         elif begun is not None:
             forecast = begun.plain + forecast
+        parts = self.parts(begun, forecast, series.statistics) if return_state else None
         if retrieval is not None and self.config.gram.retrieval_fusion != "feature":
             forecast, retrieval = self._fuse_retrieved(forecast, retrieved, retrieval, series.statistics)
         if trend is not None:
             forecast = self._apply_trend_fusion(forecast, trend, series.normalised[:, -1:])
         prediction = self.denormalise(forecast, series.statistics)
-        return ForecastState(prediction, trend, retrieval) if return_state else prediction
-
-    def _begin(
-        self, series: Series, query: Rows, marks: Tensor | None, future: Tensor | None
-    ) -> StartForecast | None:
-        """Where the forecasts begin; None where at nothing. ``marks`` [B, L, F], ``future`` [S, H]."""
-        if self.config.backbone.start == "none":
-            return None
-        variables = series.statistics.mean.shape[-1]
-        last = None if marks is None else marks[:, -1].repeat_interleave(variables, dim=0)
-        begun: StartForecast = self.start(series.lookback, query, marks=last, target=future)
-        return begun
+        return ForecastState(prediction, trend, retrieval, begun, parts) if return_state else prediction
 
     def _neighbours(self, begun: StartForecast, lookback: Tensor) -> Neighbours | None:
         """Those that the start found already, where GRA-M looks for the same; else it searches itself."""
@@ -222,7 +213,7 @@ class Model(TimeLLM.Model):
         """Whether GRA-M's neighbours are those of the start: one search and one memory serve both."""
         gram = self.config.gram
         is_same = gram.retrieval_key == "raw" and gram.retrieval_scope == "variable"
-        return self.config.backbone.start == "solved" and gram.use_gram and is_same
+        return self.begins_solved and gram.use_gram and is_same
 
     @property
     def memory(self) -> MemoryRows:
@@ -237,14 +228,14 @@ class Model(TimeLLM.Model):
         )
 
     def fit_statistics(self, source: WindowSource) -> None:
-        """Fix TAPR's class cuts and fill GRA-M's memory from the training windows."""
-        if self.config.backbone.start == "solved":
-            self.start.fill(source)
+        """Fix TAPR's class cuts and fill the memories from the training windows."""
+        super().fit_statistics(source)
         self._calibrate(source, place_thresholds=True)
         self.rebuild_memory(source)
 
     def recalibrate(self, source: WindowSource) -> None:
         """Fix the class cuts anew; thresholds stay as learned, and the memory but with ``--build_memory``."""
+        super().recalibrate(source)
         self._calibrate(source, place_thresholds=False)
         if self.config.gram.build_memory:
             self.rebuild_memory(source)

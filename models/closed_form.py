@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from layers.linear_path import LinearPath
 from layers.ridge import Moments, solve
 from utils.batches import window_batches
 from utils.errors import UserError
@@ -116,17 +115,6 @@ def fit_ridge(training: WindowSource, validation: Dataset[Batch]) -> RidgeMap:
         _source_blocks(training),
         ((_as_rows(x), _as_rows(y)) for x, y in _window_blocks(validation)),
     )
-
-
-def begin_at_ridge(path: LinearPath, training: WindowSource, validation: Dataset[Batch]) -> None:
-    """The path's fixed coefficients become those of `fit_ridge`.
-
-    Both take the lookback's mean out; dividing by its deviation, as instance normalisation does too,
-    and multiplying the forecast by it changes no linear map.
-    """
-    fit = fit_ridge(training, validation)
-    path.coefficients.copy_(torch.from_numpy(fit.coefficients.T))
-    log.info("linear path: ridge, whose penalty %g has the least error on validation", fit.alpha)
 
 
 def evaluate_baselines(bundle: DataBundle) -> dict[str, Scores]:

@@ -156,6 +156,8 @@ def _part(model: nn.Module, name: str) -> nn.Module | None:
 def _watch_llm(model: Any, record: PassRecord, closing: ExitStack) -> None:
     """Record what goes into the frozen LLM, and the states that are read."""
     taken = model._pass
+    closing.callback(setattr, model, "leaves_out_idle_llm", model.leaves_out_idle_llm)
+    model.leaves_out_idle_llm = False
 
     class Watched:
         """The model's own pass, looked at."""

@@ -18,12 +18,12 @@ from accelerate.state import AcceleratorState, GradientState
 
 import run_main_enhanced
 from models import Forecaster
-from utils.config import iter_settings, settings_then
+from utils.config import iter_settings, settings_of_parts_off, settings_then
 from utils.flag_history import REMOVED
 from utils.training import checkpoint as checkpoints
 
 FOLDERS = sorted(path.parent for path in Path(__file__).parent.glob("old_checkpoints/*/expected.json"))
-FOLDER_BYTES = 200_000
+FOLDER_BYTES = 300_000
 CLOSE = 2e-3
 """Other kernels, and prompts whose statistics are computed in another precision, on deviations of about 1."""
 
@@ -51,11 +51,17 @@ def saved_step(home: Path) -> Path:
 
 
 def settings_of(home: Path) -> dict[str, Any]:
-    """The flags that began the run: what differs from the defaults of then."""
+    """The flags that mean the run: what differed from the defaults of then, and those that have changed since.
+
+    The latter as far as the run reads them.
+    """
     defaults = json.loads((home / "defaults.json").read_text())
-    resolved = {"season", "enc_in", "freq", "retrieval_key"}
+    resolved = {"season", "enc_in", "freq", *(["retrieval_key"] if defaults["retrieval_key"] == "auto" else [])}
     saved = json.loads((saved_step(home).parents[1] / "config.json").read_text())
-    return {name: value for name, value in saved.items() if value != defaults[name] and name not in resolved}
+    then = {name: item.metadata["then"] for _, name, item in iter_settings() if item.default != item.metadata["then"]}
+    changed = {name: value for name, value in then.items() if name not in settings_of_parts_off(saved)}
+    given = {name: value for name, value in saved.items() if value != defaults[name] and name not in resolved}
+    return {**changed, **given}
 
 
 def words_of(home: Path) -> list[str]:

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from utils.config_checks import Models, expected_items, expected_number, joint_problems, spaced
-from utils.data_sets import DATA_SETS, default_flags, known_as, name_problem
+from utils.data_sets import DATA_SETS, SHORT_TERM, default_flags, known_as, name_problem
 from utils.errors import UserError
 from utils.file_names import safe_name
 
@@ -258,12 +258,10 @@ class BackboneConfig:
     )
     dropout: float = setting(0.15, "dropout rate of the trained parts", at_least=0, below=1)
     input_dropout: float = setting(0.0, "dropout rate on the normalised lookback", at_least=0, below=1)
-    linear_path: Literal["none", "ridge"] = setting(
-        "none", "a linear map from lookback to forecast beside the LLM, begun at the ridge solution"
-    )
-    start: Literal["solved", "none"] = setting(
+    start: Literal["auto", "solved", "none"] = setting(
         "none",
-        "where forecasts begin: solved in closed form, what the LLM adds begins at zero; or at nothing",
+        "solved: forecasts begin at linear maps in closed form, and the LLM adds to them from zero on; auto: "
+        "that, unless what is resumed or tested was begun without",
     )
     use_time_marks: bool = setting(
         False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"
@@ -342,8 +340,7 @@ class GRAMConfig:
     d_repr: int = setting(128, "width of the learned retrieval key", at_least=1, needs="learned_key")
     temperature: float | None = setting(
         None,
-        "softmax temperature over the neighbours' distances (default: 0.1 with learned keys; with raw ones "
-        "neighbours weigh the same)",
+        "softmax temperature over distances (default: 0.1 for learned keys, equal weights for raw ones)",
         then=0.1,
         at_least=1e-6,
     )
@@ -653,6 +650,11 @@ class Config:
     def patch_count(self) -> int:
         """Number of patches P."""
         return self.backbone.patch_count(self.data.seq_len)
+
+    @property
+    def begins_solved(self) -> bool:
+        """Whether forecasts begin at a solved start; series of `SHORT_TERM` are padded, and have none."""
+        return self.backbone.start != "none" and self.run.task_name != SHORT_TERM
 
     def identity(self) -> dict[str, Any]:
         """The settings that change what is trained, but for those that a run counts as having unsaid.

@@ -28,6 +28,7 @@ REMOVED: dict[str, Removed] = {
         False, "leave it out: every process holds the whole memory, which --memory_dtype fp16 halves"
     ),
     "compile": Removed(False, "it gained no more than the noise of a measurement; leave it out"),
+    "linear_path": Removed("none", "--start solved took its place, whose map without history is ridge's"),
     "embed": Removed("timeF", "time features are always numbers, as timeF has them; leave it out"),
     "dec_in": Removed(None, None),
     "c_out": Removed(None, None),

@@ -165,6 +165,30 @@ class RetrievalRecord(NamedTuple):
     squared deviations of it, NaN where that is not known; [S, 0] where it is known of none."""
 
 
+class StartForecast(NamedTuple):
+    """Where a forecast begins (`layers.solved_start`), in deviations of the window from its mean."""
+
+    plain: Tensor
+    """[S, H], without history."""
+    joint: Tensor
+    """[S, H], with it; the same as ``plain`` where retrieval is not there."""
+    rows: Tensor
+    """[S, k] int64, the memory's rows that were retrieved, kind after kind; -1 where there are too few."""
+    weights: Tensor
+    """[S, k], each one's share in what was retrieved: 1 in all, 0 where there are none."""
+
+
+class ForecastParts(NamedTuple):
+    """The forecast as it grows part by part, each [B, H, M] in standardised units; ``prediction`` is last."""
+
+    plain: Tensor
+    """The solved map of the lookback alone."""
+    joint: Tensor
+    """The solved map of lookback and history."""
+    llm: Tensor
+    """With what the LLM adds."""
+
+
 class PassOfStep(NamedTuple):
     """Where a forward pass in training stands among those of its optimizer step."""
 
@@ -179,6 +203,8 @@ class ForecastState(NamedTuple):
     """[B, H, M], standardised units."""
     trend: TrendRecord | None
     retrieval: RetrievalRecord | None
+    start: StartForecast | None = None
+    parts: ForecastParts | None = None
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ def test_where_nothing_is_found_the_gate_is_one(begun: Any) -> None:
     memory._hold(
         *(getattr(memory, name)[near] for name in ("keys", "futures", "series", "variable", "start"))
     )
+    model.start._derive()
     state = state_of(model)
     record = record_of(state)
     matched = record.matched.view(len(BATCH.x), -1)

@@ -8,6 +8,9 @@ from typing import Any
 from utils.config import GROUPS, Config, Need, iter_settings
 from utils.data_sets import M4
 
+OWN = ("llm", "part", "gram")
+"""What a model may be without and read a setting of all the same, by its ``own_settings``."""
+
 
 def unread_flags(config: Config, model: Any) -> list[str]:
     """Flags that were set to other than their default and do nothing in this run, each with the reason.
@@ -28,7 +31,7 @@ def unread_settings(config: Config, model: Any) -> dict[str, str]:
     for lacking, reason in _lacking(config, model):
         for group, name, item in iter_settings():
             needed = (*getattr(GROUPS[group], "needs", ()), *item.metadata["needs"])
-            if lacking in needed and not (lacking == "part" and name in model.own_settings):
+            if lacking in needed and not (lacking in OWN and name in model.own_settings):
                 reasons.setdefault(name, reason)
     return reasons
 
