@@ -15,7 +15,6 @@ k neighbours of all kinds, E folds, A = L + C + F * H features, M memory rows.
 from __future__ import annotations
 
 import math
-from logging import getLogger
 from typing import Any
 
 import torch
@@ -28,7 +27,6 @@ from layers.start_fitting import Evidence, StartFit
 from utils.errors import UserError
 from utils.types import Batch, StartForecast, WindowSource
 
-log = getLogger(__name__)
 DECISIONS = ("calendar", "retrieval")
 """What is decided: whether it is in the start."""
 
@@ -114,15 +112,19 @@ class SolvedStart(StartFeatures):
         return self.advantages[row].masked_fill(~same, torch.nan)
 
     @torch.no_grad()
-    def fit(self, training: WindowSource, validation: Dataset[Batch], *, decides: bool = True) -> None:
-        """Solve for the maps, and decide what is in them; without, retrieval is in and the calendar out.
+    def fit(
+        self, training: WindowSource, validation: Dataset[Batch], *, calendar: bool | None = None
+    ) -> None:
+        """Solve for the maps, and decide what is in them, unless it is said whether the ``calendar`` is.
+
+        Then retrieval is in, nothing is held out, and there is no `advantage`.
 
         The memory holds the training rows (`fill`). One process does it; the others are handed its state.
 
         Raises:
             UserError: there are no training or no validation windows, or a value is not finite.
         """
-        solved = StartFit(self, training, validation, decides=decides).run()
+        solved = StartFit(self, training, validation, calendar=calendar).run()
         for name in ("plain_map", "penalties", "evidence"):
             getattr(self, name).copy_(getattr(solved, name))
         self.decided.copy_(torch.tensor([solved.form.calendar, solved.form.retrieval]))
@@ -132,8 +134,6 @@ class SolvedStart(StartFeatures):
             self.retrieved.clear()
         self.advantages = solved.advantages.to(self.advantages)
         self._derive()
-        for line in self.lines() if decides else ():
-            log.info("%s", line)
 
     def lines(self) -> list[str]:
         """What was decided, and by which evidence, a line for each decision that there was."""

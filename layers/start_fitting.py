@@ -153,15 +153,20 @@ class StartFit:
     """One fit of a start, on the device where its buffers lie."""
 
     def __init__(
-        self, start: StartFeatures, training: WindowSource, validation: Dataset[Batch], *, decides: bool
+        self,
+        start: StartFeatures,
+        training: WindowSource,
+        validation: Dataset[Batch],
+        *,
+        calendar: bool | None,
     ) -> None:
-        """Nothing is read yet; without decisions nothing is held out, and no error out of fold known."""
+        """Nothing is read yet; said whether the calendar is in, nothing is decided or held out."""
         self.start, self.training, self.validation = start, training, validation
         self.numbers = thinned_rows(training)
-        self.kinds, self.decides = start.kinds, decides
+        self.kinds, self.given = start.kinds, calendar
         self.evidence = torch.full((2, 2, 2), torch.nan)
         dated = start.calendar_width > 0 and len(self.numbers) > 0
-        self.calendar = decides and dated and training.rows(self.numbers[:1]).marks is not None
+        self.calendar = calendar is not False and dated and training.rows(self.numbers[:1]).marks is not None
         self.forms = [
             Form(retrieval, calendar)
             for retrieval in ([False, True] if self.kinds else [False])
@@ -175,7 +180,7 @@ class StartFit:
             UserError: there are no training or no validation windows, or a value is not finite.
         """
         self._scale_calendar()
-        folds = self._folds() if self.decides and len(self.forms) > 1 else []
+        folds = self._folds() if self.given is None and len(self.forms) > 1 else []
         sums, found = self._sum_up(folds)
         sums[0].base.require("training")
         validation_sums = self._sums()
@@ -366,7 +371,7 @@ class StartFit:
 
     def _decide(self, valid: Held | None, held: Held) -> Form:
         """The form that is taken; what it rests on goes into ``evidence``."""
-        chosen = Form(retrieval=bool(self.kinds), calendar=False)
+        chosen = Form(retrieval=bool(self.kinds), calendar=bool(self.given) and self.calendar)
         if valid is None:
             return chosen
         for place, change in enumerate((Form(chosen.retrieval, True), None)):

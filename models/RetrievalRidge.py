@@ -75,3 +75,13 @@ class Model(ForecastModel):
     def closed_form_settings(self) -> dict[str, Any] | None:
         """What the maps depend on beside the data."""
         return closed_form_settings(self.config, self.start)
+
+    @property
+    def closed_form_lines(self) -> list[str]:
+        """What was decided for the maps."""
+        return self.start.lines()
+
+    @property
+    def closed_form_facts(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return self.start.facts()

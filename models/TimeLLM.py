@@ -214,6 +214,16 @@ class Model(ForecastModel):
         """What the start depends on beside the data."""
         return closed_form_settings(self.config, self.start) if self.begins_solved else None
 
+    @property
+    def closed_form_lines(self) -> list[str]:
+        """What was decided for the start."""
+        return self.start.lines() if self.begins_solved else []
+
+    @property
+    def closed_form_facts(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return self.start.facts() if self.begins_solved else {}
+
     def train(self, mode: bool = True) -> Model:
         """Training mode for the trained parts; the frozen LLM stays in eval mode (its dropout is off)."""
         super().train(mode)

@@ -91,7 +91,9 @@ def judged(config: Config, *, draws: int) -> Iterator[tuple[str, NDArray[np.floa
         print(f"{title}: {line}", flush=True)
     random = []
     for draw in range(draws):
-        drawn = fitted(config.replace(retrieval_control="random", seed=draw), data, decides=False)
+        drawn = fitted(
+            config.replace(retrieval_control="random", seed=draw), data, calendar=model.start.has_calendar
+        )
         random.append(errors_of(data, _of(drawn, "joint")))
         print(f"{title}: random windows, draw {draw:2d}      {random[-1].text}", flush=True)
     differences = {"ridge": of_ridge.squared, "start without history": plain.squared}
@@ -108,11 +110,11 @@ def judged(config: Config, *, draws: int) -> Iterator[tuple[str, NDArray[np.floa
         yield name, joint.squared - other
 
 
-def fitted(config: Config, data: DataBundle, *, decides: bool = True) -> RetrievalRidge.Model:
-    """The start of a configuration."""
+def fitted(config: Config, data: DataBundle, *, calendar: bool | None = None) -> RetrievalRidge.Model:
+    """The start of a configuration; it decides whether the calendar is in where that is not said."""
     model = RetrievalRidge.Model(config).eval()
     model.fit_statistics(data.source)
-    model.start.fit(data.source, data.validation, decides=decides)
+    model.start.fit(data.source, data.validation, calendar=calendar)
     return model
 
 

@@ -56,9 +56,18 @@ def settings_of(home: Path) -> dict[str, Any]:
     The latter as far as the run reads them.
     """
     defaults = json.loads((home / "defaults.json").read_text())
-    resolved = {"season", "enc_in", "freq", *(["retrieval_key"] if defaults["retrieval_key"] == "auto" else [])}
+    resolved = {
+        "season",
+        "enc_in",
+        "freq",
+        *(["retrieval_key"] if defaults["retrieval_key"] == "auto" else []),
+    }
     saved = json.loads((saved_step(home).parents[1] / "config.json").read_text())
-    then = {name: item.metadata["then"] for _, name, item in iter_settings() if item.default != item.metadata["then"]}
+    then = {
+        name: item.metadata["then"]
+        for _, name, item in iter_settings()
+        if item.default != item.metadata["then"]
+    }
     changed = {name: value for name, value in then.items() if name not in settings_of_parts_off(saved)}
     given = {name: value for name, value in saved.items() if value != defaults[name] and name not in resolved}
     return {**changed, **given}

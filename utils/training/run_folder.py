@@ -133,6 +133,14 @@ def find_same(checkpoints: Path, begins: str, settings: dict[str, Any], llm_hash
     return None
 
 
+def was_begun(checkpoints: Path, begins: str, settings: dict[str, Any]) -> bool:
+    """Whether a run of these resolved settings was begun, under any name that ``begins`` so."""
+    free = settings_where("decides", "place", "course", "test") | settings_where(
+        "on_resume", "llm", "machine"
+    )
+    return any(True for _ in _folders_of(checkpoints, begins, settings, free=free))
+
+
 def _folders_of(
     checkpoints: Path, begins: str, settings: dict[str, Any], *, free: frozenset[str]
 ) -> Iterator[Path]:
