@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 import run_main_enhanced
 from models import Forecaster
-from utils.config import iter_settings, settings_of_parts_off, settings_then
+from utils.config import iter_settings, settings_then
 from utils.flag_history import REMOVED
 from utils.training import checkpoint as checkpoints
 
@@ -51,26 +51,11 @@ def saved_step(home: Path) -> Path:
 
 
 def settings_of(home: Path) -> dict[str, Any]:
-    """The flags that mean the run: what differed from the defaults of then, and those that have changed since.
-
-    The latter as far as the run reads them.
-    """
+    """The flags that began the run: what differs from the defaults of then."""
     defaults = json.loads((home / "defaults.json").read_text())
-    resolved = {
-        "season",
-        "enc_in",
-        "freq",
-        *(["retrieval_key"] if defaults["retrieval_key"] == "auto" else []),
-    }
     saved = json.loads((saved_step(home).parents[1] / "config.json").read_text())
-    then = {
-        name: item.metadata["then"]
-        for _, name, item in iter_settings()
-        if item.default != item.metadata["then"]
-    }
-    changed = {name: value for name, value in then.items() if name not in settings_of_parts_off(saved)}
-    given = {name: value for name, value in saved.items() if value != defaults[name] and name not in resolved}
-    return {**changed, **given}
+    resolved = {name: saved[name] for name in ("season", "enc_in", "freq")} | {"retrieval_key": "hybrid"}
+    return {n: value for n, value in saved.items() if value != defaults[n] and resolved.get(n) != value}
 
 
 def words_of(home: Path) -> list[str]:

@@ -42,6 +42,7 @@ FLAGS = """
 --shard_llm --shard_memory
 --source_tokens
 --stride --target --task_name --temperature --time_zone --token_order --top_k --top_p --train_epochs
+--scale_mixing --lambda_path --thresholds_in
 --trend_fusion
 --trend_label --trust_remote_code --use_amp --use_gpu --use_gram --use_multi_gpu --use_tapr
 --use_time_marks --warmup_steps --weight_decay -h

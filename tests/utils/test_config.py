@@ -8,15 +8,7 @@ import pytest
 
 from models.registry import MODELS
 from utils.cli import parse_config
-from utils.config import (
-    IDENTITY,
-    Config,
-    ConfigError,
-    free_on_resume,
-    iter_settings,
-    setting_type,
-    settings_where,
-)
+from utils.config import GROUPS, IDENTITY, Config, ConfigError, iter_settings, setting_type, settings_where
 
 ANOTHER: dict[str, Any] = {
     "llm_dim": 32, "season": 7, "max_steps": 3, "eval_steps": 2, "levels": (0.5,), "lora_targets": ("k",),
@@ -191,14 +183,15 @@ def test_the_hash_changes_with_what_changes_training_and_with_nothing_else(group
     assert changed == (name in IDENTITY)
 
 
-@pytest.mark.parametrize(("switch", "name"), [("use_tapr", "n_scales"), ("use_gram", "top_k")])
-def test_settings_of_a_module_that_is_off_leave_the_hash_as_it_is(switch, name):
-    """A default of GRA-M's that changes made other runs of all those without it."""
-    base = {"use_tapr": True, "use_gram": True, switch: False}
-    one, other = (Config.from_flat({**base, name: value}) for value in (2, 7))
-    assert one.training_hash() == other.training_hash()
-    assert name in free_on_resume(one.flat(), other.flat())
-    assert name not in free_on_resume(one.flat(), other.replace(**{switch: True}).flat())
+def test_a_default_that_changes_leaves_runs_without_its_module_what_they_were():
+    """Each new default of TAPR renamed every baseline's folder, and every cell of every study."""
+    assert not Config().identity().keys() & {
+        f.name for g in ("tapr", "gram") for f in dataclasses.fields(GROUPS[g])
+    }
+    on = Config.from_flat({"use_tapr": True}).identity()
+    assert on.keys() == {"use_tapr"} | {
+        f.name for f in dataclasses.fields(GROUPS["tapr"]) if f.default != f.metadata["then"]
+    }
 
 
 def test_what_trains_another_model_is_not_excused_from_the_hash():
