@@ -39,8 +39,10 @@ class Model(ForecastModel):
 
     def fit_statistics(self, source: FitSource) -> None:
         """Solve for the map on all training windows, under each penalty; keep validation's choice."""
-        if source.weights_given:
-            return
+        if not source.weights_given:
+            source.once(self, None, lambda: self._solve(source))
+
+    def _solve(self, source: FitSource) -> None:
         fit = fit_ridge(source.training, source.validation)
         self.coefficients.copy_(torch.from_numpy(fit.coefficients))
         self.alpha.fill_(fit.alpha)

@@ -39,6 +39,8 @@ class ForecastModel(nn.Module):
     """Whether it takes ``--features MS``: reads all variables, and forecasts the last alone, [B, H, 1]."""
     splits_width = False
     """Whether ``--d_model`` is divided among ``--n_heads``."""
+    begins_solved = False
+    """Whether a forecast is one before the first optimizer step, which then counts as any other."""
     is_named_by_flag = True
     """Whether ``--model`` of run_main.py may name it; otherwise it has an entry point of its own."""
     prompt_text = ""
@@ -81,8 +83,13 @@ class ForecastModel(nn.Module):
         """Which rows of a window exist, [B, L, 1], for series without dates; None where all do."""
         return x_mark_enc if self.config.run.task_name == SHORT_TERM else None
 
+    @property
+    def closed_form_facts(self) -> dict[str, Any]:
+        """What `fit_statistics` solved for, as plain values, for the results."""
+        return {}
+
     def fit_statistics(self, source: FitSource) -> None:
-        """Learn what is counted or solved rather than trained."""
+        """Learn what is counted or solved rather than trained; what takes long, by `FitSource.once`."""
 
     def refresh(self, source: WindowSource) -> None:
         """Recompute from the training windows what was derived from weights that have moved since."""

@@ -6,12 +6,12 @@ Shape legend: B windows, N variables, M variables that are forecast (the last on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 
@@ -59,6 +59,8 @@ class WindowRows(NamedTuple):
     """[R] int64."""
     start: Tensor
     """[R] int64, absolute position of the lookback's first row."""
+    marks: Tensor | None = None
+    """[R, F], time marks of the lookback's last row, as in `Batch`; None of a source without dates."""
 
 
 @runtime_checkable
@@ -94,6 +96,14 @@ class WindowSource(Protocol):
 NO_WINDOWS: Any = ()
 
 
+def _solve_here(module: nn.Module, settings: dict[str, Any] | None, solve: Callable[[], None]) -> None:
+    solve()
+
+
+def unsolved(module: nn.Module, settings: dict[str, Any] | None, solve: Callable[[], None]) -> None:
+    """For `FitSource.once` where nobody reads the solution: it stays as it began."""
+
+
 class FitSource(NamedTuple):
     """What a model learns from that is counted or solved rather than trained."""
 
@@ -101,7 +111,10 @@ class FitSource(NamedTuple):
     validation: Dataset[Batch] = NO_WINDOWS
     """Settings of what is solved are chosen by these windows alone."""
     weights_given: bool = False
-    """Whether the weights are another run's (``--init_from``), which nothing solved may replace."""
+    """Whether the weights are another run's (``--init_from``), which what is solved leaves alone."""
+    once: Callable[[nn.Module, dict[str, Any] | None, Callable[[], None]], None] = _solve_here
+    """Solves for a module's state, once for all processes and runs in which the data and these settings are
+    the same; None of them keeps nothing. See `utils.training.closed_form.solve_once`."""
 
 
 class SeriesReference(NamedTuple):
@@ -163,7 +176,7 @@ class RetrievalRecord(NamedTuple):
     """What GRA-M found, and all that its losses need; one row a series, window by window."""
 
     gate: Tensor
-    """[S, 1] in (0, 1]: 1 trusts the current window alone, 0 history alone."""
+    """[S, 1] in [0, 1]: 1 trusts the current window alone, 0 history alone."""
     confidence: Tensor
     """[S, 1] in [0, 1), how well the neighbours match; 0 where there are none."""
     weights: Tensor
@@ -174,6 +187,38 @@ class RetrievalRecord(NamedTuple):
     """[S, K], squared distance to each neighbour, inf at the missing ones."""
     matched: Tensor
     """[S] bool, whether any admissible row was found."""
+    plain: Tensor
+    """[S, H], the forecast without history, which the gate chooses at 1: standardised units, no gradient;
+    [S, 0] where the model does not make two forecasts for it to choose from."""
+    joint: Tensor
+    """[S, H], the one with history, which it chooses at 0; [S, 0] likewise."""
+    advantage: Tensor
+    """[S, 1], by how much more ``plain`` errs than ``joint`` where neither was fitted on the window, in
+    squared deviations of it, NaN where that is not known; [S, 0] where it is known of none."""
+
+
+class StartForecast(NamedTuple):
+    """Where a forecast begins (`layers.solved_start`), in deviations of the window from its mean."""
+
+    plain: Tensor
+    """[S, H], without history."""
+    joint: Tensor
+    """[S, H], with it; the same as ``plain`` where retrieval is not there."""
+    rows: Tensor
+    """[S, k] int64, the memory's rows that were retrieved, kind after kind; -1 where there are too few."""
+    weights: Tensor
+    """[S, k], each one's share in what was retrieved: 1 in all, 0 where there are none."""
+
+
+class ForecastParts(NamedTuple):
+    """The forecast as it grows part by part, each [B, H, M] in standardised units; ``prediction`` is last."""
+
+    plain: Tensor
+    """The solved map of the lookback alone."""
+    joint: Tensor
+    """The solved map of lookback and history."""
+    llm: Tensor
+    """With what the LLM adds."""
 
 
 class ForecastState(NamedTuple):
@@ -183,6 +228,8 @@ class ForecastState(NamedTuple):
     """[B, H, M], standardised units."""
     trend: TrendRecord | None
     retrieval: RetrievalRecord | None
+    start: StartForecast | None = None
+    parts: ForecastParts | None = None
 
 
 @dataclass(frozen=True)

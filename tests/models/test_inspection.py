@@ -13,7 +13,7 @@ from models.inspection import inspection_lines, prompts_of, watched
 from models.registry import MODELS
 from utils.config import Config
 from utils.training.forward import forecast_state
-from utils.types import Batch, FitSource
+from utils.types import Batch, FitSource, unsolved
 
 BOTH = {"use_tapr": True, "use_gram": True}
 
@@ -30,7 +30,7 @@ def build(tiny_settings, series_file, tmp_path):
         data = build_data(config)
         torch.manual_seed(0)
         model = MODELS[name](resolve(config, data)).eval()
-        model.fit_statistics(FitSource(data.source))
+        model.fit_statistics(FitSource(data.source, once=unsolved))
         items = [data.train[i] for i in range(3)]
         return model, stacked(items, torch.device("cpu"))
 
@@ -45,7 +45,7 @@ def shapes(model, batch: Batch) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("order", ["document", "prompt_first"])
 def test_every_stage_of_the_documents_table_is_there(build, order):
-    model, batch = build(**BOTH, token_order=order)
+    model, batch = build(**BOTH, token_order=order, top_k=5)
     found = shapes(model, batch)
     length = found["LLM Input"][1]
     prompt = model.prompt.tokens(model.normalise(batch.x).lookback)[0].shape[1]
@@ -85,7 +85,7 @@ def test_the_shapes_follow_the_run_at_hand(build):
 
 @pytest.mark.parametrize("order", ["document", "prompt_first"])
 def test_the_parts_of_the_llms_input_add_up_in_their_order(build, order):
-    model, batch = build(**BOTH, token_order=order)
+    model, batch = build(**BOTH, token_order=order, top_k=5)
     with watched(model) as record, torch.no_grad():
         forecast_state(model, batch)
     note = next(stage.note for stage in record.stages if stage.name == "LLM Input")

@@ -24,7 +24,7 @@ from utils.simulated_device import NAME, Watch, simulated
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
 from utils.training.trainer import Trainer
-from utils.types import Batch, FitSource, WindowRows
+from utils.types import Batch, FitSource, WindowRows, unsolved
 
 L, H, VARIABLES, WINDOWS = 32, 8, 2, 4
 SETTINGS = pairwise(
@@ -104,7 +104,7 @@ def built(**flags: Any) -> Any:
     )  # fmt: skip
     model: Any = MODELS[name](config)
     if model.is_trainable:  # others need validation windows
-        model.fit_statistics(FitSource(Source()))
+        model.fit_statistics(FitSource(Source(), once=unsolved))
     if config.gram.use_gram:
         for column in COLUMNS:
             rows = getattr(model.gram.retriever, column)

@@ -24,7 +24,7 @@ from utils.training.metrics import ScoreSums
 from utils.training.objective import Loss, Objective
 from utils.training.optim import build_optimizer, build_schedule
 from utils.training.trainer import Trainer
-from utils.types import Batch, FitSource
+from utils.types import Batch, FitSource, unsolved
 
 N, ROWS, SERIES = 7, 300, 5
 EVERYTHING = BOTH | {"retrieval_fusion": "both", "memory_size": 400, "enc_in": N}
@@ -57,7 +57,7 @@ def built(model: str, folder: Path, settings: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     config = Config.from_flat({**SIZES, "llm_model_path": str(folder), **settings})
     found = MODELS[model](config)
-    found.fit_statistics(FitSource(SOURCE))
+    found.fit_statistics(FitSource(SOURCE, once=unsolved))
     return found
 
 
