@@ -49,8 +49,8 @@ scores.add(forecast_state(drift, batch), batch)
 assert scores.reduce(lambda sums: sums)["mse"] == 1
 
 assert scores.reduce(lambda sums: sums)["bias"] == -1
-gate, one = torch.full((8, 1), 0.5), torch.ones(8, 1)
-record = RetrievalRecord(gate, one, one, one.long(), one, one[:, 0].bool())
+gate, one, none = torch.full((8, 1), 0.5), torch.ones(8, 1), torch.empty(8, 0)
+record = RetrievalRecord(gate, one, one, one.long(), one, one[:, 0].bool(), none, none, none)
 state = ForecastState(forecast, None, record)
 assert Objective(config)(state, batch, step=0).terms["gate_size"] == 0.25
 
@@ -86,8 +86,9 @@ refused(drifts, right, f"{right}, slope", scored, UserError, shape + "tuple")
 refused(drifts, "is_trainable", "takes_steps", scored, TypeError, "models/base.py lists, found takes_steps")
 formula = '    "LogCosh": lambda error: error + F.softplus(-2 * error) - math.log(2),  # does not overflow'
 refused(losses, formula, "", trained, ValueError, "--loss LogCosh: expected a formula")
-size = "gate.square().mean()"
-refused(losses, size, "gate.square()", trained, ValueError, "found {'gate_size': [8, 1]}; take their means")
+size = "record.gate.float().square().mean()"
+many = "found {'gate_size': [8, 1]}; take their means"
+refused(losses, size, "record.gate.float().square()", trained, ValueError, many)
 try:
     Config.from_flat({**config.flat(), "features": "MS", "seed": -1}, **models)
     raise AssertionError("--features MS was taken")

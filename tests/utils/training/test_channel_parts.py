@@ -68,8 +68,8 @@ def learned(model: Any, batch: Batch, most: int | None) -> tuple[Loss, dict[str,
     model.train()
     model.zero_grad(set_to_none=True)
     trainer.progress.global_step = 10  # the module losses have full weight
-    still: Any = SimpleNamespace(step=lambda: None, zero_grad=lambda **_: None)
-    trainer.optimizer = still  # the gradients stay
+    still: Any = SimpleNamespace(step=lambda: None, zero_grad=lambda **_: None, get_last_lr=lambda: [0.0])
+    trainer.optimizer = trainer.scheduler = still  # the gradients stay
     loss = trainer.train_step([batch])
     return loss, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
