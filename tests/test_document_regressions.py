@@ -95,6 +95,7 @@ def test_41_4_the_modules_losses_weigh_what_the_document_says(tiny_gpt2: Path) -
     loss = Objective(model.config)(state_of(model, batch), batch, step=500)
     t = {name: value.item() for name, value in loss.terms.items()}
     tapr = 0.3 * t["direction"] + 0.3 * t["magnitude"] + 0.1 * t["consistency"] + 0.1 * t["ordinal"]
+    tapr += model.config.tapr.lambda_path * t["path"]  # the document's level 3 has no loss
     gram = t["gate_consistency"] + t["gate_entropy"]
     assert loss.auxiliary.item() == pytest.approx(0.5 * tapr + 0.3 * gram, rel=1e-5)
     assert loss.total.item() == pytest.approx(loss.main.item() + loss.auxiliary.item(), rel=1e-5)

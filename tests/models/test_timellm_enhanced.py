@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +198,8 @@ SWITCHES_OF: dict[str, list[Any]] = {
     "trend_fusion": ["always", "train", "off"],
     "trend_label": ["level", "relative"],
     "n_scales": [1, 2, 3],
+    "scale_mixing": ["apart", "together"],
+    "thresholds_in": ["forecast", "loss"],
     "retrieval_key": ["raw", "learned", "hybrid"],
     "retrieval_fusion": ["feature", "prediction", "both"],
     "retrieval_control": ["none", "random", "same_phase", "oracle"],
@@ -204,7 +208,7 @@ SWITCHES_OF: dict[str, list[Any]] = {
     "weights": [
         {},
         {"lambda_trend": 0.0, "lambda_retrieval": 0.0},
-        {"lambda_dir": 0.0, "lambda_mag": 0.0, "lambda_hcl": 0.0, "lambda_ord": 0.0},
+        {"lambda_dir": 0.0, "lambda_mag": 0.0, "lambda_hcl": 0.0, "lambda_ord": 0.0, "lambda_path": 0.0},
         {"lambda_ord": 0.0, "aux_warmup_steps": 0},
     ],
     "loss": [{}, {"loss": "MAE", "loss_scale": "std", "input_dropout": 0.3}, {"loss": "Huber"}],
@@ -256,9 +260,17 @@ def test_every_parameter_has_a_gradient_where_nothing_matches(tiny_gpt2: Path, k
     assert no_match.abs().sum() > 0
 
 
+LEARNED_BY = (
+    "trend_fusion",
+    "trend_label",
+    "scale_mixing",
+    "thresholds_in",
+    "retrieval_key",
+    "retrieval_fusion",
+)
 LEARNING = pairwise(
-    {name: SWITCHES_OF[name] for name in ("trend_fusion", "trend_label", "retrieval_key", "retrieval_fusion")}
-    | {"n_scales": [1, 2, 4]}
+    {name: SWITCHES_OF[name] for name in LEARNED_BY}
+    | {"n_scales": [1, 2, 4], "linear_path": ["none", "ridge"]}
 )
 
 
@@ -288,8 +300,9 @@ def test_every_parameter_learns_by_the_fifth_step(tiny_gpt2: Path, switches: dic
         expected.add("tapr.decomposition.scale_weights")  # one share of one
     # A vector added to all keys moves all scores of a query alike. Rounding may leave a trace of it.
     allowed = {name for name in silent if name.endswith(("key_projection.bias", "in_proj_bias[k]"))}
-    # At 64x all patches are one step, stretched: all keys are equal and there is nothing to choose.
-    allowed.add("tapr.decomposition.cross_scale_attn.2.in_proj_bias[q]")
+    if switches["n_scales"] == 4 and switches["scale_mixing"] == "together":
+        # At 64x all patches are one step, stretched: all keys are equal and there is nothing to choose.
+        allowed.add("tapr.decomposition.cross_scale_attn.2.in_proj_bias[q]")
     assert silent - allowed == expected
 
 
@@ -446,6 +459,80 @@ def test_untrained_trend_changes_no_forecast(tiny_gpt2: Path) -> None:
     prediction = forecast(model)
     series = model.normalise(BATCH.x)
     torch.testing.assert_close(prediction, model.denormalise(head[0], series.statistics), rtol=0, atol=0)
+
+
+TREND_SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"trend_label": "relative", "n_scales": 1},
+    {"scale_mixing": "together", "n_scales": 5, "token_order": "prompt_first"},
+    {"thresholds_in": "loss", "trend_fusion": "train", "dropout": 0.2},
+    {"trend_fusion": "off", "loss_scale": "std"},
+]
+
+
+@pytest.mark.parametrize("settings", TREND_SETTINGS, ids=_label)
+def test_beside_a_solved_path_tapr_begins_without_effect_to_the_bit(
+    tiny_gpt2: Path, settings: dict[str, Any]
+) -> None:
+    """What a run begins from is a candidate: with TAPR it must be the one without."""
+    models = [model_of(tiny_gpt2, linear_path="ridge", use_tapr=on, **settings) for on in (False, True)]
+    coefficients = torch.randn(H, L, generator=torch.Generator().manual_seed(1)) / L
+    for model in models:
+        model.linear_path.coefficients.copy_(coefficients)
+    for mode in (False, True):  # dropout draws other numbers, and changes nothing
+        assert torch.equal(*(forecast(model.train(mode)) for model in models))
+
+
+def test_thresholds_reach_the_forecast(tiny_gpt2: Path) -> None:
+    """They were in the ordinal loss alone: learned, and read by nothing."""
+    model, loss_alone = (model_of(tiny_gpt2, use_tapr=True, thresholds_in=t) for t in ("forecast", "loss"))
+    for one in (model, loss_alone):
+        shake(one.trend_fusion)
+    thresholds = model.tapr.coarse_to_fine.trend_thresholds
+    (slope,) = torch.autograd.grad((state_of(model).prediction - BATCH.y).square().mean(), thresholds)
+    assert (slope != 0).all()
+    before = [forecast(one) for one in (model, loss_alone)]
+    for one in (model, loss_alone):
+        one.tapr.coarse_to_fine.set_thresholds(torch.tensor([-3.0, -2.0, -1.0, 0.0]))
+    assert (forecast(model) - before[0]).abs().max() > 1e-3
+    assert torch.equal(forecast(loss_alone), before[1])
+
+
+def test_each_bin_of_the_forecasts_trend_has_a_correction(tiny_gpt2: Path) -> None:
+    """Of the uncorrected forecast, its trend measured as the labels are, between the learned thresholds."""
+    model = model_of(tiny_gpt2, use_tapr=True).eval()
+    head = unfused(model)
+    heard: list[Tensor] = []
+    model.trend_fusion.register_forward_hook(lambda m, args, out: heard.append(args[2]))
+    with torch.no_grad():
+        record = state_of(model).trend
+    assert record is not None
+    cuts, thresholds = record.label_cuts.tolist(), record.thresholds.tolist()
+    width = max((cuts[4] - cuts[0]) / (2 * math.log(3)), 0.1)
+    series = BATCH.x.transpose(1, 2).reshape(-1, L).double()
+    for s, x in enumerate(series):
+        std = math.sqrt(x.var(unbiased=False).item() + 1e-5)
+        own = (head[0][s].double().mean().item() * std + x.mean().item() - x[-SEASON:].mean().item()) / max(
+            x.std(unbiased=False).item(), 0.1
+        )
+        ends = [0.0, *(1 / (1 + math.exp(-(t - own) / width)) for t in thresholds), 1.0]
+        wanted = [high - low for low, high in itertools.pairwise(ends)]
+        assert heard[0][s].tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 24.0])
+def test_confidence_token_begins_as_long_as_a_word(
+    tiny_gpt2: Path, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn from U(-1, 1) it was five words long, and outweighed them in every attention."""
+    monkeypatch.setattr(TimeLLM, "word_scale", lambda llm: scale)
+    model = model_of(tiny_gpt2, fit=False, use_gram=True)
+    words = model.llm_model.get_input_embeddings().weight.double()
+    length = scale * words.norm(dim=1).mean().item()
+    confidence = torch.tensor([[0.0], [0.5], [1.0]])
+    tokens = model.gram.prompt.confidence_embed(confidence).double()
+    assert tokens[1].norm().item() == pytest.approx(length, rel=1e-4)
+    assert all(0.3 * length < token.norm() < 3 * length for token in tokens)
 
 
 def test_trend_fusion_mode_train_is_off_in_eval(tiny_gpt2: Path) -> None:

@@ -131,8 +131,12 @@ def _set_up(
     threads = fit_threads()
     data, outline = main_first(state, lambda: (builders.data(config), builders.llm(config)))
     asked, config = config, resolve(config, data)
-    name = asked.run_name(model=builders.model_name, llm_name=outline.name if outline else "none")
+    naming = {"model": builders.model_name, "llm_name": outline.name if outline else "none"}
     with agreed(state):
+        name = asked.run_name(**naming)
+        begun = folders.as_begun(config, asked, name=name, model_name=builders.model_name)
+        asked, config = asked.replace(**begun), config.replace(**begun)
+        name = asked.run_name(**naming)
         resume = folders.checkpoint_to_resume(config, name=name)
         payload = _payload(config, resume)
     settled = _settled(config, state, outline, payload, variables=len(data.targets))
