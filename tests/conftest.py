@@ -262,31 +262,15 @@ def etth1_root() -> str:
     return root
 
 
-LONGEST = (
-    "test_not_a_toy.py",
-    "test_crash.py",
-    "test_processes.py",
-    "test_sharded.py",
-    "test_quiet_ranks.py",
-    "test_linear_models.py",
-    "test_ablation.py",
-    "test_llm.py",
-    "test_time_marks.py",
-    "test_experiment.py",
-    "test_three_processes.py",
-    "test_processes_resume.py",
-    "test_adapters.py",
-    "test_bench.py",
-    "test_fast_paths.py",
-    "test_stopping.py",
-    "test_launch.py",
-)
+LONGEST = """not_a_toy crash processes sharded quiet_ranks linear_models ablation llm three_processes
+processes_resume experiment simulated_device forecaster resuming time_marks launch bench stopping""".split()
 """Files that begin first, so that none of them is left to one worker at the end; see scripts/test.sh."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; skip what needs a GPU where there is none, and say so."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
     if torch.cuda.is_available():
         return
     for item in items:

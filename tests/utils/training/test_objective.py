@@ -332,36 +332,6 @@ def test_diversity_of_a_shut_gate_is_finite(value: float) -> None:
     assert slope.isfinite().all()
 
 
-def test_gate_losses_decompose_over_variables() -> None:
-    """--max_channels_per_step must give the gradient of the whole batch."""
-    windows, variables = 3, 12
-    gate, confidence = torch.rand(windows, variables, requires_grad=True), torch.rand(windows, variables)
-    matched = torch.rand(windows, variables) > 0.3
-
-    def gradient(parts: int) -> Tensor:
-        losses = []
-        for part in torch.arange(variables).chunk(parts):
-            columns = (one[:, part].reshape(-1, 1) for one in (gate, confidence))
-            record = retrieval_of(*columns, matched=matched[:, part].reshape(-1))
-            losses.append(sum(retrieval_losses(record, len(part)).values(), start=torch.zeros(())) / parts)
-        (found,) = torch.autograd.grad(torch.stack(losses).sum(), gate)
-        return found
-
-    for parts in (2, 3, 4):
-        torch.testing.assert_close(gradient(parts), gradient(1))
-
-
-def test_series_without_a_match_do_not_count_as_decisions() -> None:
-    """Their gate is 1 by rule; counted, they would push every other gate down."""
-    gate = torch.tensor([[0.6], [0.6], [1.0], [1.0]], requires_grad=True)
-    matched = torch.tensor([True, True, False, False])
-    loss = retrieval_losses(retrieval_of(gate, torch.zeros(4, 1), matched=matched), 1)["gate_entropy"]
-    alone = retrieval_losses(retrieval_of(gate[:2], torch.zeros(2, 1)), 1)["gate_entropy"]
-    assert loss.item() == pytest.approx(alone.item(), abs=1e-6)
-    (slope,) = torch.autograd.grad(loss, gate)
-    assert (slope[~matched] == 0).all() and (slope[matched] > 0).all()
-
-
 # All together.
 
 
