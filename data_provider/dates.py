@@ -93,6 +93,15 @@ def read_times(column: pd.Series, where: object, rules: DateRules, *, as_publish
     return _times(dates, frequency, written, notes)
 
 
+def times_as_written(column: pd.Series, where: object, rules: DateRules) -> pd.DatetimeIndex:
+    """The times of a table to look at [T]: in any order, with gaps, some repeated.
+
+    Raises:
+        UserError: for what `parse_dates` refuses.
+    """
+    return _parsed(column, where, rules, NOTHING_KEPT, frequency=rules.freq)[0]
+
+
 def read_times_like(
     column: pd.Series, where: object, rules: DateRules, *, expected: str, kept: DatesKept
 ) -> Times:
