@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
-from utils.config_checks import Models, joint_problems, range_problems, spaced
+from utils.config_checks import Models, expected_items, expected_number, joint_problems, spaced
 from utils.data_sets import DATA_SETS, default_flags, known_as, name_problem
 from utils.errors import UserError
 from utils.file_names import safe_name
@@ -30,8 +31,6 @@ STD_FLOOR = 0.1
 """Smallest deviation, in standardised units, that anything is divided by."""
 AUTO = "auto"
 """Of a setting that the run itself decides."""
-BY_MACHINE = ("mixed_precision", "matmul_precision")
-"""Settings whose ``auto`` is decided by the machine that a run begins on, and recorded as what it came to."""
 PART_OF_NAME = 36
 """Bytes of each free text in the name of a run's folder, which has 255 in all."""
 _FLAG = re.compile(r"--(\w+)")
@@ -46,23 +45,62 @@ class ConfigError(UserError):
         super().__init__("\n".join(problems))
 
 
+Decides = Literal["training", "test", "name", "place", "course"]
+"""What a setting decides: what is trained (then it is part of a run's identity), what is tested, the run's
+name, where it lies and how it is watched, or only how its work is done."""
+OnResume = Literal["same", "free", "llm", "batch", "machine"]
+"""What a setting of a resumed run must be: as its checkpoint has it; anything (of a file of data or text, the
+content is compared); what gives the same LLM, by content, or the same batch in all; or ``auto``, which is
+what the checkpoint's machine came to."""
+Need = Literal[
+    "llm", "part", "layers", "tokens", "lora", "tapr", "gram", "learned_key", "memory_limit", "modules",
+    "llm_by_name", "file", "m4", "table", "selection", "steps", "step_files",
+]  # fmt: skip
+"""What a run must have for a setting to be read; `utils.reporting.unused_flags` says when it has not."""
 _AS_DEFAULT = object()
 
 
-def setting(default: Any, text: str, *, then: Any = _AS_DEFAULT) -> Any:
-    """A dataclass field with the one line that ``--help`` prints for its flag.
+def setting(
+    default: Any,
+    text: str,
+    *,
+    then: Any = _AS_DEFAULT,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+    below: float | None = None,
+    path: bool = False,
+    decides: Decides = "training",
+    on_resume: OnResume | None = None,
+    needs: Need | tuple[Need, ...] = (),
+) -> Any:
+    """A dataclass field with all that is so about one setting beside its name and type.
 
-    ``then`` is what a run counts as having that says nothing of the setting, saved before it was there: the
-    first default, and where what came before was none of its values, that. It must be given where the default
-    changes, and never changes itself: names of runs and keys of studies leave this value out.
+    Args:
+        default: what it is where nothing is said.
+        text: the one line that ``--help`` prints for its flag.
+        then: what a run counts as having that says nothing of the setting, saved before it was there: the
+            first default, and where what came before was none of its values, that. It must be given where the
+            default changes, and never changes itself: names of runs and keys of studies leave this value out.
+        at_least: its least number.
+        at_most: its largest number.
+        below: a number that it must stay below.
+        path: it names a file or a folder; blanks alone, as of an unset variable, are not given.
+        decides: see `Decides`.
+        on_resume: see `OnResume`; by default free, and the same where it decides what is trained.
+        needs: beside what its whole part needs, see `Need`.
     """
-    then = default if then is _AS_DEFAULT else then
-    return field(default=default, metadata={"help": text, "then": then})
-
-
-def path_setting(default: str | None, text: str) -> Any:
-    """A `setting` that names a file or a folder; blanks alone, as of an unset variable, are not given."""
-    return field(default=default, metadata={"help": text, "path": True, "then": default})
+    facts = {
+        "help": text,
+        "then": default if then is _AS_DEFAULT else then,
+        "at_least": at_least,
+        "at_most": at_most,
+        "below": below,
+        "path": path,
+        "decides": decides,
+        "on_resume": on_resume or ("same" if decides == "training" else "free"),
+        "needs": (needs,) if isinstance(needs, str) else needs,
+    }
+    return field(default=default, metadata=facts)
 
 
 @dataclass(frozen=True)
@@ -70,44 +108,74 @@ class DataConfig:
     """Which series, cut into which windows."""
 
     data: str = setting("ETTh1", f"data set: {', '.join(DATA_SETS)}")
-    root_path: str = path_setting("./dataset/ETT-small", "folder of the data file (default: the data set's)")
-    data_path: str | None = path_setting(None, "data file inside root_path (default: the data set's)")
+    root_path: str = setting(
+        "./dataset/ETT-small",
+        "folder of the data file (default: the data set's)",
+        decides="place",
+        needs="file",
+        path=True,
+    )
+    data_path: str | None = setting(
+        None, "data file inside root_path (default: the data set's)", needs="file", path=True
+    )
     features: Literal["M", "S", "MS"] = setting(
         "M", "M: all variables from all; S: the target from itself; MS: the target from all variables"
     )
-    target: str = setting("OT", "target column, used with --features S and MS")
-    enc_in: int | None = setting(None, "expected number of variables read (default: the file's)")
+    target: str = setting("OT", "target column, used with --features S and MS", needs=("table", "selection"))
+    enc_in: int | None = setting(
+        None, "expected number of variables read (default: the file's)", at_least=1, decides="course"
+    )
     freq: str | None = setting(
         None, "frequency of the rows, a pandas alias or MS-15 for each 15th; accepts gaps (default: inferred)"
     )
     date_format: str | None = setting(
-        None, "how dates are written: strptime's format (1949%y: from 1949 on), or ISO8601 (default: found)"
+        None,
+        "how dates are written: strptime's format (1949%y: from 1949 on), or ISO8601 (default: found)",
+        on_resume="free",
+        needs=("file", "table"),
     )
     time_zone: str | None = setting(
-        None, "zone of the dates, such as Europe/Berlin; offsets are brought into it (default: the file's)"
+        None,
+        "zone of the dates, such as Europe/Berlin; offsets are brought into it (default: the file's)",
+        on_resume="free",
+        needs=("file", "table"),
     )
-    round_dates: bool = setting(False, "round times that jitter around regular ones")
+    round_dates: bool = setting(
+        False, "round times that jitter around regular ones", on_resume="free", needs=("file", "table")
+    )
     seasonal_patterns: Literal["Yearly", "Quarterly", "Monthly", "Weekly", "Daily", "Hourly"] = setting(
-        "Monthly", "group of M4's series"
+        "Monthly", "group of M4's series", needs="m4"
     )
     fill_missing: Literal["interpolate", "ffill"] | None = setting(
-        None, "missing and infinite numbers: interpolate between rows, or ffill (default: an error)"
+        None,
+        "missing and infinite numbers: interpolate between rows, or ffill (default: an error)",
+        needs="table",
     )
-    seq_len: int = setting(512, "lookback window L, rows")
-    label_len: int = setting(48, "decoder start length, rows (read by encoder-decoder models only)")
-    pred_len: int = setting(96, "horizon H, rows")
-    percent: int = setting(100, "share of the training part that is used, percent")
+    seq_len: int = setting(512, "lookback window L, rows", at_least=1)
+    label_len: int = setting(
+        48, "decoder start length, rows (read by encoder-decoder models only)", at_least=0
+    )
+    pred_len: int = setting(96, "horizon H, rows", at_least=1)
+    percent: int = setting(100, "share of the training part that is used, percent", at_least=1, at_most=100)
     eval_data: str | None = setting(
-        None, "data set to test on, in place of --data: zero-shot transfer (default: --data itself)"
+        None,
+        "data set to test on, in place of --data: zero-shot transfer (default: --data itself)",
+        decides="test",
     )
-    eval_root_path: str | None = path_setting(None, "folder of --eval_data's file (default: the data set's)")
-    eval_data_path: str | None = path_setting(None, "file of --eval_data (default: the data set's)")
+    eval_root_path: str | None = setting(
+        None, "folder of --eval_data's file (default: the data set's)", decides="test", path=True
+    )
+    eval_data_path: str | None = setting(
+        None, "file of --eval_data (default: the data set's)", decides="test", path=True
+    )
     channel_sampling: Literal["joint", "single"] = setting(
-        "joint", "training sample: all variables of a window, or one variable"
+        "joint", "training sample: all variables of a window, or one variable", needs="table"
     )
-    season: int | None = setting(None, "rows of one season (default: the data set's, 24 if hourly)")
-    eval_stride: int = setting(1, "validate on every N-th window (the test always uses all)")
-    num_workers: int = setting(0, "data loading processes")
+    season: int | None = setting(
+        None, "rows of one season (default: the data set's, 24 if hourly)", at_least=1
+    )
+    eval_stride: int = setting(1, "validate on every N-th window (the test always uses all)", at_least=1)
+    num_workers: int = setting(0, "data loading processes", at_least=0, decides="place")
 
     @property
     def file_name(self) -> str:
@@ -120,61 +188,92 @@ class DataConfig:
 class LLMConfig:
     """Which frozen language model."""
 
-    llm_model: str = setting("auto", "GPT2, SMOLLM2, LLAMA, QWEN, BERT, auto, or a hub id")
-    llm_model_path: str | None = path_setting(None, "local folder, GGUF file or hub id of the LLM")
-    llm_layers: int = setting(12, "transformer layers kept, from the input side")
-    llm_dim: int | None = setting(None, "expected hidden size (default: read from the LLM)")
+    needs: ClassVar[tuple[Need, ...]] = ("llm",)
+    llm_model: str = setting(
+        "auto", "GPT2, SMOLLM2, LLAMA, QWEN, BERT, auto, or a hub id", on_resume="llm", needs="llm_by_name"
+    )
+    llm_model_path: str | None = setting(
+        None, "local folder, GGUF file or hub id of the LLM", on_resume="llm", path=True
+    )
+    llm_layers: int = setting(12, "transformer layers kept, from the input side", at_least=1, needs="layers")
+    llm_dim: int | None = setting(
+        None, "expected hidden size (default: read from the LLM)", at_least=1, on_resume="llm"
+    )
     llm_ablation: Literal["pretrained", "random", "attention", "none"] = setting(
         "pretrained",
         "study control: LLM layers pretrained, of random weights, one trained attention layer, or none",
     )
     llm_device_map: Literal["auto", "balanced", "sequential", "cpu"] | None = setting(
-        None, "spread the LLM over this process's devices: auto, balanced, sequential, cpu (default: one)"
+        None,
+        "spread the LLM over this process's devices: auto, balanced, sequential, cpu (default: one)",
+        decides="course",
     )
     shard_llm: bool = setting(
-        False, "divide the LLM's frozen layers among the processes: less memory, more between them"
+        False,
+        "divide the LLM's frozen layers among the processes: less memory, more between them",
+        decides="course",
     )
     peft: Literal["none", "lora"] = setting("none", "train low-rank adapters on the LLM's frozen layers")
-    lora_rank: int = setting(8, "rank of the adapters")
-    lora_alpha: int = setting(16, "the adapters' part is scaled by this / lora_rank")
-    lora_dropout: float = setting(0.0, "dropout rate on the adapters' input")
+    lora_rank: int = setting(8, "rank of the adapters", at_least=1, needs="lora")
+    lora_alpha: int = setting(
+        16, "the adapters' part is scaled by this / lora_rank", at_least=1, needs="lora"
+    )
+    lora_dropout: float = setting(
+        0.0, "dropout rate on the adapters' input", at_least=0, below=1, needs="lora"
+    )
     lora_targets: tuple[str, ...] = setting(
-        (), "linear maps that get adapters, by name, or all-linear (none: PEFT's own for the architecture)"
+        (),
+        "linear maps that get adapters, by name, or all-linear (none: PEFT's own for the architecture)",
+        needs="lora",
     )
     load_in_4bit: bool = setting(False, "LLM weights in 4 bits (needs a GPU and bitsandbytes)")
-    trust_remote_code: bool = setting(False, "allow an LLM that ships its own code to run it")
+    trust_remote_code: bool = setting(
+        False, "allow an LLM that ships its own code to run it", on_resume="llm"
+    )
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
     """Sizes of the Time-LLM parts that are trained."""
 
-    d_model: int = setting(64, "width of a patch embedding")
-    d_ff: int = setting(128, "width per reprogramming head, and LLM features read by the head")
-    n_heads: int = setting(8, "heads of the reprogramming attention")
-    patch_len: int = setting(16, "patch length, rows")
-    stride: int = setting(8, "distance between patches, rows")
+    needs: ClassVar[tuple[Need, ...]] = ("part",)
+    d_model: int = setting(64, "width of a patch embedding", at_least=1)
+    d_ff: int = setting(128, "width per reprogramming head, and LLM features read by the head", at_least=1)
+    n_heads: int = setting(8, "heads of the reprogramming attention", at_least=1)
+    patch_len: int = setting(16, "patch length, rows", at_least=1)
+    stride: int = setting(8, "distance between patches, rows", at_least=1)
     padding_patch: Literal["end", "none"] = setting("end", "pad one stride at the end, or not")
-    num_tokens: int = setting(1000, "source tokens the vocabulary is mapped to")
+    num_tokens: int = setting(1000, "source tokens the vocabulary is mapped to", at_least=1)
     source_tokens: Literal["mapping", "prototypes"] = setting(
         "mapping", "source tokens: a learned map of the vocabulary, or learned vectors (faster)"
     )
     token_order: Literal["document", "prompt_first"] = setting(
-        "document", "trend and retrieval tokens before the prompt, or behind it (faster)"
+        "document",
+        "trend and retrieval tokens before the prompt, or behind it (faster)",
+        needs=("tokens", "modules"),
     )
-    dropout: float = setting(0.15, "dropout rate of the trained parts")
-    input_dropout: float = setting(0.0, "dropout rate on the normalised lookback")
+    dropout: float = setting(0.15, "dropout rate of the trained parts", at_least=0, below=1)
+    input_dropout: float = setting(0.0, "dropout rate on the normalised lookback", at_least=0, below=1)
     linear_path: Literal["none", "ridge"] = setting(
         "none", "a linear map from lookback to forecast beside the LLM, begun at the ridge solution"
     )
     use_time_marks: bool = setting(
         False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"
     )
-    prompt_domain: int = setting(1, "1: the prompt describes this data set; 0: it speaks of any series")
-    prompt_file: str | None = path_setting(
-        None, "text file that describes the data to the LLM (default: the prompt bank's)"
+    prompt_domain: int = setting(
+        1,
+        "1: the prompt describes this data set; 0: it speaks of any series",
+        at_least=0,
+        at_most=1,
+        needs="tokens",
     )
-    prompt_digits: int = setting(3, "decimals of the statistics in the prompt")
+    prompt_file: str | None = setting(
+        None,
+        "text file that describes the data to the LLM (default: the prompt bank's)",
+        on_resume="free",
+        path=True,
+    )
+    prompt_digits: int = setting(3, "decimals of the statistics in the prompt", at_least=0, needs="tokens")
 
     def patch_count(self, seq_len: int) -> int:
         """Number of patches P of a lookback of ``seq_len`` rows."""
@@ -185,29 +284,42 @@ class BackboneConfig:
 class BaselineConfig:
     """Sizes of the baselines that `BackboneConfig` has no name for; the family's defaults."""
 
-    e_layers: int | None = setting(None, "encoder layers (default: Autoformer 2, PatchTST 3)")
-    d_layers: int = setting(1, "decoder layers of Autoformer")
-    moving_avg: int = setting(25, "moving average of Autoformer and DLinear, rows")
-    factor: float = setting(1.0, "Autoformer keeps factor * ln(length) delays per head")
+    needs: ClassVar[tuple[Need, ...]] = ("part",)
+    e_layers: int | None = setting(None, "encoder layers (default: Autoformer 2, PatchTST 3)", at_least=1)
+    d_layers: int = setting(1, "decoder layers of Autoformer", at_least=1)
+    moving_avg: int = setting(25, "moving average of Autoformer and DLinear, rows", at_least=1)
+    factor: float = setting(1.0, "Autoformer keeps factor * ln(length) delays per head", at_least=1e-6)
 
 
 @dataclass(frozen=True)
 class TAPRConfig:
     """The trend-aware patch router and its losses."""
 
+    needs: ClassVar[tuple[Need, ...]] = ("llm", "tapr")
     use_tapr: bool = setting(False, "switch TAPR on")
-    n_scales: int = setting(3, "scales of the decomposition: 1x, 4x, 16x, 64x, ...")
-    lambda_trend: float = setting(0.5, "weight of all TAPR losses")
-    lambda_dir: float = setting(0.3, "inner weight of the direction loss")
-    lambda_mag: float = setting(0.3, "inner weight of the magnitude loss")
-    lambda_hcl: float = setting(0.1, "inner weight of the consistency loss")
-    lambda_ord: float = setting(0.1, "inner weight of the ordinal (threshold) loss")
-    label_smoothing: float = setting(0.1, "label smoothing of the two classifications")
+    n_scales: int = setting(3, "scales of the decomposition: 1x, 4x, 16x, 64x, ...", at_least=1)
+    scale_mixing: Literal["apart", "together"] = setting(
+        "apart",
+        "seasons mixed from fine to coarse and trends from coarse to fine, or both as one",
+        then="together",
+    )
+    lambda_trend: float = setting(0.5, "weight of all TAPR losses", at_least=0)
+    lambda_dir: float = setting(0.3, "inner weight of the direction loss", at_least=0)
+    lambda_mag: float = setting(0.3, "inner weight of the magnitude loss", at_least=0)
+    lambda_hcl: float = setting(0.1, "inner weight of the consistency loss", at_least=0)
+    lambda_ord: float = setting(0.1, "inner weight of the ordinal (threshold) loss", at_least=0)
+    lambda_path: float = setting(0.3, "inner weight of the path's regression loss", then=0.0, at_least=0)
+    label_smoothing: float = setting(0.1, "label smoothing of the two classifications", at_least=0, below=1)
     trend_label: Literal["level", "relative"] = setting(
         "level", "label: change of level in deviations, or relative change of the end points"
     )
     trend_fusion: Literal["always", "train", "off"] = setting(
         "always", "when the trend corrects the forecast"
+    )
+    thresholds_in: Literal["forecast", "loss"] = setting(
+        "forecast",
+        "learnable thresholds: they part the forecast's trend for its correction, or are in a loss alone",
+        then="loss",
     )
 
 
@@ -215,14 +327,17 @@ class TAPRConfig:
 class GRAMConfig:
     """The retrieval-augmented memory and its losses."""
 
+    needs: ClassVar[tuple[Need, ...]] = ("llm", "gram")
     use_gram: bool = setting(False, "switch GRA-M on")
-    top_k: int = setting(5, "neighbours retrieved")
-    lambda_retrieval: float = setting(0.3, "weight of all GRA-M losses")
-    build_memory: bool = setting(False, "rebuild the memory (empty ones are built anyway)")
-    d_repr: int = setting(128, "width of the learned retrieval key")
-    temperature: float = setting(0.1, "softmax temperature over the neighbours' distances")
-    memory_size: int | Literal["all"] = setting(5000, "memory rows, or all training rows")
-    max_memory_size: int = setting(10000, "most rows that --memory_size may ask for as a number")
+    top_k: int = setting(5, "neighbours retrieved", at_least=1)
+    lambda_retrieval: float = setting(0.3, "weight of all GRA-M losses", at_least=0)
+    build_memory: bool = setting(False, "rebuild the memory (empty ones are built anyway)", decides="course")
+    d_repr: int = setting(128, "width of the learned retrieval key", at_least=1, needs="learned_key")
+    temperature: float = setting(0.1, "softmax temperature over the neighbours' distances", at_least=1e-6)
+    memory_size: int | Literal["all"] = setting(5000, "memory rows, or all training rows", at_least=1)
+    max_memory_size: int = setting(
+        10000, "most rows that --memory_size may ask for as a number", at_least=1, needs="memory_limit"
+    )
     memory_dtype: Literal["fp32", "fp16"] = setting("fp32", "numbers of the memory's keys and futures")
     retrieval_key: Literal["auto", "raw", "learned", "hybrid"] = setting(
         "auto", "what is compared; auto: hybrid, and raw in a memory of more than 100,000 rows"
@@ -242,50 +357,94 @@ class GRAMConfig:
 class TrainingConfig:
     """How the model is fitted and judged."""
 
-    loss: Literal["MSE", "MAE", "Huber", "SMAPE"] = setting("MSE", "main loss; SMAPE for M4 (its default)")
-    loss_scale: Literal["none", "std"] = setting("none", "std: errors in deviations of the window")
-    aux_warmup_steps: int = setting(500, "optimizer steps until the module losses have full weight")
-    train_epochs: int = setting(50, "most epochs")
-    max_steps: int | None = setting(None, "stop after N optimizer steps (default: by epochs)")
-    batch_size: int = setting(32, "windows per process and forward pass")
+    loss: Literal["MSE", "MAE", "Huber", "SMAPE"] = setting(
+        "MSE", "main loss; SMAPE for M4 (its default)", needs="steps"
+    )
+    loss_scale: Literal["none", "std"] = setting(
+        "none", "std: errors in deviations of the window", needs="steps"
+    )
+    aux_warmup_steps: int = setting(
+        500,
+        "optimizer steps until the module losses have full weight",
+        at_least=0,
+        needs=("modules", "steps"),
+    )
+    train_epochs: int = setting(50, "most epochs", at_least=1, on_resume="free", needs="steps")
+    max_steps: int | None = setting(
+        None, "stop after N optimizer steps (default: by epochs)", at_least=1, on_resume="free", needs="steps"
+    )
+    batch_size: int = setting(32, "windows per process and forward pass", at_least=1, on_resume="batch")
     auto_batch_size: bool = setting(
-        False, "lower batch_size until it fits into memory, with more passes: the same effective batch"
+        False,
+        "lower batch_size until it fits into memory, with more passes: the same effective batch",
+        decides="course",
     )
     max_channels_per_step: int | None = setting(
-        None, "variables per forward pass, for many of them: the same result in less memory (default: all)"
+        None,
+        "variables per forward pass, for many of them: the same result in less memory (default: all)",
+        at_least=1,
+        on_resume="free",  # the same sums, other dropout
     )
     eval_batch_size: int | None = setting(
-        None, "windows per evaluation pass (default: about 4,096 tokens through the LLM, 65,536 on a GPU)"
+        None,
+        "windows per evaluation pass (default: about 4,096 tokens through the LLM, 65,536 on a GPU)",
+        at_least=1,
+        decides="course",
     )
-    gradient_accumulation_steps: int = setting(1, "forward passes per optimizer step")
-    learning_rate: float = setting(0.0005, "peak learning rate")
+    gradient_accumulation_steps: int = setting(
+        1, "forward passes per optimizer step", at_least=1, on_resume="batch", needs="steps"
+    )
+    learning_rate: float = setting(0.0005, "peak learning rate", at_least=1e-12, needs="steps")
     lradj: Literal["COS", "constant", "type1", "type2", "type3", "PEMS", "TST"] = setting(
-        "COS", "learning-rate schedule, in optimizer steps"
+        "COS", "learning-rate schedule, in optimizer steps", needs="steps"
     )
-    lr_warmup_steps: int = setting(0, "optimizer steps of linear warm-up of the learning rate")
-    weight_decay: float = setting(0.0, "decoupled weight decay")
-    max_grad_norm: float = setting(0.0, "clip the gradient to this norm (0: off)")
-    patience: int = setting(15, "validations without improvement until training stops")
-    eval_steps: int | None = setting(None, "validate every N optimizer steps (default: each epoch)")
-    eval_test_each_epoch: bool = setting(False, "also test at each validation (never selects)")
+    lr_warmup_steps: int = setting(
+        0, "optimizer steps of linear warm-up of the learning rate", at_least=0, needs="steps"
+    )
+    weight_decay: float = setting(0.0, "decoupled weight decay", at_least=0, needs="steps")
+    max_grad_norm: float = setting(0.0, "clip the gradient to this norm (0: off)", at_least=0, needs="steps")
+    patience: int = setting(
+        15,
+        "validations without improvement until training stops",
+        at_least=1,
+        decides="course",
+        needs="steps",
+    )
+    eval_steps: int | None = setting(
+        None, "validate every N optimizer steps (default: each epoch)", at_least=1, needs="steps"
+    )
+    eval_test_each_epoch: bool = setting(
+        False, "also test at each validation (never selects)", decides="course", needs="steps"
+    )
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = setting(
-        "no", "frozen LLM and matrix products in this precision; auto: bf16 where it is 1.3 times as fast"
+        "no",
+        "frozen LLM and matrix products in this precision; auto: bf16 where it is 1.3 times as fast",
+        on_resume="machine",
     )
     matmul_precision: Literal["auto", "highest", "medium"] = setting(
-        "auto", "float32 products: torch's highest or medium; auto: medium where as exact, and faster"
+        "auto",
+        "float32 products: torch's highest or medium; auto: medium where as exact, and faster",
+        on_resume="machine",
     )
     gradient_checkpointing: bool = setting(
-        False, "keep less for the backward pass and compute it again: less memory, more time"
+        False,
+        "keep less for the backward pass and compute it again: less memory, more time",
+        decides="course",
+        needs=("llm", "steps"),
     )
     levels: tuple[float, ...] = setting(
-        (0.8, 0.95), "levels of the prediction intervals, several numbers (none: no calibration)"
+        (0.8, 0.95),
+        "levels of the prediction intervals, several numbers (none: no calibration)",
+        decides="course",
     )
     interval_score: Literal["auto", "absolute", "scaled"] = setting(
-        "auto", "intervals by absolute errors, or scaled by the window's deviation; auto: by validation"
+        "auto",
+        "intervals by absolute errors, or scaled by the window's deviation; auto: by validation",
+        decides="course",
     )
-    cpu: bool = setting(False, "do not use a GPU")
+    cpu: bool = setting(False, "do not use a GPU", decides="course")
     deterministic: bool = setting(False, "deterministic kernels only (slower on a GPU)")
-    seed: int = setting(2021, "seed of weights, data order and dropout")
+    seed: int = setting(2021, "seed of weights, data order and dropout", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -296,24 +455,49 @@ class RunConfig:
         "long_term_forecast", "long_term_forecast, or short_term_forecast for M4 (its default)"
     )
     model: str | None = setting(None, "model without TAPR and GRA-M, by name (default: TimeLLM)")
-    itr: int = setting(1, "runs, with the seeds --seed, --seed + 1, ...; mean and spread at the end")
-    is_training: int = setting(1, "1: train and test; 0: test a checkpoint")
-    model_id: str = setting("", "free text in the run's name (default: data and lengths)")
-    model_comment: str = setting("run", "last part of the run's folder name")
-    des: str = setting("", "free description, part of the run's name")
-    checkpoints: str = path_setting("./checkpoints", "folder of the run folders")
-    save_steps: int | None = setting(None, "step checkpoint every N optimizer steps (0: off)")
-    save_total_limit: int = setting(3, "step checkpoints kept (0: all)")
-    resume_from_checkpoint: str | None = path_setting(None, "file, folder or auto: go on from there")
-    resume_counter: int | None = setting(None, "early-stopping counter to resume with")
-    init_from: str | None = path_setting(None, "checkpoint whose weights to start from (not a resume)")
-    log_steps: int = setting(50, "optimizer steps between lines of the training log")
-    report_to: Literal["none", "tensorboard", "wandb"] = setting(
-        "none", "tracker that gets the metrics too; wandb obeys WANDB_MODE, e.g. offline"
+    itr: int = setting(
+        1,
+        "runs, with the seeds --seed, --seed + 1, ...; mean and spread at the end",
+        at_least=1,
+        decides="course",
     )
-    debug_shapes: bool = setting(False, "print the shapes of one forward pass before the run")
-    dump_prompt: bool = setting(False, "print the prompt of the first window before the run")
-    max_minutes: float | None = setting(None, "save and stop (status 75) before this many minutes")
+    is_training: int = setting(
+        1, "1: train and test; 0: test a checkpoint", at_least=0, at_most=1, decides="course"
+    )
+    model_id: str = setting("", "free text in the run's name (default: data and lengths)", decides="name")
+    model_comment: str = setting("run", "last part of the run's folder name", decides="name")
+    des: str = setting("", "free description, part of the run's name", decides="name")
+    checkpoints: str = setting("./checkpoints", "folder of the run folders", decides="place", path=True)
+    save_steps: int | None = setting(
+        None, "step checkpoint every N optimizer steps (0: off)", at_least=0, decides="course", needs="steps"
+    )
+    save_total_limit: int = setting(
+        3, "step checkpoints kept (0: all)", at_least=0, decides="course", needs=("steps", "step_files")
+    )
+    resume_from_checkpoint: str | None = setting(
+        None, "file, folder or auto: go on from there", decides="course", path=True
+    )
+    resume_counter: int | None = setting(
+        None, "early-stopping counter to resume with", at_least=0, decides="course"
+    )
+    init_from: str | None = setting(
+        None, "checkpoint whose weights to start from (not a resume)", on_resume="free", path=True
+    )
+    log_steps: int = setting(
+        50, "optimizer steps between lines of the training log", at_least=1, decides="place", needs="steps"
+    )
+    report_to: Literal["none", "tensorboard", "wandb"] = setting(
+        "none", "tracker that gets the metrics too; wandb obeys WANDB_MODE, e.g. offline", decides="place"
+    )
+    debug_shapes: bool = setting(
+        False, "print the shapes of one forward pass before the run", decides="course"
+    )
+    dump_prompt: bool = setting(
+        False, "print the prompt of the first window before the run", decides="course"
+    )
+    max_minutes: float | None = setting(
+        None, "save and stop (status 75) before this many minutes", at_least=0.0, decides="course"
+    )
 
 
 GROUPS: dict[str, type] = {
@@ -327,38 +511,36 @@ GROUPS: dict[str, type] = {
     "run": RunConfig,
 }
 
-NOT_IDENTITY = frozenset(
-    "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
-    "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
-    "build_memory model_id model_comment des eval_batch_size enc_in itr max_minutes "
-    "auto_batch_size gradient_checkpointing levels interval_score report_to debug_shapes "
-    "dump_prompt eval_data eval_root_path eval_data_path llm_device_map shard_llm".split()
-)
-"""Settings that do not change what is trained: two runs that differ only here share a hash."""
-TESTED_ON = frozenset({"eval_data", "eval_root_path", "eval_data_path"})
-"""Settings that decide what is tested, not what is trained."""
-KNOWN_BY_CONTENT = frozenset({"llm_model", "llm_model_path", "llm_dim", "trust_remote_code"})
-"""Settings that say where the LLM lies: which one it is, its content hash tells."""
-MAY_CHANGE_ON_RESUME = (
-    NOT_IDENTITY
-    | KNOWN_BY_CONTENT
-    | {
-        "max_steps",
-        "train_epochs",
-        "init_from",
-        "max_channels_per_step",  # the same sums, other dropout
-        "prompt_file",  # known by its content, which the checkpoint holds
-        "date_format",  # what they make of the dates is part of the data's content
-        "time_zone",
-        "round_dates",
-    }
-)
-"""Settings in which a run and the checkpoint it goes on from may differ."""
+SWITCHES: dict[str, type] = {"use_tapr": TAPRConfig, "use_gram": GRAMConfig}
+"""A module's switch, and the part of which nothing else is read without it."""
 
 
-def left_to_machine(values: Mapping[str, Any]) -> frozenset[str]:
-    """Settings of `BY_MACHINE` that are still ``auto``: they stand for whatever it comes to."""
-    return frozenset(name for name in BY_MACHINE if values.get(name) == AUTO)
+def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
+    """``(group, name, field)`` of every setting, in the order of ``--help``."""
+    for group, part in GROUPS.items():
+        for item in dataclasses.fields(part):
+            yield group, item.name, item
+
+
+@cache
+def settings_where(fact: str, *values: Any) -> frozenset[str]:
+    """Settings of which this fact, a word of `setting`, is one of ``values``."""
+    return frozenset(name for _, name, item in iter_settings() if item.metadata[fact] in values)
+
+
+IDENTITY = settings_where("decides", "training")
+"""Settings that change what is trained: two runs that differ only in others share a hash."""
+
+
+def left_to_machine(*runs: Mapping[str, Any]) -> frozenset[str]:
+    """Settings that are still ``auto`` in one of these and decided by the machine: whatever it comes to."""
+    by_machine = settings_where("on_resume", "machine")
+    return frozenset(name for name in by_machine for values in runs if values.get(name) == AUTO)
+
+
+def free_on_resume(*runs: Mapping[str, Any]) -> frozenset[str]:
+    """Settings in which these, a run and the checkpoint that it resumes from, may differ."""
+    return settings_where("on_resume", "free", "llm") | left_to_machine(*runs) | unread_settings(*runs)
 
 
 @dataclass(frozen=True)
@@ -431,10 +613,13 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """The settings that change what is trained, but for those that a run counts as having unsaid.
 
-        So a setting that is added later, or a default that changes, leaves what was trained before the same.
+        So a setting that is added later, or a default that changes, leaves what was trained before the same;
+        and so do the defaults of a module that is off.
         """
-        then = settings_then()
-        return {k: v for k, v in self.flat().items() if k not in NOT_IDENTITY and v != then[k]}
+        flat, unsaid = self.flat(), settings_then()
+        unread = unread_settings(flat)
+        unsaid |= {name: item.default for _, name, item in iter_settings() if name in unread}
+        return {k: v for k, v in flat.items() if k in IDENTITY and v != unsaid[k]}
 
     def training_hash(self) -> str:
         """8 hex digits that name everything that changes what is trained."""
@@ -466,7 +651,7 @@ class Config:
 
     def problems(self, models: Models | None = None) -> list[str]:
         """What is wrong with this configuration, one line each; empty when all is well."""
-        wrong = {**_type_problems(self), **_list_problems(self), **range_problems(self.flat())}
+        wrong = _own_problems(self)
         for flag in ("data", "eval_data"):
             name = getattr(self.data, flag)
             if flag not in wrong and name is not None and (unknown := name_problem(name, flag=flag)):
@@ -486,11 +671,10 @@ class Config:
         return [*wrong.values(), *joint]
 
 
-def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
-    """``(group, name, field)`` of every setting, in the order of ``--help``."""
-    for group, part in GROUPS.items():
-        for item in dataclasses.fields(part):
-            yield group, item.name, item
+def unread_settings(*runs: Mapping[str, Any]) -> frozenset[str]:
+    """Settings of the modules that are off in all of these: whatever they are, the same is trained."""
+    off = (part for switch, part in SWITCHES.items() if not any(values.get(switch) for values in runs))
+    return frozenset(item.name for part in off for item in dataclasses.fields(part)) - SWITCHES.keys()
 
 
 def settings_then() -> dict[str, Any]:
@@ -528,49 +712,27 @@ def _as_declared(group: str, name: str, value: Any) -> Any:
     return float(value) if is_whole and float in setting_type(group, name)[0] else value
 
 
-@cache
-def _path_settings() -> frozenset[str]:
-    return frozenset(name for _, name, item in iter_settings() if item.metadata.get("path"))
-
-
 def _is_empty_path(name: str, value: Any) -> bool:
     """Whether a setting that names a path says nothing, as ``--data_path "$UNSET"`` does."""
-    return isinstance(value, str) and not value.strip() and name in _path_settings()
+    return isinstance(value, str) and not value.strip() and name in settings_where("path", True)
 
 
-def _list_problems(config: Config) -> dict[str, str]:
-    """What is wrong with the values of settings of several, by name."""
-    found: dict[str, str] = {}
-    for group, name, _ in iter_settings():
-        value = getattr(getattr(config, group), name)
-        if isinstance(value, tuple):
-            found |= _list_problem(name, value, item_type(group, name))
-    return found
-
-
-def _list_problem(name: str, values: tuple[Any, ...], item: type) -> dict[str, str]:
-    """What is wrong with the values of a setting of several, under its name; nothing where all is well."""
-    if item is float and not all(_is_fraction(one) for one in values):
-        return {name: f"--{name}: expected numbers between 0 and 1, found {spaced(values)}"}
-    if item is str and not all(isinstance(one, str) and one for one in values):
-        return {name: f"--{name}: expected names, found {spaced(values)}"}
-    return {}
-
-
-def _is_fraction(value: Any) -> bool:
-    return isinstance(value, float) and 0 < value < 1
-
-
-def _type_problems(config: Config) -> dict[str, str]:
-    """Values whose type is wrong or that are none of the choices, by name."""
+def _own_problems(config: Config) -> dict[str, str]:
+    """What is wrong with each setting by itself, by name."""
     found = {}
-    for group, name, _ in iter_settings():
+    for group, name, item in iter_settings():
         value = getattr(getattr(config, group), name)
         types, choices = setting_type(group, name)
         accepted = types + ((int,) if float in types else ())
         is_stray_bool = isinstance(value, bool) and bool not in types
-        if value in choices or (isinstance(value, accepted) and not is_stray_bool):
-            continue
-        wanted = " or ".join([*(t.__name__ for t in types if t is not type(None)), *map(str, choices)])
-        found[name] = f"--{name}: expected {wanted}, found {value!r}"
+        expected, shown = None, repr(value)
+        if value not in choices and (is_stray_bool or not isinstance(value, accepted)):
+            names = (t.__name__ for t in types if t is not type(None))
+            expected = " or ".join([*names, *map(str, choices)])
+        elif isinstance(value, tuple):
+            expected, shown = expected_items(value, item_type(group, name)), spaced(value)
+        elif isinstance(value, int | float):
+            expected = expected_number(value, item.metadata)
+        if expected is not None:
+            found[name] = f"--{name}: expected {expected}, found {shown}"
     return found

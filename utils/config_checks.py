@@ -1,7 +1,7 @@
 """What is wrong with settings: numbers out of range, and settings that do not fit together.
 
-Everything here takes the flat settings, ``{flag name: value}`` (`utils.config.Config.flat`), and gives
-problems in one line each, which name a flag, what was expected and what was found.
+What does not fit together is told of the flat settings, ``{flag name: value}`` (`utils.config.Config.flat`),
+in one line each, which names a flag, what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -17,46 +17,27 @@ ATTENTION_HEADS = 4
 """Heads of every attention inside TAPR and GRA-M; their widths are multiples of it."""
 Models = Mapping[str, Any]
 """Classes of `models.base.ForecastModel` by name, that of no ``--model`` first; entry points know them."""
-AT_LEAST: Mapping[str, float] = {
-    **dict.fromkeys(
-        "seq_len pred_len percent eval_stride llm_layers d_model d_ff n_heads patch_len stride "
-        "num_tokens n_scales top_k d_repr memory_size max_memory_size train_epochs max_steps "
-        "batch_size eval_batch_size gradient_accumulation_steps patience eval_steps log_steps "
-        "season llm_dim enc_in itr e_layers d_layers moving_avg "
-        "max_channels_per_step lora_rank lora_alpha".split(),
-        1,
-    ),
-    **dict.fromkeys(
-        "label_len num_workers prompt_digits lambda_trend lambda_dir lambda_mag lambda_hcl lambda_ord "
-        "lambda_retrieval aux_warmup_steps lr_warmup_steps weight_decay max_grad_norm save_steps "
-        "save_total_limit resume_counter seed is_training prompt_domain".split(),
-        0,
-    ),
-    "learning_rate": 1e-12,
-    "temperature": 1e-6,
-    "max_minutes": 0.0,
-    "factor": 1e-6,
-}
-AT_MOST: Mapping[str, float] = {"percent": 100, "is_training": 1, "prompt_domain": 1}
-FRACTIONS = ("dropout", "input_dropout", "label_smoothing", "lora_dropout")
 
 
-def range_problems(values: Mapping[str, Any]) -> dict[str, str]:
-    """Numbers out of range, by name; values that are no numbers are passed over."""
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        low, high = AT_LEAST.get(name, -math.inf), AT_MOST.get(name, math.inf)
-        if name in FRACTIONS:
-            if not 0 <= value < 1:
-                found[name] = f"--{name}: expected a number from 0 to below 1, found {value}"
-        elif not math.isfinite(value):
-            found[name] = f"--{name}: expected a finite number, found {value}"
-        elif not low <= value <= high:
-            wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
-            found[name] = f"--{name}: expected {wanted}, found {value}"
-    return found
+def expected_number(value: float, facts: Mapping[str, Any]) -> str | None:
+    """What a number should have been by the ``facts`` of its setting; None where it is."""
+    low, high, below = facts["at_least"], facts["at_most"], facts["below"]
+    if below is not None:
+        return None if low <= value < below else f"a number from {low} to below {below}"
+    if not math.isfinite(value):
+        return "a finite number"
+    if low <= value <= high:
+        return None
+    return f"{low} or more" if high == math.inf else f"{low} to {high}"
+
+
+def expected_items(values: tuple[Any, ...], kind: type) -> str | None:
+    """What the values of a setting of several, each of this kind, should have been; None where they are."""
+    if kind is float and not all(isinstance(value, float) and 0 < value < 1 for value in values):
+        return "numbers between 0 and 1"
+    if kind is str and not all(isinstance(value, str) and value for value in values):
+        return "names"
+    return None
 
 
 def joint_problems(values: Mapping[str, Any], models: Models | None = None) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from models.registry import MODELS
 from utils.cli import parse_config
-from utils.config import NOT_IDENTITY, Config, ConfigError, iter_settings, setting_type
+from utils.config import GROUPS, IDENTITY, Config, ConfigError, iter_settings, setting_type, settings_where
 
 ANOTHER: dict[str, Any] = {
     "llm_dim": 32, "season": 7, "max_steps": 3, "eval_steps": 2, "levels": (0.5,), "lora_targets": ("k",),
@@ -155,7 +155,7 @@ def test_a_bad_attribute_is_refused_as_a_bad_flag_is():
     FamilyBad = type("FamilyBad", (), {"lradj": "type9", "dropout": 3})
     with pytest.raises(ConfigError) as caught:
         Config.from_namespace(FamilyBad())
-    assert [p.split(":")[0] for p in caught.value.problems] == ["--lradj", "--dropout"]
+    assert [p.split(":")[0] for p in caught.value.problems] == ["--dropout", "--lradj"]
 
 
 def test_replace_checks_again():
@@ -179,17 +179,33 @@ def test_the_hash_changes_with_what_changes_training_and_with_nothing_else(group
         pytest.skip("one choice only")
     part = dataclasses.replace(getattr(Config(), group), **{name: value})
     changed = dataclasses.replace(Config(), **{group: part}).training_hash() != Config().training_hash()
-    assert changed == (name not in NOT_IDENTITY)
+    assert changed == (name in IDENTITY)
+
+
+def test_a_default_that_changes_leaves_runs_without_its_module_what_they_were():
+    """Each new default of TAPR renamed every baseline's folder, and every cell of every study."""
+    assert not Config().identity().keys() & {
+        f.name for g in ("tapr", "gram") for f in dataclasses.fields(GROUPS[g])
+    }
+    on = Config.from_flat({"use_tapr": True}).identity()
+    assert on.keys() == {"use_tapr"} | {
+        f.name for f in dataclasses.fields(GROUPS["tapr"]) if f.default != f.metadata["then"]
+    }
 
 
 def test_what_trains_another_model_is_not_excused_from_the_hash():
     """A frozen list: adding a name here lets a resumed run change it silently."""
-    assert sorted(NOT_IDENTITY) == sorted(
+    assert sorted({name for _, name, _ in iter_settings()} - IDENTITY) == sorted(
         "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
         "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
         "build_memory model_id model_comment des eval_batch_size enc_in itr max_minutes "
         "auto_batch_size gradient_checkpointing levels interval_score report_to debug_shapes "
         "dump_prompt eval_data eval_root_path eval_data_path llm_device_map shard_llm".split()
+    )
+    assert sorted(settings_where("on_resume", "free", "llm", "batch", "machine") & IDENTITY) == sorted(
+        "llm_model llm_model_path llm_dim trust_remote_code max_steps train_epochs init_from prompt_file "
+        "max_channels_per_step date_format time_zone round_dates batch_size gradient_accumulation_steps "
+        "mixed_precision matmul_precision".split()
     )
 
 
@@ -215,7 +231,7 @@ def test_a_label_length_that_no_model_reads_refuses_no_lookback(model):
     Config.from_flat({"model": "Autoformer", **short, "label_len": 12}, models=MODELS)
 
 
-PATHS = {name for _, name, item in iter_settings() if item.metadata.get("path")}
+PATHS = {name for _, name, item in iter_settings() if item.metadata["path"]}
 
 
 @pytest.mark.parametrize("name", sorted(PATHS))

@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.config import settings_where
 from utils.errors import UserError
 from utils.log import MetricsFile
 from utils.training import run_folder as folders
 from utils.training.checkpoint import step_checkpoints
 from utils.training.run_folder import is_alive, read_status
 
-OWN_PLACE = frozenset({"checkpoints", "root_path", "report_to", "log_steps", "num_workers"})
-"""Settings that are not listed as differences: where a run lies and how it was watched."""
 ABSENT = "-"
 """Shown where a run was made before there was a setting, or before it scored."""
 
@@ -127,7 +126,8 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
     A run made before there was a setting says nothing about it.
     """
-    names = dict.fromkeys(name for run in runs for name in run.settings if name not in OWN_PLACE)
+    place = settings_where("decides", "place")
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in place)
     return [n for n in names if len({repr(r.settings[n]) for r in runs if n in r.settings}) > 1]
 
 

@@ -1,23 +1,13 @@
-"""Which of a run's flags it never reads; what a model reads, its class says (`models.base`)."""
+"""Which of a run's flags it never reads; what a setting needs, its field says (`utils.config`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
-from utils.config import GROUPS, Config, iter_settings
+from utils.config import GROUPS, Config, Need, iter_settings
 from utils.data_sets import M4
 
-STEPS_READ = frozenset(
-    "batch_size eval_batch_size mixed_precision matmul_precision cpu deterministic seed "
-    "auto_batch_size max_channels_per_step levels interval_score".split()
-)
-"""Training settings that a run without optimizer steps reads too."""
-RESOLVED = frozenset({"season", "enc_in", "freq"})
-"""What the data decide where no flag does: not to be told as flags."""
-OF_DATES = frozenset({"date_format", "time_zone", "round_dates"})
-"""How the dates of a file are read."""
 USUAL = {"retrieval_key": "hybrid"}
 """What auto comes to in a memory of ordinary size: not to be told as a flag either."""
 
@@ -27,90 +17,66 @@ def unread_flags(config: Config, model: Any) -> list[str]:
 
     ``model`` is the run's `models.base.ForecastModel`, or its class.
     """
-    reasons: dict[str, str] = {}
-    for reason, names in _unread(config, model):
-        for name in names:
-            reasons.setdefault(name, reason)
-    values = config.flat()
-    told = [
-        name
+    values, reasons = config.flat(), unread_settings(config, model)
+    return [
+        f"--{name} ({reasons[name]})"
         for _, name, item in iter_settings()
-        if name in reasons
-        and name not in RESOLVED
-        and values[name] not in (item.default, USUAL.get(name, item.default))
+        if name in reasons and values[name] not in (item.default, USUAL.get(name, item.default))
     ]
-    return [f"--{name} ({reasons[name]})" for name in told]
 
 
-def _unread(config: Config, model: Any) -> Iterator[tuple[str, set[str]]]:
-    """(reason, settings that are not read for it), the most telling reason first."""
+def unread_settings(config: Config, model: Any) -> dict[str, str]:
+    """``{flag name: reason}`` of each setting that needs something which this run has not."""
+    reasons: dict[str, str] = {}
+    for lacking, reason in _lacking(config, model):
+        for group, name, item in iter_settings():
+            needed = (*getattr(GROUPS[group], "needs", ()), *item.metadata["needs"])
+            if lacking in needed and not (lacking == "part" and name in model.own_settings):
+                reasons.setdefault(name, reason)
+    return reasons
+
+
+def _lacking(config: Config, model: Any) -> Iterator[tuple[Need, str]]:
+    """(what this run is without, why), the most telling reason first."""
     if not model.uses_llm:
-        own = _group("tapr") | _group("gram") | _group("llm") | {"gradient_checkpointing"}
-        yield f"{model.name} has no LLM", own
-    else:
-        yield from _unread_modules(config)
-    parts = _group("backbone") | _group("baseline")
-    yield f"{model.name} has no such part", parts - model.own_settings
-    yield from _unread_data(config)
-    yield from _unread_training(config, model)
-
-
-def _unread_modules(config: Config) -> Iterator[tuple[str, set[str]]]:
-    """Settings of modules that are off, and of parts that a choice leaves out."""
-    tapr, gram = config.tapr, config.gram
-    if config.llm.llm_ablation in ("attention", "none"):
-        unread = (
-            {"llm_layers"}
-            if config.llm.llm_ablation == "attention"
-            else {"llm_layers", "token_order", "prompt_domain", "prompt_digits"}
-        )
-        yield f"--llm_ablation {config.llm.llm_ablation} does without the LLM's layers", unread
-    if config.llm.peft == "none":
-        yield "without --peft lora", {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
-    if not tapr.use_tapr:
-        yield "without --use_tapr", _group("tapr") - {"use_tapr"}
-    if not gram.use_gram:
-        yield "without --use_gram", _group("gram") - {"use_gram"}
-    elif gram.retrieval_key == "raw":
-        yield "--retrieval_key raw learns no key", {"d_repr"}
-    if gram.memory_size == "all":
-        yield "--memory_size all has no limit", {"max_memory_size"}
-    if not (tapr.use_tapr or gram.use_gram):
-        yield "without --use_tapr or --use_gram", {"aux_warmup_steps", "token_order"}
-    if config.llm.llm_model_path is not None:
-        yield "--llm_model_path names the LLM", {"llm_model"}
-
-
-def _unread_data(config: Config) -> Iterator[tuple[str, set[str]]]:
-    """Settings of files and columns that this run does not open."""
+        yield "llm", f"{model.name} has no LLM"
+    yield "part", f"{model.name} has no such part"
+    yield from _lacking_modules(config)
     if config.data.data == "synthetic":
-        yield "the built-in series has no file", {"root_path", "data_path", *OF_DATES}
-    if config.data.data != M4:
-        yield "without --data M4", {"seasonal_patterns"}
+        yield "file", "the built-in series has no file"
+    if config.data.data == M4:
+        yield "table", "M4's series have one column and no dates"
     else:
-        yield (
-            "M4's series have one column and no dates",
-            {
-                "target",
-                "fill_missing",
-                "channel_sampling",
-                *OF_DATES,
-            },
-        )
+        yield "m4", "without --data M4"
     if config.data.features == "M":
-        yield "--features M reads all columns", {"target"}
-
-
-def _unread_training(config: Config, model: Any) -> Iterator[tuple[str, set[str]]]:
-    """Settings of steps that are not taken."""
-    of_steps = (_group("training") - STEPS_READ) | {"save_steps", "save_total_limit", "log_steps"}
+        yield "selection", "--features M reads all columns"
     if not model.is_trainable:
-        yield f"{model.name} takes no optimizer steps", of_steps
+        yield "steps", f"{model.name} takes no optimizer steps"
     elif not config.run.is_training:
-        yield "--is_training 0 takes no steps", of_steps
+        yield "steps", "--is_training 0 takes no steps"
     if config.run.save_steps == 0:
-        yield "--save_steps 0 keeps none", {"save_total_limit"}
+        yield "step_files", "--save_steps 0 keeps none"
 
 
-def _group(name: str) -> set[str]:
-    return {item.name for item in fields(GROUPS[name])}
+def _lacking_modules(config: Config) -> Iterator[tuple[Need, str]]:
+    """Modules that are off, and parts that a choice leaves out."""
+    llm, tapr, gram = config.llm, config.tapr, config.gram
+    ablated = f"--llm_ablation {llm.llm_ablation} does without the LLM's layers"
+    if llm.llm_ablation in ("attention", "none"):
+        yield "layers", ablated
+    if llm.llm_ablation == "none":
+        yield "tokens", ablated
+    if llm.peft == "none":
+        yield "lora", "without --peft lora"
+    if not tapr.use_tapr:
+        yield "tapr", "without --use_tapr"
+    if not gram.use_gram:
+        yield "gram", "without --use_gram"
+    if gram.retrieval_key == "raw":
+        yield "learned_key", "--retrieval_key raw learns no key"
+    if gram.memory_size == "all":
+        yield "memory_limit", "--memory_size all has no limit"
+    if not (tapr.use_tapr or gram.use_gram):
+        yield "modules", "without --use_tapr or --use_gram"
+    if llm.llm_model_path is not None:
+        yield "llm_by_name", "--llm_model_path names the LLM"

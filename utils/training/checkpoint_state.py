@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from utils.config import AUTO, BY_MACHINE, MAY_CHANGE_ON_RESUME, left_to_machine
+from utils.config import AUTO, free_on_resume, settings_where
 from utils.training import checkpoint as checkpoints
 from utils.training.checkpoint import SaveError
 from utils.training.run_state import BatchPlan, Progress, RunContext
@@ -19,8 +19,6 @@ from utils.training.trainer import Trainer
 from utils.types import DataBundle
 
 log = getLogger(__name__)
-SPLIT_OTHERWISE = frozenset({"batch_size", "gradient_accumulation_steps"})
-"""Settings that `utils.training.run_state` compares, as a global batch."""
 
 
 def gather(ctx: RunContext, trainer: Trainer) -> dict[str, Any]:
@@ -103,9 +101,7 @@ def other_than(
     Compared are the settings, the LLM, the data and their split; of what ``asked`` leaves to the machine,
     what the checkpoint has is kept (`recorded_precision`).
     """
-    free = (
-        MAY_CHANGE_ON_RESUME | SPLIT_OTHERWISE | left_to_machine(asked) | left_to_machine(payload["config"])
-    )
+    free = free_on_resume(asked, payload["config"]) | settings_where("on_resume", "batch")
     found = checkpoints.differences(payload["config"], flags, free=free)
     found += [
         f"LLM {name}: the checkpoint has {payload['llm'].get(name)!r}, this run {llm.get(name)!r}"
@@ -123,7 +119,7 @@ def recorded_precision(payload: Mapping[str, Any] | None) -> dict[str, Any] | No
     """The precision that a checkpoint's run computed in; None without one that says."""
     if payload is None or "config" not in payload:
         return None
-    found = {name: payload["config"].get(name, AUTO) for name in BY_MACHINE}
+    found = {name: payload["config"].get(name, AUTO) for name in settings_where("on_resume", "machine")}
     # before it was recorded there, what auto came to stood beside the settings alone
     found |= {name: payload.get("numerics", {}).get(name, AUTO) for name in found if found[name] == AUTO}
     return found

@@ -27,7 +27,7 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import RAW_KEY_ROWS, Config, ConfigError
+from utils.config import RAW_KEY_ROWS, Config, ConfigError, settings_where
 from utils.config_checks import season_problem
 from utils.ending import errors_kept
 from utils.errors import UserError
@@ -131,8 +131,12 @@ def _set_up(
     threads = fit_threads()
     data, outline = main_first(state, lambda: (builders.data(config), builders.llm(config)))
     asked, config = config, resolve(config, data)
-    name = asked.run_name(model=builders.model_name, llm_name=outline.name if outline else "none")
+    naming = {"model": builders.model_name, "llm_name": outline.name if outline else "none"}
     with agreed(state):
+        name = asked.run_name(**naming)
+        begun = folders.as_begun(config, asked, name=name, model_name=builders.model_name)
+        asked, config = asked.replace(**begun), config.replace(**begun)
+        name = asked.run_name(**naming)
         resume = folders.checkpoint_to_resume(config, name=name)
         payload = _payload(config, resume)
     settled = _settled(config, state, outline, payload, variables=len(data.targets))
@@ -279,7 +283,7 @@ def _plan(
 def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str, Any]:
     """Every setting, with the batch size and passes that the run was begun with."""
     begun = payload["config"] if payload is not None and "config" in payload else {}
-    kept = {name: begun[name] for name in checkpoint_state.SPLIT_OTHERWISE if name in begun}
+    kept = {name: begun[name] for name in settings_where("on_resume", "batch") if name in begun}
     return {**config.flat(), **kept}
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from utils.config import AUTO, BY_MACHINE, Config
+from utils.config import AUTO, Config
 from utils.evaluation_batch import PROMPT, windows_per_pass
 from utils.training.precision import FP32_GRADE, medium_error
 from utils.types import LLMOutline
@@ -155,7 +155,7 @@ def settle(
 
 def _named(way: Way) -> dict[str, str]:
     """By the names of the settings."""
-    return dict(zip(BY_MACHINE, way, strict=True))
+    return {"mixed_precision": way.mixed, "matmul_precision": way.matmul}
 
 
 def _slices(config: Config, llm: LLMOutline | None, *, variables: int, on_gpu: bool) -> Iterator[Slice]:

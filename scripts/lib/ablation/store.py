@@ -10,7 +10,7 @@ from typing import Any
 
 from scripts.lib.ablation.cells import Cell, identity
 from utils.atomic_files import whole_file
-from utils.config import NOT_IDENTITY
+from utils.config import IDENTITY
 from utils.log import MetricsFile
 from utils.training import run_folder as folders
 from utils.training.window_errors import read_details
@@ -80,7 +80,7 @@ def _record(cell: Cell, run: Path, *, attempts: list[dict[str, Any]]) -> dict[st
     events = MetricsFile(run / folders.METRICS_FILE).read()
     train = [_without(e, "event") for e in events if e["event"] == "train"]
     every = -(-len(train) // MOST_RECORDS) or 1
-    settings = {k: v for k, v in cell.config.flat().items() if k not in NOT_IDENTITY}
+    settings = {k: v for k, v in cell.config.flat().items() if k in IDENTITY}
     return {
         "key": cell.key,
         "model": cell.model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ import torch
 from data_provider.data_factory import build_data, training_loader
 from models.registry import MODELS
 from utils import config as settings
-from utils.config import GROUPS, Config
-from utils.reporting.unused_flags import _unread, unread_flags
+from utils.config import GROUPS, Config, Need, iter_settings
+from utils.reporting.unused_flags import unread_flags, unread_settings
 from utils.training.forward import forecast_state
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
@@ -95,7 +95,7 @@ def test_what_is_named_is_not_read_by_the_model(model, reads, tiny_llama):
     config = Config.from_flat({**SMALL, "llm_model_path": str(tiny_llama)})
     data = build_data(config)
     batch = next(iter(training_loader(data, config)))
-    claimed = {name for _, names in _unread(config, MODELS[model]) for name in names} - TOLD_OF_TRAINING
+    claimed = unread_settings(config, MODELS[model]).keys() - TOLD_OF_TRAINING
     reads.clear()
     built = MODELS[model](config)
     built.fit_statistics(data.source)
@@ -107,3 +107,10 @@ def test_what_is_named_is_not_read_by_the_model(model, reads, tiny_llama):
             forecast_state(built, batch)
     asked = {"use_tapr", "use_gram", "aux_warmup_steps", "token_order"}  # and without effect here
     assert claimed & reads <= asked
+
+
+def test_every_need_is_one_that_a_setting_has():
+    """A need that nothing has any more would go on being explained."""
+    needs = [need for _, _, item in iter_settings() for need in item.metadata["needs"]]
+    needs += [need for part in GROUPS.values() for need in getattr(part, "needs", ())]
+    assert set(needs) == set(get_args(Need))
