@@ -178,7 +178,7 @@ def read_csv(
         _check_target(target, columns, path)
         columns = [c for c in columns if c != target and features == "MS"] + [target]
     needed = columns if len(columns) == 1 else [target] if features != "M" else []
-    values = _numbers([frame[c] for c in columns], path, fill_missing, needed=needed)
+    values = _numbers([frame[c] for c in columns], path, fill_missing, needed=needed, rows=times.rows)
     return Series.from_values(
         table_file(path).stem,
         values=values,
@@ -255,7 +255,7 @@ def series_of(
     if "dates" in times.notes:
         logger.info("%s: %s", where, times.notes["dates"])
     own = [frame.iloc[:, names.index(c)].rename(c) for c in columns]
-    values = _numbers(own, where, fill_missing, needed=columns)
+    values = _numbers(own, where, fill_missing, needed=columns, rows=times.rows)
     for sentinel in sentinels(values, columns):
         logger.warning("%s: %s", where, sentinel.text)
     name = table_file(where).stem if isinstance(where, Path) else str(where)
@@ -393,26 +393,33 @@ def _refuse_empty_rows(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _numbers(
-    columns: Sequence[pd.Series], table: object, fill_missing: FillMissing | None, *, needed: Sequence[str]
+    columns: Sequence[pd.Series],
+    table: object,
+    fill_missing: FillMissing | None,
+    *,
+    needed: Sequence[str],
+    rows: NDArray[np.int64] | None,
 ) -> FloatArray:
     """Columns as finite float64 [T, N], missing numbers filled where that is asked for.
 
-    ``needed`` are those that cannot be left out.
+    ``needed`` are those that cannot be left out; ``rows`` [T] are those of the table, None for all in order.
     """
     values = np.empty((len(columns[0]), len(columns)))
     for place, column in enumerate(columns):
         values[:, place] = _read_numbers(
             column, f"{table}: column {column.name!r}", needed=column.name in needed
         )
+    if rows is not None:
+        values = values[rows]
     bad: NDArray[np.bool_] = ~np.isfinite(values)
     bad_rows = np.flatnonzero(bad.any(axis=1))
     for place in np.flatnonzero(bad.any(axis=0)).tolist():
         name = str(columns[place].name)
-        problem = _missing_text(values[:, place], f"{table}: column {name!r}")
+        problem = _missing_text(values[:, place], f"{table}: column {name!r}", rows)
         if bad[:, place].all():
             way = "the model reads it: give its numbers" if name in needed else "remove it"
             raise UserError(f"{problem}; the column has none: {way}")
-        cut = _cutting(_ends(bad_rows, len(values)), within=len(bad_rows))
+        cut = "" if rows is not None else _cutting(_ends(bad_rows, len(values)), within=len(bad_rows))
         if fill_missing is None:
             ways = [
                 cut,
@@ -448,12 +455,13 @@ def _read_numbers(column: pd.Series, where: str, *, needed: bool) -> FloatArray:
     return values
 
 
-def _missing_text(values: FloatArray, where: str) -> str:
+def _missing_text(values: FloatArray, where: str, rows: NDArray[np.int64] | None) -> str:
     """The first number that is not finite, and how many there are."""
     bad = np.flatnonzero(~np.isfinite(values))
     first = int(bad[0])
     found = "nothing (or nan)" if np.isnan(values[first]) else str(values[first])
-    return f"{where}, {row_text(first)}: expected a finite number, found {found} ({bad.size} such rows)"
+    row = first if rows is None else int(rows[first])
+    return f"{where}, {row_text(row)}: expected a finite number, found {found} ({bad.size} such rows)"
 
 
 def _ends(bad: NDArray[np.int64], rows: int) -> tuple[int, int]:
