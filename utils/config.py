@@ -150,6 +150,12 @@ class DataConfig:
     round_dates: bool = setting(
         False, "round times that jitter around regular ones", on_resume="free", needs=("file", "table")
     )
+    repeated_times: Literal["first", "last"] | None = setting(
+        None,
+        "row that is kept of those of one time (default: an error)",
+        on_resume="free",
+        needs=("file", "table"),
+    )
     seasonal_patterns: Literal["Yearly", "Quarterly", "Monthly", "Weekly", "Daily", "Hourly"] = setting(
         "Monthly", "group of M4's series", needs="m4"
     )
