@@ -134,7 +134,7 @@ def test_a_published_file_whose_times_repeat_is_taken_as_it_is_and_ones_own_is_n
         build_data(Config.from_flat({"data": "Exchange", "root_path": str(path.parent)}))
     assert "a duplicate (1 such rows); the published file is used as it is" in caplog.text
     own = {"data": "custom", "root_path": str(path.parent), "data_path": path.name}
-    with pytest.raises(ValueError, match="a duplicate; keep one row per time"):
+    with pytest.raises(ValueError, match="a duplicate .1 such rows.; keep one row per time"):
         build_data(Config.from_flat(own))
 
 

@@ -48,6 +48,7 @@ ELSEWHERE = {
     "use_tapr": "both modules are on",
     "use_gram": "both modules are on",
     "round_dates": "decides how a file is read",
+    "repeated_times": "decides how a file is read",
     "trust_remote_code": "decides how a file is read",
 }
 """Settings and choices that no pairwise run takes, and why."""
