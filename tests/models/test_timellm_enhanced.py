@@ -332,7 +332,7 @@ LEARNING: list[dict[str, Any]] = [
     {"trend_label": "relative"},
     *({"n_scales": scales} for scales in (1, 2, 4)),
     {"scale_mixing": "together", "lambda_path": 0.0, "thresholds_in": "loss"},
-    {"linear_path": "ridge"},
+    {"start": "solved"},
     *(
         {"retrieval_key": key, "retrieval_fusion": fusion}
         for key, fusion in itertools.product(["raw", "learned", "hybrid"], ["feature", "prediction", "both"])
