@@ -5,13 +5,13 @@ Shape legend: S series (windows x variables), P patches, D model width, H horizo
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.decomposition import SeriesDecomposition
+from layers.decomposition import SeriesDecomposition, pool, pool_places, read_at
 from utils.config import SCALE_BASE, TAPRConfig
 from utils.config_checks import ATTENTION_HEADS
 from utils.trend import DIRECTIONS, MAGNITUDES, RELATIVE_CUTS, THRESHOLD_CUTS, fit_cuts, trend_measure
@@ -36,18 +36,46 @@ class MultiScaleOutput(NamedTuple):
     """One [S, P, D] per scale, finest first."""
 
 
+class SeasonMixing(nn.Module):
+    """What a finer season [S, 4 K, D], four places a step of the next coarser scale, adds there: [S, K, D].
+
+    The four are weighed by where they lie, as a mean of them would cancel what repeats within the step.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        """A depthwise convolution over the places, and a map of the width."""
+        super().__init__()
+        self.places = nn.Conv1d(d_model, d_model, SCALE_BASE, stride=SCALE_BASE, groups=d_model)
+        self.width = nn.Linear(d_model, d_model)
+
+    def forward(self, finer: Tensor) -> Tensor:
+        """[S, 4 K, D] to [S, K, D]."""
+        return self.width(F.gelu(self.places(finer.transpose(1, 2)).transpose(1, 2)))
+
+
 class MultiScaleDecomposition(nn.Module):
     """Patches [S, P, D] seen at several scales, each split into trend and season.
 
-    Pool to each scale, encode by a depthwise separable convolution, decompose, stretch back to P,
-    let each scale look at the next coarser one (coarse to fine), and mix by learned weights. The
-    output projection starts at zero: an untrained decomposition passes the patches through.
-    A scale coarser than the sequence pools it to one step.
+    Pool to each scale, encode by a depthwise separable convolution, and split. The seasons are then mixed
+    from fine to coarse, since large seasons are made of small ones, and the trends from coarse to fine, by
+    attention, since what is coarse is the steadier trend. Each scale is put back at the places of its pools,
+    and their sums are mixed by learned weights. The output projection starts at zero: an untrained
+    decomposition passes the patches through. No scale is coarser than two halves of the sequence.
+
+    Source: Wang et al., TimeMixer, ICLR 2024 (arXiv 2405.14616), section 3.2. There both ways are linear maps
+    over the whole length; here a convolution and the original design's attention, which fit any length.
+
+    With ``mixing`` "together", as the original design and earlier versions have it, season and trend are
+    added again before one attention from coarse to fine, scales are stretched to P with no regard to where
+    their pools lie, and a scale coarser than the sequence pools it to one step.
     """
 
-    def __init__(self, *, d_model: int, n_scales: int, dropout: float) -> None:
+    def __init__(
+        self, *, d_model: int, n_scales: int, dropout: float, mixing: Literal["apart", "together"] = "apart"
+    ) -> None:
         """Scales 1, 4, ..., 4**(n_scales - 1) patches wide."""
         super().__init__()
+        self.mixing = mixing
         self.kernel_sizes = [SCALE_BASE**i for i in range(n_scales)]
         self.scale_encoders = nn.ModuleList(
             nn.Sequential(
@@ -67,6 +95,8 @@ class MultiScaleDecomposition(nn.Module):
         self.output_projection = nn.Linear(d_model, d_model)
         nn.init.zeros_(self.output_projection.weight)
         nn.init.zeros_(self.output_projection.bias)
+        if mixing == "apart":
+            self.season_mixing = nn.ModuleList(SeasonMixing(d_model) for _ in self.kernel_sizes[1:])
 
     def weights(self) -> Tensor:
         """How the scales are mixed, [n_scales], positive, sum 1."""
@@ -74,36 +104,63 @@ class MultiScaleDecomposition(nn.Module):
 
     def forward(self, patches: Tensor) -> MultiScaleOutput:
         """[S, P, D] to `MultiScaleOutput`."""
-        seasonal, trends = [], []
-        for scale in range(len(self.kernel_sizes)):
-            season, trend = self._one_scale(patches, scale)
-            seasonal.append(season)
-            trends.append(trend)
-        fused = seasonal[-1] + trends[-1]
-        mixed = self.weights()[-1] * fused
-        for scale in range(len(self.kernel_sizes) - 2, -1, -1):  # coarse to fine
-            fine = seasonal[scale] + trends[scale]
-            looked_up, _ = self.cross_scale_attn[scale](fine, fused, fused, need_weights=False)
-            fused = fine + looked_up
-            mixed = mixed + self.weights()[scale] * fused
+        mixed, trends = (self._apart if self.mixing == "apart" else self._together)(patches)
         weighted_trend = torch.einsum("k,kspd->spd", self.weights(), torch.stack(trends))
         return MultiScaleOutput(patches + self.output_projection(mixed), weighted_trend, trends)
 
-    def _one_scale(self, patches: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-        """(seasonal, trend) of one scale, stretched back to [S, P, D]."""
-        length = patches.shape[1]
-        width = min(self.kernel_sizes[scale], length)
-        sequence = patches.transpose(1, 2)  # [S, D, P]
-        if width > 1:
-            sequence = F.avg_pool1d(sequence, width, ceil_mode=True, count_include_pad=False)
-        encoded = self.scale_encoders[scale](sequence).transpose(1, 2)  # [S, P / width, D]
-        parts = self.decomp_layers[scale](encoded)
-        if encoded.shape[1] == length:
-            return parts
-        seasonal, trend = (
-            F.interpolate(p.transpose(1, 2), size=length, mode="linear").transpose(1, 2) for p in parts
+    def _apart(self, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The scales' weighted sum [S, P, D] and their trends, each [S, P, D]."""
+        length, device = patches.shape[1], patches.device
+        widths = [min(kernel, -(-length // 2)) for kernel in self.kernel_sizes]
+        centres = [pool_places(length, width, device=device) for width in widths]
+        seasons, trends = self._split(patches, widths)
+        for scale, mix in enumerate(self.season_mixing):  # fine to coarse
+            quarters = pool_places(length, widths[scale + 1], parts=SCALE_BASE, device=device)
+            finer = read_at(seasons[scale], centres[scale], quarters)
+            seasons[scale + 1] = seasons[scale + 1] + mix(finer)
+        for scale in range(len(trends) - 2, -1, -1):  # coarse to fine
+            trends[scale] = trends[scale] + self._look_up(trends[scale], trends[scale + 1], scale)
+        patch_places = pool_places(length, 1, device=device)
+        seasons, trends = (
+            [read_at(part, own, patch_places) for part, own in zip(parts, centres, strict=True)]
+            for parts in (seasons, trends)
         )
-        return seasonal, trend
+        sums = [season + trend for season, trend in zip(seasons, trends, strict=True)]
+        return torch.einsum("k,kspd->spd", self.weights(), torch.stack(sums)), trends
+
+    def _together(self, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """As `_apart`, by the original design."""
+        length = patches.shape[1]
+        seasons, trends = (
+            [
+                part
+                if part.shape[1] == length
+                else F.interpolate(part.transpose(1, 2), size=length, mode="linear").transpose(1, 2)
+                for part in parts
+            ]
+            for parts in self._split(patches, [min(kernel, length) for kernel in self.kernel_sizes])
+        )
+        fused = seasons[-1] + trends[-1]
+        mixed = self.weights()[-1] * fused
+        for scale in range(len(trends) - 2, -1, -1):  # coarse to fine
+            fine = seasons[scale] + trends[scale]
+            fused = fine + self._look_up(fine, fused, scale)
+            mixed = mixed + self.weights()[scale] * fused
+        return mixed, trends
+
+    def _split(self, patches: Tensor, widths: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """Seasons and trends, each [S, P / width, D], of every scale."""
+        seasons, trends = [], []
+        for width, encode, split in zip(widths, self.scale_encoders, self.decomp_layers, strict=True):
+            season, trend = split(encode(pool(patches, width).transpose(1, 2)).transpose(1, 2))
+            seasons.append(season)
+            trends.append(trend)
+        return seasons, trends
+
+    def _look_up(self, fine: Tensor, coarse: Tensor, scale: int) -> Tensor:
+        """What a scale's steps [S, K, D] find in the next coarser one."""
+        found, _ = self.cross_scale_attn[scale](fine, coarse, coarse, need_weights=False)
+        return found
 
 
 class CoarseToFineOutput(NamedTuple):
@@ -201,7 +258,7 @@ class TAPR(nn.Module):
         self.kind = config.trend_label
         self.season = season
         self.decomposition = MultiScaleDecomposition(
-            d_model=d_model, n_scales=config.n_scales, dropout=dropout
+            d_model=d_model, n_scales=config.n_scales, dropout=dropout, mixing=config.scale_mixing
         )
         self.coarse_to_fine = CoarseToFineHead(
             d_model=d_model, patch_count=patch_count, horizon=horizon, dropout=dropout
@@ -241,15 +298,17 @@ class TAPR(nn.Module):
         token = self.trend_to_llm(head.guidance).unsqueeze(1)  # [S, 1, d_llm]
         reference, scale = self.level_before(lookback)
         std, mean = (per_series(value) for value in (statistics.std, statistics.mean))  # [S, 1]
-        own = trend_measure(head.path.float() * std + mean, reference=reference, scale=scale, kind=self.kind)
+        path = head.path.float() * std + mean
         record = TrendRecord(
             direction_logits=head.direction_logits,
             magnitude_logits=head.magnitude_logits,
             path=head.path,
-            measure=own,
+            measure=trend_measure(path, reference=reference, scale=scale, kind=self.kind),
             gate=head.gate,
             reference=reference,
             scale=scale,
+            mean=mean,
+            std=std,
             label_cuts=self.label_cuts,
             magnitude_given_direction=self.magnitude_given_direction,
             thresholds=self.coarse_to_fine.thresholds(),

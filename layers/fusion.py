@@ -40,20 +40,26 @@ def class_confidence(probabilities: Tensor) -> Tensor:
 class TrendFusion(nn.Module):
     """Trend path [S, H] and class probabilities [S, C] to a direction of correction in (-1, 1).
 
-    The last map starts at zero, so an untrained model's forecast is the one without fusion.
+    With ``n_bins``, the trend of the forecast itself, as probabilities of ordered bins, adds a learned
+    correction per bin. Both begin at zero, so an untrained model's forecast is the one without fusion.
     """
 
-    def __init__(self, *, horizon: int, n_classes: int, width: int) -> None:
+    def __init__(self, *, horizon: int, n_classes: int, width: int, n_bins: int = 0) -> None:
         """``width`` of the hidden layer."""
         super().__init__()
         self.hidden = nn.Linear(horizon + n_classes, width)
         self.out = nn.Linear(width, horizon)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        if n_bins:
+            self.bin_corrections = nn.Parameter(torch.zeros(n_bins, horizon))
 
-    def forward(self, path: Tensor, probabilities: Tensor) -> Tensor:
-        """[S, H] and [S, C] to [S, H]."""
-        return torch.tanh(self.out(F.gelu(self.hidden(torch.cat([path, probabilities], dim=-1)))))
+    def forward(self, path: Tensor, probabilities: Tensor, bins: Tensor | None = None) -> Tensor:
+        """[S, H], [S, C] and [S, n_bins] to [S, H]."""
+        direction = self.out(F.gelu(self.hidden(torch.cat([path, probabilities], dim=-1))))
+        if bins is not None:
+            direction = direction + bins @ self.bin_corrections
+        return torch.tanh(direction)
 
 
 def trend_bound(forecast: Tensor, last: Tensor, gate: Tensor, trend_gate: Tensor) -> Tensor:
@@ -81,3 +87,20 @@ class RetrievalFusion(nn.Module):
     def forward(self, forecast: Tensor, retrieved: Tensor, trust: Tensor) -> Tensor:
         """Forecast and retrieved forecast [S, H], trust [S, 1] in [0, 1], to [S, H]."""
         return forecast + torch.tanh(self.share) * trust * (retrieved - forecast)
+
+
+@torch.no_grad()
+def begin_as_a_word(embed: nn.Linear, words: Tensor, *, scale: float) -> None:
+    """Give the token of half a confidence, ``embed`` of 0.5, the mean length of the LLM's words.
+
+    As drawn it is several words long (five of SmolLM2's), and outweighs them in every attention.
+
+    Args:
+        embed: [1] to [d_llm].
+        words: the LLM's embedding table, [V, d_llm].
+        scale: what the LLM multiplies its embeddings by.
+    """
+    length = scale * words.float().norm(dim=1).mean()
+    drawn = (0.5 * embed.weight[:, 0] + embed.bias).norm()
+    for parameter in (embed.weight, embed.bias):
+        parameter.mul_((length / drawn).to(parameter.device))

@@ -18,6 +18,7 @@ from layers.fusion import (
     ConfidenceGate,
     RetrievalFusion,
     TrendFusion,
+    begin_as_a_word,
     class_confidence,
     trend_bound,
 )
@@ -27,7 +28,7 @@ from layers.TAPR import TAPR
 from models import TimeLLM
 from models.TimeLLM import DEFAULT_SEASON
 from utils.config import Config
-from utils.trend import MAGNITUDES, trend_measure
+from utils.trend import MAGNITUDES, ORDINAL_BINS, ordinal_probabilities, trend_measure
 from utils.types import ForecastState, RetrievalRecord, TrendRecord, WindowSource
 from utils.windows import per_series
 
@@ -60,7 +61,10 @@ class Model(TimeLLM.Model):
             )
             if config.tapr.trend_fusion != "off":
                 self.trend_fusion = TrendFusion(
-                    horizon=d.pred_len, n_classes=len(MAGNITUDES), width=b.d_model
+                    horizon=d.pred_len,
+                    n_classes=len(MAGNITUDES),
+                    width=b.d_model,
+                    n_bins=ORDINAL_BINS if config.tapr.thresholds_in == "forecast" else 0,
                 )
                 self.trend_gate = ConfidenceGate()
         if config.gram.use_gram:
@@ -73,6 +77,9 @@ class Model(TimeLLM.Model):
                 d_model=b.d_model,
                 d_llm=d_llm,
                 dropout=b.dropout,
+            )
+            begin_as_a_word(
+                self.gram.prompt.confidence_embed, self._word_embeddings(), scale=self._word_scale
             )
             if config.gram.retrieval_fusion != "feature":
                 self.retrieval_fusion = RetrievalFusion(d.pred_len)
@@ -154,7 +161,16 @@ class Model(TimeLLM.Model):
         probabilities = trend.magnitude_logits.float().softmax(dim=-1)
         opened = self.trend_gate(class_confidence(probabilities))  # [S, 1]
         bound = trend_bound(forecast, last, trend.gate.float(), opened)
-        return forecast + bound * self.trend_fusion(trend.path.float(), probabilities).float()
+        bins = None
+        if self.config.tapr.thresholds_in == "forecast":
+            own = trend_measure(
+                trend.standardised(forecast),
+                reference=trend.reference,
+                scale=trend.scale,
+                kind=self.tapr.kind,
+            )
+            bins = ordinal_probabilities(own, trend.thresholds.float(), trend.label_cuts)
+        return forecast + bound * self.trend_fusion(trend.path.float(), probabilities, bins).float()
 
     def fit_statistics(self, source: WindowSource) -> None:
         """Fix TAPR's class cuts and fill the memories from the training windows."""

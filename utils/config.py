@@ -302,17 +302,28 @@ class TAPRConfig:
     needs: ClassVar[tuple[Need, ...]] = ("llm", "tapr")
     use_tapr: bool = setting(False, "switch TAPR on")
     n_scales: int = setting(3, "scales of the decomposition: 1x, 4x, 16x, 64x, ...", at_least=1)
+    scale_mixing: Literal["apart", "together"] = setting(
+        "apart",
+        "seasons mixed from fine to coarse and trends from coarse to fine, or both as one",
+        then="together",
+    )
     lambda_trend: float = setting(0.5, "weight of all TAPR losses", at_least=0)
     lambda_dir: float = setting(0.3, "inner weight of the direction loss", at_least=0)
     lambda_mag: float = setting(0.3, "inner weight of the magnitude loss", at_least=0)
     lambda_hcl: float = setting(0.1, "inner weight of the consistency loss", at_least=0)
     lambda_ord: float = setting(0.1, "inner weight of the ordinal (threshold) loss", at_least=0)
+    lambda_path: float = setting(0.3, "inner weight of the path's regression loss", then=0.0, at_least=0)
     label_smoothing: float = setting(0.1, "label smoothing of the two classifications", at_least=0, below=1)
     trend_label: Literal["level", "relative"] = setting(
         "level", "label: change of level in deviations, or relative change of the end points"
     )
     trend_fusion: Literal["always", "train", "off"] = setting(
         "always", "when the trend corrects the forecast"
+    )
+    thresholds_in: Literal["forecast", "loss"] = setting(
+        "forecast",
+        "learnable thresholds: they part the forecast's trend for its correction, or are in a loss alone",
+        then="loss",
     )
 
 
@@ -513,6 +524,9 @@ GROUPS: dict[str, type] = {
     "run": RunConfig,
 }
 
+SWITCHES: dict[str, type] = {"use_tapr": TAPRConfig, "use_gram": GRAMConfig}
+"""A module's switch, and the part of which nothing else is read without it."""
+
 
 def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
     """``(group, name, field)`` of every setting, in the order of ``--help``."""
@@ -539,7 +553,7 @@ def left_to_machine(*runs: Mapping[str, Any]) -> frozenset[str]:
 
 def free_on_resume(*runs: Mapping[str, Any]) -> frozenset[str]:
     """Settings in which these, a run and the checkpoint that it resumes from, may differ."""
-    return settings_where("on_resume", "free", "llm") | left_to_machine(*runs)
+    return settings_where("on_resume", "free", "llm") | left_to_machine(*runs) | unread_settings(*runs)
 
 
 @dataclass(frozen=True)
@@ -618,10 +632,13 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """The settings that change what is trained, but for those that a run counts as having unsaid.
 
-        So a setting that is added later, or a default that changes, leaves what was trained before the same.
+        So a setting that is added later, or a default that changes, leaves what was trained before the same;
+        and so do the defaults of a module that is off.
         """
-        then = settings_then()
-        return {k: v for k, v in self.flat().items() if k in IDENTITY and v != then[k]}
+        flat, unsaid = self.flat(), settings_then()
+        unread = unread_settings(flat)
+        unsaid |= {name: item.default for _, name, item in iter_settings() if name in unread}
+        return {k: v for k, v in flat.items() if k in IDENTITY and v != unsaid[k]}
 
     def training_hash(self) -> str:
         """8 hex digits that name everything that changes what is trained."""
@@ -677,6 +694,12 @@ def _neighbours(values: Mapping[str, Any]) -> dict[str, Any]:
     """The default of ``--top_k``: each kind of a solved start's neighbours has its own number."""
     solved = values.get("start", "none") != "none" or values.get("model") == "RetrievalRidge"
     return {"top_k": None} if solved else {}
+
+
+def unread_settings(*runs: Mapping[str, Any]) -> frozenset[str]:
+    """Settings of the modules that are off in all of these: whatever they are, the same is trained."""
+    off = (part for switch, part in SWITCHES.items() if not any(values.get(switch) for values in runs))
+    return frozenset(item.name for part in off for item in dataclasses.fields(part)) - SWITCHES.keys()
 
 
 def settings_then() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from utils.config import settings_then
+from utils.config import iter_settings, settings_then
 from utils.config_checks import spaced
 
 
@@ -54,6 +54,20 @@ def read_settings(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     lost = [removed_line(name, saved[name]) for name in sorted(REMOVED.keys() & saved.keys())]
     kept = {name: value for name, value in saved.items() if name not in REMOVED}
     return {**settings_then(), **kept}, [line for line in lost if line is not None]
+
+
+def left_unsaid(settings: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Of two runs by the same words, what the earlier one's had where those words mean another value now.
+
+    That is each setting with today's default in ``settings`` and in ``saved`` what it counts as unsaid; the
+    one is as a `utils.config.Config` has it, the other may come from JSON.
+    """
+    then, now = settings_then(), {name: item.default for _, name, item in iter_settings()}
+    return {
+        name: then[name]
+        for name in settings
+        if settings[name] == now[name] != then[name] and _text(saved.get(name)) == _text(then[name])
+    }
 
 
 def _text(value: Any) -> str:

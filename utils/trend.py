@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils.config import STD_FLOOR
@@ -21,6 +22,7 @@ RELATIVE_CUTS = (-0.02, -0.005, 0.0, 0.005, 0.02)
 CUT_QUANTILES = (1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)
 THRESHOLD_CUTS = (0, 1, 3, 4)
 """Which of the five cuts bound the bins of the ordinal loss (the median does not)."""
+ORDINAL_BINS = len(THRESHOLD_CUTS) + 1
 
 TrendLabel = Literal["level", "relative"]
 
@@ -78,3 +80,13 @@ def magnitude_given_direction(measure: Tensor, cuts: Tensor) -> Tensor:
 def ordinal_scale(cuts: Tensor) -> Tensor:
     """Scale of the logistic whose quartiles are the outer cuts: (c4 - c0) / (2 ln 3), floored."""
     return ((cuts[-1] - cuts[0]) / (2 * math.log(3))).clamp(min=STD_FLOOR)
+
+
+def ordinal_probabilities(measure: Tensor, thresholds: Tensor, cuts: Tensor) -> Tensor:
+    """P(bin) [S, 5] of trend measures [S] between ordered ``thresholds`` [4], by a cumulative link.
+
+    P(bin <= j) = sigmoid((threshold_j - measure) / s), with s fixed by the label cuts [5]: the model of the
+    ordinal loss. Source: McCullagh, Regression Models for Ordinal Data, JRSS B 1980.
+    """
+    below = torch.sigmoid((thresholds - measure[:, None]) / ordinal_scale(cuts))
+    return F.pad(F.pad(below, (0, 1), value=1.0), (1, 0)).diff(dim=-1)

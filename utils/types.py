@@ -130,6 +130,10 @@ class TrendRecord(NamedTuple):
     """[S], mean of the lookback's last season, standardised units."""
     scale: Tensor
     """[S], deviation of the lookback (floored), standardised units."""
+    mean: Tensor
+    """[S, 1], with ``std`` what takes normalised units back into standardised ones."""
+    std: Tensor
+    """[S, 1]."""
     label_cuts: Tensor
     """[5], fixed quantiles that define the classes."""
     magnitude_given_direction: Tensor
@@ -138,6 +142,10 @@ class TrendRecord(NamedTuple):
     """[4], the learnable ordered cut points."""
     scale_weights: Tensor
     """[n_scales], how the scales are mixed."""
+
+    def standardised(self, future: Tensor) -> Tensor:
+        """A future [S, H] in instance-normalised units, in standardised ones."""
+        return future.float() * self.std + self.mean
 
 
 class RetrievalRecord(NamedTuple):

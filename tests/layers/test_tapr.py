@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from layers.decomposition import SeriesDecomposition
+from layers.decomposition import SeriesDecomposition, pool, pool_places, read_at
 from layers.TAPR import TAPR, CoarseToFineHead, MultiScaleDecomposition
 from utils.config import TAPRConfig
+from utils.training.objective import trend_losses
 from utils.trend import CUT_QUANTILES, TrendLabel, trend_measure
 from utils.types import InstanceStatistics, TrendRecord
 
 D, D_LLM, P, H, L, SEASON = 8, 20, 9, 6, 40, 12
+Mixing = Literal["apart", "together"]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -80,34 +83,56 @@ def test_any_number_of_scales_at_any_length(n_scales: int, n_patches: int) -> No
 
 
 def plain_scale(module: MultiScaleDecomposition, patches: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-    """(seasonal, trend) of one scale, stretched back, by loops in float64."""
-    sequence = patches.double()
-    length, width = sequence.shape[1], min(4**scale, sequence.shape[1])
-    pooled = torch.stack(
-        [sequence[:, i : i + width].mean(dim=1) for i in range(0, length, width)], dim=1
-    )  # the last one pools what is left
+    """(season, trend) of one scale at its own steps, by loops in float64."""
+    sequence, width = patches.double(), width_of(module, patches.shape[1], scale)
+    pooled = torch.stack(  # the last one pools what is left
+        [sequence[:, i : i + width].mean(dim=1) for i in range(0, sequence.shape[1], width)], dim=1
+    )
     weights = {n: p.detach().double() for n, p in module.scale_encoders[scale].named_parameters()}
     steps = pooled.shape[1]
     encoded = []
     for t in range(steps):
         around = [pooled[:, min(max(t + o, 0), steps - 1)] for o in (-1, 0, 1)]
         depth = sum(around[k] * weights["0.weight"][:, 0, k] for k in range(3)) + weights["0.bias"]
-        active = 0.5 * depth * (1 + torch.erf(depth / math.sqrt(2)))
-        encoded.append(active @ weights["2.weight"][:, :, 0].T + weights["2.bias"])
+        encoded.append(gelu(depth) @ weights["2.weight"][:, :, 0].T + weights["2.bias"])
     season, trend = SeriesDecomposition(5)(torch.stack(encoded, dim=1))
-    if steps == length:
-        return season, trend
+    return season, trend
 
-    def stretch(part: Tensor) -> Tensor:
-        out = []
-        for p in range(length):
-            place = min(max((p + 0.5) * steps / length - 0.5, 0), steps - 1)
-            low = int(place)
-            high = min(low + 1, steps - 1)
-            out.append(part[:, low] * (1 - (place - low)) + part[:, high] * (place - low))
-        return torch.stack(out, dim=1)
 
-    return stretch(season), stretch(trend)
+def width_of(module: MultiScaleDecomposition, length: int, scale: int) -> int:
+    """Two pools at least, but in the original design's mixing."""
+    return min(4**scale, length if module.mixing == "together" else math.ceil(length / 2))
+
+
+def gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def pools_of(length: int, width: int) -> list[range]:
+    return [range(i, min(i + width, length)) for i in range(0, length, width)]
+
+
+def plain_read(part: Tensor, length: int, width: int, places: list[float]) -> Tensor:
+    """The line through the two nearest pool centres, place by place."""
+    centres = [sum(pool) / len(pool) for pool in pools_of(length, width)]
+    found = []
+    for place in places:
+        high = min(max(sum(c < place for c in centres), 1), len(centres) - 1)
+        low = max(high - 1, 0)
+        share = (place - centres[low]) / (centres[high] - centres[low]) if high > low else 0.0
+        found.append(part[:, low] + share * (part[:, high] - part[:, low]))
+    return torch.stack(found, dim=1)
+
+
+def plain_stretch(part: Tensor, length: int) -> Tensor:
+    """Linear interpolation that knows nothing of pools, as the original design has it."""
+    steps, out = part.shape[1], []
+    for p in range(length):
+        place = min(max((p + 0.5) * steps / length - 0.5, 0), steps - 1)
+        low = int(place)
+        high = min(low + 1, steps - 1)
+        out.append(part[:, low] * (1 - (place - low)) + part[:, high] * (place - low))
+    return torch.stack(out, dim=1)
 
 
 def plain_attention(module: torch.nn.MultiheadAttention, query: Tensor, keys: Tensor) -> Tensor:
@@ -124,28 +149,110 @@ def plain_attention(module: torch.nn.MultiheadAttention, query: Tensor, keys: Te
     return torch.cat(heads, dim=-1) @ w["out_proj.weight"].T + w["out_proj.bias"]
 
 
+def plain_attending(module: MultiScaleDecomposition, scale: int, fine: Tensor, coarse: Tensor) -> Tensor:
+    attention = module.cross_scale_attn[scale]
+    assert isinstance(attention, torch.nn.MultiheadAttention)
+    return plain_attention(attention, fine, coarse)
+
+
+def plain_together(module: MultiScaleDecomposition, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The scales' weighted sum, and their trends, by the original design."""
+    weights, length = module.scale_weights.detach().double().softmax(0), patches.shape[1]
+    parts = [plain_scale(module, patches, i) for i in range(len(weights))]
+    seasons, trends = zip(*([plain_stretch(part, length) for part in pair] for pair in parts), strict=True)
+    fused = seasons[-1] + trends[-1]
+    mixed = weights[-1] * fused
+    for scale in range(len(weights) - 2, -1, -1):
+        fine = seasons[scale] + trends[scale]
+        fused = fine + plain_attending(module, scale, fine, fused)
+        mixed = mixed + weights[scale] * fused
+    return mixed, list(trends)
+
+
+def plain_apart(module: MultiScaleDecomposition, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The same, seasons from fine to coarse and trends from coarse to fine."""
+    weights, length = module.scale_weights.detach().double().softmax(0), patches.shape[1]
+    seasons, trends = (
+        list(parts)
+        for parts in zip(*(plain_scale(module, patches, i) for i in range(len(weights))), strict=True)
+    )
+    widths = [width_of(module, length, i) for i in range(len(weights))]
+    for scale, mixing in enumerate(module.season_mixing):
+        w = {n: p.detach().double() for n, p in mixing.named_parameters()}
+        pools = pools_of(length, widths[scale + 1])
+        places = [pool[0] - 0.5 + (q + 0.5) / 4 * len(pool) for pool in pools for q in range(4)]
+        finer = plain_read(seasons[scale], length, widths[scale], places)
+        taken = [
+            sum(finer[:, 4 * k + q] * w["places.weight"][:, 0, q] for q in range(4)) + w["places.bias"]
+            for k in range(len(pools))
+        ]
+        added = gelu(torch.stack(taken, dim=1)) @ w["width.weight"].T + w["width.bias"]
+        seasons[scale + 1] = seasons[scale + 1] + added
+    for scale in range(len(weights) - 2, -1, -1):
+        trends[scale] = trends[scale] + plain_attending(module, scale, trends[scale], trends[scale + 1])
+    every = [float(p) for p in range(length)]
+    seasons, trends = (
+        [plain_read(part, length, width, every) for part, width in zip(parts, widths, strict=True)]
+        for parts in (seasons, trends)
+    )
+    return sum(w * (s + t) for w, s, t in zip(weights, seasons, trends, strict=True)), trends
+
+
+@pytest.mark.parametrize("mixing", ["apart", "together"])
 @pytest.mark.parametrize("n_patches", [1, 3, 18, 63])
-def test_decomposition_is_its_formula_from_coarse_to_fine(n_patches: int) -> None:
-    """The finer scale must query the coarser one, not the other way round."""
-    module = MultiScaleDecomposition(d_model=D, n_scales=3, dropout=0.0)
+def test_decomposition_is_its_formula(n_patches: int, mixing: Mixing) -> None:
+    """Season and trend were added again before they were mixed: the split was undone."""
+    module = MultiScaleDecomposition(d_model=D, n_scales=3, dropout=0.0, mixing=mixing)
     shake(module, 0.4)
     patches = draw(2, n_patches, D)
-    seasons, trends = zip(*(plain_scale(module, patches, i) for i in range(3)), strict=True)
-    weights = module.scale_weights.detach().double().softmax(0)
-    fused = seasons[2] + trends[2]
-    mixed = weights[2] * fused
-    for scale in (1, 0):
-        fine = seasons[scale] + trends[scale]
-        attention = module.cross_scale_attn[scale]
-        assert isinstance(attention, torch.nn.MultiheadAttention)
-        fused = fine + plain_attention(attention, fine, fused)
-        mixed = mixed + weights[scale] * fused
+    mixed, trends = (plain_apart if mixing == "apart" else plain_together)(module, patches)
     projection = module.output_projection
     out = patches + mixed @ projection.weight.detach().double().T + projection.bias.detach().double()
     found = module(patches)
-    torch.testing.assert_close(found.multi_scale_out.double(), out, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.multi_scale_out.double(), out, rtol=1e-4, atol=1e-4)
+    for one, wanted in zip(found.trend_features, trends, strict=True):
+        torch.testing.assert_close(one.double(), wanted, rtol=1e-4, atol=1e-4)
+    weights = module.scale_weights.detach().double().softmax(0)
     weighted = sum(w * t for w, t in zip(weights, trends, strict=True))
-    torch.testing.assert_close(found.weighted_trend.double(), weighted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.weighted_trend.double(), weighted, rtol=1e-4, atol=1e-4)
+
+
+@given(n_patches=st.integers(1, 80), n_scales=st.integers(1, 5), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_a_ramp_comes_back_as_that_ramp_at_every_scale(n_patches: int, n_scales: int, seed: int) -> None:
+    """Where 4^i does not divide P it came back up to 3.75 patches away, and flat at both ends."""
+    module = MultiScaleDecomposition(d_model=D, n_scales=n_scales, dropout=0.0).double()
+    module.scale_encoders = torch.nn.ModuleList(torch.nn.Identity() for _ in range(n_scales))
+    for part in (*module.season_mixing, *module.cross_scale_attn):  # what scales give each other: nothing
+        for parameter in part.parameters():
+            torch.nn.init.zeros_(parameter)
+    torch.nn.init.eye_(module.output_projection.weight)
+    level, slope = draw(2, 2, 1, D, seed=seed).double()
+    ramp = level + slope * torch.arange(n_patches)[:, None]
+    torch.testing.assert_close(module(ramp).multi_scale_out, 2 * ramp, rtol=1e-5, atol=1e-5)
+    for width in {min(kernel, math.ceil(n_patches / 2)) for kernel in module.kernel_sizes}:
+        places = pool_places(n_patches, width, parts=4)
+        finer = read_at(pool(ramp, width), pool_places(n_patches, width), places)
+        expected = level + slope * places[:, None] if n_patches > 1 else ramp.expand(-1, 4, -1)
+        torch.testing.assert_close(finer, expected.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_seasons_go_from_fine_to_coarse_and_trends_from_coarse_to_fine() -> None:
+    """TimeMixer's section 3.2: the other way round, fine noise would bend the coarse trend."""
+    module = MultiScaleDecomposition(d_model=D, n_scales=3, dropout=0.0)
+    shake(module)
+    given = [encoder[0].weight for encoder in module.scale_encoders]  # type: ignore[index]
+    for scale, trend in enumerate(module(draw(2, 32, D)).trend_features):
+        reached = torch.autograd.grad(trend.square().sum(), given, retain_graph=True, allow_unused=True)
+        assert [one is not None for one in reached] == [other >= scale for other in range(3)]
+    heard: list[tuple[Tensor, ...]] = []
+    for mixing in module.season_mixing:
+        mixing.register_forward_hook(lambda m, a, out: heard.append((*a, out)))
+    module(draw(2, 32, D))
+    for scale, (finer, added) in enumerate(heard):
+        assert (finer.shape[1], added.shape[1]) == ((32, 8), (8, 2))[scale]
+        reached = torch.autograd.grad(added.square().sum(), given, retain_graph=True, allow_unused=True)
+        assert [one is not None for one in reached] == [other <= scale for other in range(3)]
 
 
 def test_untrained_decomposition_passes_patches_through() -> None:
@@ -312,6 +419,23 @@ def test_record_holds_the_paths_trend_measured_as_the_labels(kind: TrendLabel, v
     assert token.shape == (6, 1, D_LLM)
 
 
+def test_path_loss_is_the_error_in_normalised_units() -> None:
+    """The level-3 path had no regression loss: nothing asked it to be the future."""
+    tapr, lookback, future = tapr_of(), draw(4, L) * 3 + 1, draw(4, H, seed=2) * 3
+    lookback[3] = 2.0 + 0.001 * lookback[3]  # nearly constant: in its own deviations it would outweigh all
+    _, _, record = run(tapr, lookback)
+    errors = []
+    for s in range(4):
+        x, y = lookback[s].double().numpy(), future[s].double().numpy()
+        std = np.sqrt(x.var() + 1e-5)
+        error = np.abs(record.path[s].detach().double().numpy() - (y - x.mean()) / std)
+        errors.append(error.mean() * (std / max(x.std(), 0.1)))
+    found = trend_losses(record, future, TAPRConfig())["path"]
+    assert found.item() == pytest.approx(np.mean(errors), rel=1e-4)
+    found.backward()
+    assert all(p.grad is not None and p.grad.any() for p in tapr.coarse_to_fine.regression_head.parameters())
+
+
 @pytest.mark.parametrize("kind", ["level", "relative"])
 def test_a_path_that_is_the_future_has_the_futures_measure(kind: TrendLabel) -> None:
     """Else the ordinal loss pulls a perfect path away from the truth."""
@@ -322,6 +446,7 @@ def test_a_path_that_is_the_future_has_the_futures_measure(kind: TrendLabel) -> 
     _, _, record = run(tapr, lookback)
     expected = trend_measure(future, reference=record.reference, scale=record.scale, kind=kind)
     torch.testing.assert_close(record.measure, expected, rtol=1e-4, atol=1e-4)
+    assert trend_losses(record, future, TAPRConfig(trend_label=kind))["path"].item() < 1e-5
 
 
 def test_measure_is_differentiable_down_to_the_classifiers() -> None:

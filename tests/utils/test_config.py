@@ -8,7 +8,7 @@ import pytest
 
 from models.registry import MODELS
 from utils.cli import parse_config
-from utils.config import IDENTITY, Config, ConfigError, iter_settings, setting_type, settings_where
+from utils.config import GROUPS, IDENTITY, Config, ConfigError, iter_settings, setting_type, settings_where
 
 ANOTHER: dict[str, Any] = {
     "llm_dim": 32, "season": 7, "max_steps": 3, "eval_steps": 2, "levels": (0.5,), "lora_targets": ("k",),
@@ -180,6 +180,17 @@ def test_the_hash_changes_with_what_changes_training_and_with_nothing_else(group
     part = dataclasses.replace(getattr(Config(), group), **{name: value})
     changed = dataclasses.replace(Config(), **{group: part}).training_hash() != Config().training_hash()
     assert changed == (name in IDENTITY)
+
+
+def test_a_default_that_changes_leaves_runs_without_its_module_what_they_were():
+    """Each new default of TAPR renamed every baseline's folder, and every cell of every study."""
+    assert not Config().identity().keys() & {
+        f.name for g in ("tapr", "gram") for f in dataclasses.fields(GROUPS[g])
+    }
+    on = Config.from_flat({"use_tapr": True}).identity()
+    assert on.keys() == {"use_tapr"} | {
+        f.name for f in dataclasses.fields(GROUPS["tapr"]) if f.default != f.metadata["then"]
+    }
 
 
 def test_what_trains_another_model_is_not_excused_from_the_hash():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from utils import cli, flag_history
 from utils.config import Config, settings_then
-from utils.flag_history import Removed, read_settings
+from utils.flag_history import Removed, left_unsaid, read_settings
 
 NAMES = sorted(settings_then())
 GONE = {
@@ -63,6 +63,19 @@ def test_a_flag_taken_out_is_passed_over_at_its_default_and_else_named(gone, sav
     with pytest.raises(SystemExit) as ended:
         cli.parse_config(words)
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+@given(st.sets(st.sampled_from(NAMES)), st.sets(st.sampled_from(NAMES)))
+def test_the_same_words_mean_what_they_did_when_a_run_was_begun(said_now, said_then):
+    """With each default that changed, the command that began a run was another run's."""
+    then, now = settings_then(), Config().flat()
+    other = object()
+    settings = {**now, **dict.fromkeys(said_now, other)}
+    saved = {**then, **dict.fromkeys(said_then, "said")}
+    unsaid = left_unsaid(settings, saved)
+    changed = {name for name in NAMES if then[name] != now[name]}
+    assert unsaid == {name: then[name] for name in changed - said_now - said_then}
+    assert left_unsaid(settings, json.loads(json.dumps(saved))) == unsaid
 
 
 def test_a_name_that_no_version_knew_stays_to_be_refused(gone):

@@ -131,11 +131,14 @@ def _set_up(
     setup_logging(main_process=state.is_main_process)
     threads = fit_threads()
     data, outline = main_first(state, lambda: (builders.data(config), builders.llm(config)))
-    llm_name = outline.name if outline else "none"
+    naming = {"model": builders.model_name, "llm_name": outline.name if outline else "none"}
     with agreed(state):
-        asked = start_as_begun(config, data, model_name=builders.model_name, llm_name=llm_name)
+        asked = start_as_begun(config, data, **naming)
         config = resolve(asked, data)
-        name = asked.run_name(model=builders.model_name, llm_name=llm_name)
+        name = asked.run_name(**naming)
+        begun = folders.as_begun(config, asked, name=name, model_name=builders.model_name)
+        asked, config = asked.replace(**begun), config.replace(**begun)
+        name = asked.run_name(**naming)
         resume = folders.checkpoint_to_resume(config, name=name)
         payload = _payload(config, resume)
     settled = _settled(config, state, outline, payload, variables=len(data.targets))
@@ -188,7 +191,7 @@ def _set_up(
     ), payload
 
 
-def start_as_begun(config: Config, data: DataBundle, *, model_name: str, llm_name: str) -> Config:
+def start_as_begun(config: Config, data: DataBundle, *, model: str, llm_name: str) -> Config:
     """``--start auto`` of a run that is resumed or tested, and was begun without a start: without one."""
     run = config.run
     if config.backbone.start != AUTO or (run.resume_from_checkpoint is None and run.is_training):
@@ -199,8 +202,8 @@ def start_as_begun(config: Config, data: DataBundle, *, model_name: str, llm_nam
         assert path is not None
         saved = checkpoints.load_weights(path).get("config", {})
         return without if saved.get("start") == "none" else config
-    home, begins = Path(run.checkpoints), config.run_name_begins(model_name)
-    if folders.numbered_folders(home, config.run_name(model=model_name, llm_name=llm_name)):
+    home, begins = Path(run.checkpoints), config.run_name_begins(model)
+    if folders.numbered_folders(home, config.run_name(model=model, llm_name=llm_name)):
         return config
     return without if folders.was_begun(home, begins, resolve(without, data).flat()) else config
 

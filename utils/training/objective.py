@@ -116,8 +116,9 @@ def forecast_loss(prediction: Tensor, batch: Batch, config: TrainingConfig) -> T
 def trend_losses(record: TrendRecord, future: Tensor, config: TAPRConfig) -> dict[str, Tensor]:
     """TAPR's losses against futures [S, H] in standardised units, each a scalar.
 
-    Labels come from the fixed cuts; the learnable thresholds take part in the ordinal loss alone,
-    so they move without moving the labels.
+    Labels come from the fixed cuts; of these losses the learnable thresholds are in the ordinal one alone,
+    so they move without moving the labels. The path's is its mean absolute error in (floored) deviations of
+    the window: in the normalised units that it is given in.
     """
     measure = trend_measure(future, reference=record.reference, scale=record.scale, kind=config.trend_label)
     cuts = record.label_cuts
@@ -133,6 +134,7 @@ def trend_losses(record: TrendRecord, future: Tensor, config: TAPRConfig) -> dic
         ),
         "consistency": F.kl_div(magnitude_logits.log_softmax(dim=-1), expected, reduction="batchmean"),
         "ordinal": ordinal_loss(record, ordinal_bin_of(measure, cuts)),
+        "path": ((record.standardised(record.path) - future) / record.scale[:, None]).abs().mean(),
     }
 
 
@@ -159,6 +161,7 @@ def _weighted(terms: dict[str, Tensor], config: TAPRConfig) -> Tensor:
         + config.lambda_mag * terms["magnitude"]
         + config.lambda_hcl * terms["consistency"]
         + config.lambda_ord * terms["ordinal"]
+        + config.lambda_path * terms["path"]
     )
 
 

@@ -23,10 +23,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from utils.atomic_files import remove_leftovers, whole_file
-from utils.config import Config, free_on_resume, left_to_machine, settings_where
+from utils.config import Config, free_on_resume, left_to_machine, settings_where, unread_settings
 from utils.errors import FileError, UserError, using_file
 from utils.file_names import safe_name
-from utils.flag_history import read_settings
+from utils.flag_history import left_unsaid, read_settings
 from utils.training import checkpoint as checkpoints
 from utils.training.checkpoint import CheckpointError, newest_in
 from utils.training.stopping import RunStopped
@@ -124,8 +124,7 @@ def find_same(checkpoints: Path, begins: str, settings: dict[str, Any], llm_hash
         settings: resolved ones.
         llm_hash: content hash of the LLM.
     """
-    free = settings_where("decides", "place", "course", "test") | settings_where("on_resume", "llm")
-    for folder in _folders_of(checkpoints, begins, settings, free=free):
+    for folder in _folders_of(checkpoints, begins, settings, free=_free_in_another_name()):
         if read_json(folder / ENVIRONMENT_FILE)["llm"].get("content_hash") == llm_hash:
             newest = newest_in(folder)
             if newest is not None:
@@ -141,16 +140,31 @@ def was_begun(checkpoints: Path, begins: str, settings: dict[str, Any]) -> bool:
     return any(True for _ in _folders_of(checkpoints, begins, settings, free=free))
 
 
+def _free_in_another_name() -> frozenset[str]:
+    """Settings in which a run may differ from itself under another name."""
+    return settings_where("decides", "place", "course", "test") | settings_where("on_resume", "llm")
+
+
 def _folders_of(
-    checkpoints: Path, begins: str, settings: dict[str, Any], *, free: frozenset[str]
+    checkpoints: Path,
+    begins: str,
+    settings: dict[str, Any],
+    *,
+    free: frozenset[str],
+    same_words: bool = False,
 ) -> Iterator[Path]:
-    """The run folders of these settings, ``free`` ones aside, whose names begin so, newest first."""
+    """The run folders of these settings, ``free`` ones aside, whose names begin so, newest first.
+
+    With ``same_words`` also those that the same command began when its words meant others (`left_unsaid`).
+    """
     home = checkpoints / begins  # a name may lead into folders
     folders = [f for f in home.parent.glob("*") if f.name.startswith(home.name) and f.is_dir()]
     for folder in sorted(folders, key=lambda f: f.stat().st_mtime_ns, reverse=True):
         if (folder / CONFIG_FILE).is_file() and (folder / ENVIRONMENT_FILE).is_file():
             saved = settings_in(folder)
-            either = free | left_to_machine(settings, saved)
+            either = free | left_to_machine(settings, saved) | unread_settings(settings, saved)
+            if same_words:
+                either |= left_unsaid(settings, saved).keys()
             if all(saved.get(n) == as_read(v) for n, v in settings.items() if n not in either):
                 yield folder
 
@@ -322,6 +336,40 @@ def checkpoint_to_resume(config: Config, *, name: str) -> Path | None:
     if not training:
         return _best_of(home, name)
     return find_resumable(home, name)
+
+
+def as_begun(config: Config, asked: Config, *, name: str, model_name: str) -> dict[str, Any]:
+    """What settings that the command leaves unsaid were when the run that it resumes was begun.
+
+    A default that has changed since would make the same command another run's.
+
+    Args:
+        config: the resolved settings.
+        asked: those before.
+        name: the run's name by those.
+        model_name: the model's.
+    """
+    where, home = config.run.resume_from_checkpoint, Path(config.run.checkpoints)
+    settings = config.flat() | {"matmul_precision": asked.training.matmul_precision}
+    folder = None
+    if where not in (None, "auto"):
+        named = Path(where)
+        folder = named if (named / CONFIG_FILE).is_file() else run_folder_of(checkpoints.locate(where))
+    elif where == "auto" and config.run.is_training and find_resumable(home, name) is None:
+        begins, free = asked.run_name_begins(model_name), _free_in_another_name()
+        same = _folders_of(home, begins, settings, free=free, same_words=True)
+        folder = next((one for one in same if newest_in(one) is not None), None)
+    if folder is None or not (folder / CONFIG_FILE).is_file():
+        return {}
+    found = left_unsaid(settings, settings_in(folder))
+    found = {name: value for name, value in found.items() if name not in unread_settings(settings)}
+    if found:
+        log.warning(
+            "%s was begun when other values were the defaults, and goes on with those: %s",
+            folder,
+            " ".join(f"--{setting} {value}" for setting, value in found.items()),
+        )
+    return found
 
 
 def renamed_checkpoint(

@@ -38,6 +38,8 @@ def trend_of(size: int, seed: int = 3) -> TrendRecord:
         gate=torch.ones(size, 1),
         reference=0.3 * draw(size, seed=seed + 2),
         scale=draw(size, seed=seed + 3).abs() + 0.1,
+        mean=draw(size, 1, seed=seed + 6),
+        std=draw(size, 1, seed=seed + 7).abs() + 0.1,
         label_cuts=CUTS,
         magnitude_given_direction=torch.full((3, 4), 0.25),
         thresholds=CUTS[[0, 1, 3, 4]],

@@ -20,7 +20,7 @@ from utils.training.objective import (
     trend_losses,
     warmup_factor,
 )
-from utils.trend import magnitude_given_direction
+from utils.trend import magnitude_given_direction, ordinal_probabilities
 from utils.types import Batch, ForecastState, RetrievalRecord, TrendRecord
 
 B, L, H, N = 5, 10, 6, 2
@@ -49,6 +49,8 @@ def trend_of(size: int = S, seed: int = 3) -> TrendRecord:
         gate=torch.full((size, 1), 0.5),
         reference=draw(size, seed=seed + 4),
         scale=draw(size, seed=seed + 5).abs() + 0.1,
+        mean=draw(size, 1, seed=seed + 6),
+        std=draw(size, 1, seed=seed + 7).abs() + 0.1,
         label_cuts=cuts,
         magnitude_given_direction=magnitude_given_direction(draw(500), cuts),
         thresholds=torch.tensor([-0.8, -0.3, 0.5, 0.6], requires_grad=True),
@@ -107,8 +109,8 @@ def test_warmup_is_the_documents(step: int, steps: int, factor: float) -> None:
 
 
 def plain_trend_losses(record: TrendRecord, future: Tensor, smoothing: float) -> dict[str, float]:
-    """The four losses, series by series, float64."""
-    sums = dict.fromkeys(("direction", "magnitude", "consistency", "ordinal"), 0.0)
+    """The five losses, series by series, float64."""
+    sums = dict.fromkeys(("direction", "magnitude", "consistency", "ordinal", "path"), 0.0)
     size = len(future)
     for s in range(size):
         t = (future[s].double().mean().item() - record.reference[s].item()) / record.scale[s].item()
@@ -138,6 +140,8 @@ def plain_trend_losses(record: TrendRecord, future: Tensor, smoothing: float) ->
         at = record.measure[s].item()
         ends = [0.0, *(1 / (1 + math.exp(-(c - at) / width)) for c in record.thresholds.tolist()), 1.0]
         sums["ordinal"] -= math.log(ends[level + 1] - ends[level])
+        path = record.path[s].double() * record.std[s].item() + record.mean[s].item()
+        sums["path"] += (path - future[s].double()).abs().mean().item() / record.scale[s].item()
     return {name: value / size for name, value in sums.items()}
 
 
@@ -173,7 +177,9 @@ def test_consistency_pulls_the_magnitude_and_not_the_direction() -> None:
 def test_thresholds_get_their_gradient_from_the_ordinal_loss_alone() -> None:
     """Thresholds that take part in the labels are not differentiable; labels that move are no labels."""
     record = trend_of()
-    for name, loss in trend_losses(record, draw(S, H), Config().tapr).items():
+    terms = trend_losses(record, draw(S, H), Config().tapr)
+    assert not terms.pop("path").requires_grad
+    for name, loss in terms.items():
         (gradient,) = torch.autograd.grad(loss, record.thresholds, retain_graph=True, allow_unused=True)
         assert (gradient is not None and (gradient != 0).all()) == (name == "ordinal"), name
 
@@ -186,7 +192,10 @@ def test_ordinal_likelihoods_sum_to_one() -> None:
         bins = torch.full((1,), level)
         for s in range(S):
             one = record._replace(measure=record.measure[s : s + 1])
-            total[s] += math.exp(-ordinal_loss(one, bins).item())
+            likelihood = math.exp(-ordinal_loss(one, bins).item())
+            total[s] += likelihood
+            bins_of = ordinal_probabilities(record.measure, record.thresholds, record.label_cuts)
+            assert bins_of[s, level].item() == pytest.approx(likelihood, abs=1e-6)
     torch.testing.assert_close(total, torch.ones(S, dtype=torch.float64), rtol=0, atol=1e-5)
 
 
@@ -364,6 +373,7 @@ def test_total_is_main_plus_warmup_times_the_weighted_terms() -> None:
         "lambda_mag": 0.32,
         "lambda_hcl": 0.13,
         "lambda_ord": 0.14,
+        "lambda_path": 0.15,
         "lambda_retrieval": 0.3,
         "aux_warmup_steps": 500,
     }
@@ -372,6 +382,7 @@ def test_total_is_main_plus_warmup_times_the_weighted_terms() -> None:
     loss = Objective(Config.from_flat(weights))(state, batch, step=100)
     t = {name: value.item() for name, value in loss.terms.items()}
     inner = 0.31 * t["direction"] + 0.32 * t["magnitude"] + 0.13 * t["consistency"] + 0.14 * t["ordinal"]
+    inner += 0.15 * t["path"]
     auxiliary = 0.5 * inner + 0.3 * (t["gate_consistency"] + t["gate_entropy"])
     main = (prediction - batch.y).square().mean().item()
     assert loss.auxiliary.item() == pytest.approx(auxiliary, rel=1e-5)  # before the warm-up factor
