@@ -51,20 +51,17 @@ def table(
         half_widths: by level, [R, M].
         truth: [R, M].
 
-    Raises:
-        ValueError: two columns would have the same name (`check_names` tells before any forecast).
+    No two columns have the same name: `check_names` tells before any forecast.
     """
-    columns: list[tuple[str, pd.DatetimeIndex | Array]] = list(leading.items())
+    columns: dict[str, pd.DatetimeIndex | Array] = dict(leading)
     for place, name in enumerate(targets):
-        own = prediction[:, place]
-        columns.append((name, own))
+        own = columns[name] = prediction[:, place]
         if truth is not None:
-            columns.append((truth_column(name), truth[:, place]))
+            columns[truth_column(name)] = truth[:, place]
         for level, half in half_widths.items():
-            columns.append((bound_column(name, "lo", level), own - half[:, place]))
-            columns.append((bound_column(name, "hi", level), own + half[:, place]))
-    _check_once([name for name, _ in columns])
-    return pd.DataFrame(dict(columns))
+            columns[bound_column(name, "lo", level)] = own - half[:, place]
+            columns[bound_column(name, "hi", level)] = own + half[:, place]
+    return pd.DataFrame(columns)
 
 
 def check_names(
@@ -79,10 +76,6 @@ def check_names(
     for name in targets:
         names += [name, *([truth_column(name)] if truth else [])]
         names += [bound_column(name, side, level) for level in levels for side in ("lo", "hi")]
-    _check_once(names)
-
-
-def _check_once(names: Sequence[str]) -> None:
     counts = Counter(names)
     twice = sorted(name for name in counts if counts[name] > 1)
     if twice:

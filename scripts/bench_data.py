@@ -7,22 +7,22 @@ divided, standardised; then batches of training windows. Prints a table.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data_provider.data_factory import build_data, training_loader
+from data_provider.synthetic import make_series, with_gaps
 from utils.config import Config
 from utils.data_sets import CUSTOM, DATA_SETS
 from utils.ending import command
-from utils.paths import PROJECT_ROOT
 from utils.process_memory import mib, peak_bytes, resident_bytes
 
 SIZES = ("ETTm1", "Weather", "ECL", "Traffic")
@@ -37,13 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "names", nargs="*", default=list(SIZES), metavar="NAME", help=f"of {', '.join(SIZES)}"
     )
     parser.add_argument("--rows", type=int, help="rows of each file (default: the published file's)")
-    parser.add_argument(
-        "--measure", type=Path, metavar="FILE", help="load this file here and print the facts"
-    )
     args = parser.parse_args(argv)
-    if args.measure is not None:
-        print(json.dumps(measured(args.measure)))
-        return 0
     unknown = [name for name in args.names if name not in SIZES]
     if unknown:
         parser.error(f"expected names of {', '.join(SIZES)}, found {', '.join(unknown)}")
@@ -59,11 +53,11 @@ def row_of(name: str, path: Path, *, rows: int | None) -> str:
     """One size's row of the table."""
     known = DATA_SETS[name]
     rows = rows or known.rows
-    shape = ["--rows", str(rows), "--variables", str(known.variables), "--frequency", str(known.frequency)]
-    made = [sys.executable, "-m", "data_provider.synthetic", str(path), *shape]
-    subprocess.run(made, cwd=PROJECT_ROOT, check=True, stdout=subprocess.DEVNULL)
-    loaded = [sys.executable, str(Path(__file__).resolve()), "--measure", str(path)]
-    found = json.loads(subprocess.run(loaded, check=True, capture_output=True, text=True).stdout)
+    assert rows and known.variables and known.frequency, f"{name} is of no known size"
+    series = make_series(rows=rows, variables=known.variables, frequency=known.frequency)
+    with_gaps(series).to_csv(path, index=False, float_format="%.6g")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        found = fresh.submit(measured, path).result()
     size = path.stat().st_size
     path.unlink()
     return (

@@ -12,12 +12,12 @@ keys: what building it takes, and recall and time of its searches.
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,25 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("sizes", nargs="*", type=int, default=list(SIZES), metavar="ROWS")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--approximate", action="store_true", help="compare with FAISS's HNSW")
-    parser.add_argument("--measure", type=int, metavar="ROWS", help="one size here, in both numbers, as JSON")
     args = parser.parse_args(argv)
     if args.approximate:
         return _against_approximate(args.sizes, threads=args.threads)
-    if args.measure is not None:
-        torch.set_num_threads(args.threads)
-        print(json.dumps(measured(args.measure)))
-        return 0
     print("| rows | numbers | built in | held | peak while built | search of 56 series | recall at 5 |")
     print("|---|---|---|---|---|---|---|")
     for rows in args.sizes:
-        words = ["--measure", str(rows), "--threads", str(args.threads)]
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__).resolve()), *words],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for found in json.loads(done.stdout):
+        spawned = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, spawned, torch.set_num_threads, (args.threads,)) as fresh:
+            both = fresh.submit(measured, rows).result()
+        for found in both:
             print(
                 f"| {rows:,} | {found['numbers']} | {found['build']:.1f} s | {mib(found['held'])} | "
                 f"{mib(found['peak'])} | {1000 * found['computing']:.0f} ms | {found['recall']:.3f} |",

@@ -28,6 +28,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from torch.utils.data import DataLoader
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
+from data_provider.synthetic import make_series, with_gaps
 from models.inspection import inspection_lines
 from models.registry import MODELS, llm_outline
 from scripts.lib.benchmark.tiny import write_llm
@@ -91,21 +92,7 @@ def started(folder: Path, args: argparse.Namespace, *, precision: str, divided: 
     if args.zero:
         sizes = MAPPED
     llm = write_llm(folder / "llm", **sizes)
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "data_provider.synthetic",
-            str(folder / "series.csv"),
-            "--rows",
-            str(ROWS),
-            "--variables",
-            "1",
-        ],
-        check=True,
-        cwd=PROJECT_ROOT,
-        stdout=subprocess.DEVNULL,
-    )
+    with_gaps(make_series(rows=ROWS, variables=1)).to_csv(folder / "series.csv", index=False)
     settings = {
         "data": "custom",
         "root_path": str(folder),

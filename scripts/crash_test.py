@@ -35,6 +35,7 @@ from scripts.lib.crash.runs import FAULTS, PHASES, Outcome, apart, start_run
 from scripts.lib.crash.settings import SETTINGS, common_settings
 from utils.cli import PathFlag
 from utils.ending import command
+from utils.reporting.text_tables import markdown_table
 from utils.training import checkpoint as checkpoints
 from utils.training.run_folder import METRICS_FILE, RESULTS_FILE, read_json
 
@@ -179,17 +180,16 @@ def _records(path: Path) -> list[Any]:
 
 def table(trials: Sequence[Trial]) -> str:
     """Trials and differences by the phase in which the run was killed, a Markdown table."""
-    lines = ["| killed in | trials | on two processes | with a difference |", "|---|---|---|---|"]
-    counts = Counter(trial.phase for trial in trials)
-    for phase in [*PHASES, *sorted(counts.keys() - set(PHASES))]:
-        own = [trial for trial in trials if trial.phase == phase]
-        two = sum(trial.processes > 1 for trial in own)
-        lines.append(f"| {phase} | {len(own)} | {two} | {sum(bool(t.differences) for t in own)} |")
-    two = sum(trial.processes > 1 for trial in trials)
-    lines.append(f"| all | {len(trials)} | {two} | {sum(bool(t.differences) for t in trials)} |")
+    others = sorted({trial.phase for trial in trials} - set(PHASES))
+    groups = {phase: [trial for trial in trials if trial.phase == phase] for phase in (*PHASES, *others)}
+    rows = [
+        (phase, len(own), sum(t.processes > 1 for t in own), sum(bool(t.differences) for t in own))
+        for phase, own in {**groups, "all": trials}.items()
+    ]
     by_setting = Counter(trial.setting for trial in trials)
-    lines.append("\nSettings: " + ", ".join(f"{name} {n}" for name, n in sorted(by_setting.items())))
-    return "\n".join(lines)
+    settings = ", ".join(f"{name} {n}" for name, n in sorted(by_setting.items()))
+    header = ("killed in", "trials", "on two processes", "with a difference")
+    return f"{markdown_table(header, rows)}\n\nSettings: {settings}"
 
 
 if __name__ == "__main__":

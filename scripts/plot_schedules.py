@@ -12,9 +12,11 @@ from pathlib import Path
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from matplotlib.axes import Axes
+
 from utils.cli import PathFlag
 from utils.config import TrainingConfig, setting_type
-from utils.reporting.plots import plot_curves
+from utils.reporting.plots import panels
 from utils.training.optim import rate_factor
 
 STEPS_PER_EPOCH = 251
@@ -41,11 +43,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", action=PathFlag, kind=Path, help="PNG file to write")
     out = parser.parse_args().out
-    panels = {
-        "without warm-up": curves(0),
-        f"--lr_warmup_steps {WARM_UP}": curves(WARM_UP),
-    }
-    print(plot_curves(panels, out, x_label="optimizer step", y_label="learning rate"))
+    shown = (curves(0), curves(WARM_UP))
+
+    def draw(panel: int, axis: Axes) -> None:
+        for name, rates in shown[panel].items():
+            axis.plot(rates, linewidth=1.2, label=name)
+        axis.ticklabel_format(axis="y", style="sci", scilimits=(-4, -4))
+
+    titles = ("without warm-up", f"--lr_warmup_steps {WARM_UP}")
+    print(panels(out, titles, draw, x="optimizer step", y="learning rate", columns=8))
 
 
 if __name__ == "__main__":

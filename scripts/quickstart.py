@@ -19,12 +19,13 @@ from data_provider.data_factory import build_data, data_file, is_published
 from data_provider.download import DataUnavailableError, ensure_data
 from models.closed_form import Scores, evaluate_baselines
 from models.registry import MODELS
+from scripts.lib.inspect.options import inspected_run, parser_for
+from scripts.plot import pictures
 from utils.cli import parse_config
 from utils.config import Config
 from utils.ending import command
 from utils.log import setup_logging
 from utils.paths import BASE_MODELS
-from utils.reporting.plots import plot_forecasts
 from utils.reporting.text_tables import phase_table, score_table
 from utils.training.experiment import resolve
 from utils.training.run_folder import LOG_FILE, RESULTS_FILE, find_finished, find_resumable, read_json
@@ -32,6 +33,8 @@ from utils.types import DataBundle
 
 MODEL = "TimeLLM_Enhanced"
 FLAGS = ("--preset", "cpu", "--use_tapr", "--use_gram", "--model_comment", "quickstart")
+WINDOWS = 24
+"""Test windows forecast for the pictures."""
 NAIVE = ("persistence", "seasonal_naive")
 """The forecasts that a trained model has to beat; ridge is shown, and hard to beat."""
 
@@ -51,29 +54,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_dir, results = trained_run(config, bundle, flags)
     with timed(phases, "baselines"):
         baselines = evaluate_baselines(bundle)
-    hourly = bundle.frequency.lower() == "h"
-    with timed(phases, "plot"):
-        plot = plot_forecasts(
-            run_dir / results["forecasts"],
-            run_dir / "forecasts.png",
-            f"{results['data']}: {config.data.pred_len} rows ahead, best weights",
-            season=bundle.season if bundle.season <= config.data.seq_len else None,
-            step_unit="hours" if hourly else "rows",
-        )
+    with timed(phases, "pictures"):
+        drawn = pictures_of(run_dir, config.data.root_path)
     model = Scores(results["best"]["test"]["mse"], results["best"]["test"]["mae"])
     report(
         results=results,
         model=model,
         baselines=baselines,
-        season=f"{bundle.season} {'h' if hourly else 'rows'}",
+        season=f"{bundle.season} {'h' if bundle.frequency.lower() == 'h' else 'rows'}",
         seq_len=config.data.seq_len,
     )
-    print("\n" + places(config, run_dir, plot, results))
+    print("\n" + places(config, run_dir, results))
+    print("\n".join(drawn))
     print(f"\n{phase_table(phases)}\n\nof the run itself\n{phase_table(results['phases'])}")
     return verdict(model, baselines)
 
 
-def places(config: Config, run_dir: Path, plot: Path, results: Mapping[str, Any]) -> str:
+def places(config: Config, run_dir: Path, results: Mapping[str, Any]) -> str:
     """Where everything lies, a line each."""
     file = data_file(config.data)
     data = "built in" if file is None else str(file.path.resolve())
@@ -83,9 +80,14 @@ def places(config: Config, run_dir: Path, plot: Path, results: Mapping[str, Any]
         "LLM": f"{BASE_MODELS} ({results['llm'].get('name', '')})",
         "run folder": str(run_dir.resolve()),
         "log": str((run_dir / LOG_FILE).resolve()),
-        "plot": str(plot.resolve()),
     }
     return "\n".join(f"{name:12}{where}" for name, where in lines.items())
+
+
+def pictures_of(run_dir: Path, root_path: str) -> list[str]:
+    """Draw what `scripts.plot` draws of a run, of fewer windows; where each picture lies, a line each."""
+    with inspected_run(parser_for(None).parse_args([str(run_dir), "--root_path", root_path])) as run:
+        return pictures(run, run_dir / "plots", WINDOWS)
 
 
 def with_data(flags: list[str]) -> list[str]:

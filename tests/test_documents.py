@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -46,29 +45,6 @@ def commands(path: Path) -> list[str]:
 def test_every_command_parses(path):
     for command in commands(path):
         check(command)
-
-
-def test_the_documents_show_commands():
-    """Else the test above would pass on nothing."""
-    shown = Counter({path.name: len([c for c in commands(path) if c.strip()]) for path in DOCUMENTS})
-    assert shown["README.md"] >= 20 and shown["claude3.md"] >= 30 and shown["guide.md"] >= 20
-
-
-def test_a_command_that_is_wrong_is_refused():
-    for wrong in (
-        "python run_main.py --batch_siz 3",
-        "python run_main.py --use_tapr",
-        "python scripts/predict.py --input my.csv",
-        "python scripts/no_such.py",
-        "USE_GRAMM=1 bash scripts/TimeLLM_ETTh1_enhanced.sh",
-        "USE_GRAM=2 bash scripts/TimeLLM_ETTh1_enhanced.sh",
-        "python -m data_provider.download ETTh9",
-        "bash scripts/quickstart.sh --no_such_flag 1",
-        "torchrun --nproc_per_node 2 run_main.py --percent 200",
-        "conjure run_main.py",
-    ):
-        with pytest.raises(AssertionError):
-            check(wrong)
 
 
 def anchors(path: Path) -> set[str]:

@@ -215,7 +215,3 @@ def test_every_block_of_python_runs_as_it_stands(number, looked_at, tmp_path, mo
         assert len(here["forecast"]) == 8 and np.isfinite(here["forecast"].select_dtypes("number")).all(
             axis=None
         )
-
-
-def test_python_is_shown():
-    assert len(python_blocks()) >= 3

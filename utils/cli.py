@@ -85,29 +85,18 @@ def build_parser(prog: str | None = None, models: Models | None = None) -> argpa
         text = item.metadata["help"]
         if name == "model" and models is not None:
             text += ": " + ", ".join(known for known, model in models.items() if model.is_named_by_flag)
+        shown = spaced(item.default) if types == (tuple,) else item.default
+        if types != (bool,) and shown not in (None, ""):
+            text += f" [{shown}]"
+        word = name.rsplit("_", 1)[-1].upper() if types else "{" + ",".join(choices) + "}"
+        options: dict[str, Any] = {"type": _converter(types, choices), "metavar": word}
         if types == (bool,):
-            groups[group].add_argument(
-                f"--{name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
-            )
-            continue
-        if types == (tuple,):
-            shown = f" [{spaced(item.default)}]" if item.default else ""
-            groups[group].add_argument(
-                f"--{name}",
-                nargs="*",
-                type=_converter((item_type(group, name),), ()),
-                default=argparse.SUPPRESS,
-                metavar=name.removesuffix("s").rsplit("_", 1)[-1].upper(),
-                help=text + shown,
-            )
-            continue
-        shown = "" if item.default is None or item.default == "" else f" [{item.default}]"
+            options = {"action": argparse.BooleanOptionalAction}
+        elif types == (tuple,):
+            each = _converter((item_type(group, name),), ())
+            options = {"nargs": "*", "type": each, "metavar": word.removesuffix("S")}
         groups[group].add_argument(
-            f"--{name}",
-            type=_converter(types, choices),
-            default=argparse.SUPPRESS,
-            metavar=name.rsplit("_", 1)[-1].upper() if types else "{" + ",".join(choices) + "}",
-            help=(text + shown).replace("%", "%%"),
+            f"--{name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **options
         )
     return parser
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 STATUS = Path("/proc/self/status")
@@ -39,8 +39,7 @@ def give_back_freed() -> None:
 
 def give_back_where_scarce() -> None:
     """`give_back_freed` where the machine has less than `SCARCE` left: new pages cost a training step 5%."""
-    left = available_bytes()
-    if left is not None and left < SCARCE:
+    if available_bytes() < SCARCE:
         give_back_freed()
 
 
@@ -61,13 +60,16 @@ def mib(size: float) -> str:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now; 0 where the system does not say."""
-    return _status("VmRSS")
+    """Memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_bytes() -> int:
     """The most memory that this process has held; 0 where the system does not say."""
-    return _status("VmHWM")
+    if not STATUS.is_file():
+        return 0
+    line = next(text for text in STATUS.read_text().splitlines() if text.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def held_bytes(device: torch.device) -> int:
@@ -75,27 +77,14 @@ def held_bytes(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()
 
 
-def _status(name: str) -> int:
-    if not STATUS.is_file():
-        return 0
-    line = next(text for text in STATUS.read_text().splitlines() if text.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
-def available_bytes() -> int | None:
-    """Memory that this process can still take without swapping; None where the system does not say.
+def available_bytes() -> int:
+    """Memory that this process can still take without swapping.
 
     The least of what the machine and the container around the process have left.
     """
-    found = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        line = next(text for text in meminfo.read_text().splitlines() if text.startswith("MemAvailable"))
-        found.append(int(line.split()[1]) * 1024)
-    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") - resident_bytes())
+    found = [int(psutil.virtual_memory().available)]
     for limit, use in zip(CGROUP_LIMITS, CGROUP_USE, strict=True):
         known = [Path(name).read_text().strip() for name in (limit, use) if Path(name).is_file()]
         if len(known) == 2 and all(word.isdigit() for word in known):
             found.append(int(known[0]) - int(known[1]))
-    return max(0, min(found)) if found else None
+    return max(0, min(found))

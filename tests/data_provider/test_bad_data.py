@@ -238,21 +238,6 @@ def test_outliers_that_real_data_have_are_kept(tmp_path):
     assert bundle(long_series(tmp_path / "x.csv", {50: 1e3, 290: -1e4})).train[7].x.isfinite().all()
 
 
-def test_a_constant_column_is_a_column_of_zeros(tmp_path):
-    rows = [[date, "5", value] for date, _, value in table() * 1]
-    assert read(write(tmp_path / "x.csv", rows)).values[:, 0].tolist() == [5.0] * ROWS
-    values = long_series(tmp_path / "y.csv")
-    frame = pd.read_csv(values).assign(a=3.25)
-    frame.to_csv(values, index=False)
-    assert torch.equal(bundle(values).train[0].x[:, 0], torch.zeros(24))
-
-
-def test_fewer_rows_than_one_window_is_an_error_in_numbers(tmp_path):
-    path = write(tmp_path / "x.csv", table())
-    with pytest.raises(ValueError, match="one window needs 32 rows, the train part of custom has"):
-        bundle(path)
-
-
 # Any fault at all
 
 CELLS = st.one_of(

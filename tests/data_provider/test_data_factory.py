@@ -43,19 +43,6 @@ def test_etth1_has_the_published_windows_and_steps(etth1_root):
     assert len(training_loader(build_data(single), single)) == 1757
 
 
-def test_etth1_windows_restate_the_published_pipeline(etth1_root):
-    """Independent of the code under test: numpy from the file to a test window."""
-    bundle = build_data(Config.from_flat({"root_path": etth1_root}))
-    raw = pd.read_csv(Path(etth1_root) / "ETTh1.csv").drop(columns="date").to_numpy()
-    scaled = (raw - raw[:8640].mean(0)) / raw[:8640].std(0)
-    for part, first in ((bundle.train, 0), (bundle.validation, 8640 - 512), (bundle.test, 11520 - 512)):
-        item = part[1000]
-        begin = first + 1000
-        assert item.start.item() == begin
-        np.testing.assert_allclose(item.x, scaled[begin : begin + 512], atol=1e-5)
-        np.testing.assert_allclose(item.y, scaled[begin + 512 : begin + 608], atol=1e-5)
-
-
 @pytest.mark.parametrize("percent", [10, 50, 100])
 def test_the_scaler_sees_the_used_training_rows_alone(write_csv, percent):
     """Few-shot runs of the family fit the scaler on all training rows; some on the whole file."""

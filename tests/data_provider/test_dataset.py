@@ -40,12 +40,6 @@ def test_joint_items_restate_plain_slicing():
         assert item.variable.tolist() == [0, 1, 2]
 
 
-def test_the_last_window_ends_with_the_part():
-    """The family's off-by-one in the number of windows drops the last one."""
-    last = windows()[len(windows()) - 1]
-    assert last.start.item() + L + H == SPLIT.end
-
-
 def test_single_items_take_one_variable_after_the_other():
     joint, single = windows(), windows(channel_sampling="single")
     assert len(single) == N * len(joint)
@@ -97,13 +91,6 @@ def test_source_rows_restate_plain_slicing():
         assert torch.equal(rows.lookback[i], VALUES[start : start + L, variable])
         assert torch.equal(rows.future[i], VALUES[start + L : start + L + H, variable])
         assert [rows.variable[i], rows.start[i], rows.series_id[i]] == [variable, start, SERIES_ID]
-
-
-def test_source_rows_number_as_single_items_do():
-    single, rows = windows(channel_sampling="single"), source().rows(torch.arange(39 * N))
-    for index in range(0, 39 * N, 11):
-        assert torch.equal(single[index].x[:, 0], rows.lookback[index])
-        assert single[index].start == rows.start[index]
 
 
 def test_lookbacks_are_found_again_by_position():

@@ -98,11 +98,6 @@ def test_a_missing_file_says_what_to_put_where(tmp_path):
         read(tmp_path / "absent.csv")
 
 
-def test_a_missing_date_column_lists_those_found(tmp_path):
-    with pytest.raises(ValueError, match="'date', found time, a, OT"):
-        read(write_rows(tmp_path / "x.csv", good_rows(), header="time,a,OT"))
-
-
 def test_numbers_are_not_taken_for_dates(tmp_path):
     """pandas reads bare integers as nanoseconds since 1970, an index as a date."""
     with pytest.raises(ValueError, match="'date', data row 1: expected a time"):

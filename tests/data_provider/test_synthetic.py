@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from data_provider.dates import irregular_steps
-from data_provider.series import FloatArray, read_csv
-from data_provider.splits import Splits, split_rows
+from data_provider.series import read_csv
 from data_provider.synthetic import (
     GAP_ROWS,
     LONG_KERNEL,
@@ -17,22 +16,8 @@ from data_provider.synthetic import (
     make_series,
     with_gaps,
 )
-from tests.planted import planted_recurrences
 
-L, H = 96, 24
 OFF = SyntheticConfig(**{field.name: 0.0 for field in dataclasses.fields(SyntheticConfig)})
-
-
-def windows(values: FloatArray, splits: Splits, part: int) -> tuple[FloatArray, FloatArray]:
-    """Lookbacks [W, L] and futures [W, H] of the first variable."""
-    rows = values[splits[part].begin : splits[part].end, 0]
-    both = np.lib.stride_tricks.sliding_window_view(rows, L + H)
-    return both[:, :L], both[:, L:]
-
-
-def prepared(values: FloatArray) -> tuple[tuple[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]:
-    splits = split_rows("custom", len(values), seq_len=L, pred_len=H)
-    return windows(values, splits, 0), windows(values, splits, 2)
 
 
 def test_a_seed_means_one_series():
@@ -167,20 +152,3 @@ def test_a_written_series_is_read_back_and_its_gaps_are_met_by_the_flags(tmp_pat
     assert series.values.shape[1] == 4 and 280 < len(series.values) < 300
     assert main([str(path), "--missing", "2"]) == 2
     assert "missing: expected a share" in capsys.readouterr().err
-
-
-def test_planted_recurrences_can_be_remembered_but_not_extrapolated():
-    """The positive control of retrieval: nearest neighbours must win by far, a linear model must not."""
-    values = planted_recurrences(seed=0, seq_len=L, pred_len=H).values
-    (x_train, y_train), (x_test, y_test) = prepared(values)
-    x_test, y_test = x_test[::7], y_test[::7]
-    distance = (x_test**2).sum(1)[:, None] - 2 * x_test @ x_train.T + (x_train**2).sum(1)
-    nearest = distance.argmin(axis=1)
-    remembered = (y_train[nearest] - y_test) ** 2
-    design = np.column_stack([x_train, np.ones(len(x_train))])
-    weights = np.linalg.solve(design.T @ design + 10 * np.eye(L + 1), design.T @ y_train)
-    linear = (np.column_stack([x_test, np.ones(len(x_test))]) @ weights - y_test) ** 2
-    assert linear.mean() > 0.8 * y_test.var()
-    assert remembered.mean() < 0.5 * linear.mean()
-    # windows at most offsets are helped, not only those that begin with a curve
-    assert (remembered.mean(axis=1) < 0.5 * linear.mean(axis=1)).mean() > 0.6

@@ -36,15 +36,6 @@ def test_marks_and_season_by_frequency(frequency, marks, season):
     assert season_rows(frequency) == season
 
 
-def test_coarse_and_fine_marks_are_the_published_formulas():
-    moment = pd.DatetimeIndex(["2020-12-31 23:59:30"])
-    np.testing.assert_allclose(time_marks(moment, "ME"), [[0.5]])
-    np.testing.assert_allclose(time_marks(moment, "W"), [[0.5, 0.5]])  # ISO week 53
-    np.testing.assert_allclose(
-        time_marks(moment, "s"), [[30 / 59 - 0.5, 0.5, 0.5, 3 / 6 - 0.5, 0.5, 0.5]], atol=1e-7
-    )
-
-
 def test_an_unsupported_step_is_named():
     with pytest.raises(ValueError, match="--freq.*ms"):
         mark_names("ms")

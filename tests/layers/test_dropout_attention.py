@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from layers import dropout_attention
@@ -80,13 +79,6 @@ def test_the_share_of_dropped_weights_is_the_rate_and_their_places_have_no_patte
     for step in (1, 2, 3, 4, columns):  # neighbours, the shares of one number, rows
         correlation = (flat[step:] * flat[:-step]).mean() / std**2
         assert abs(correlation.item()) < 4 / flat.numel() ** 0.5
-
-
-def test_the_mean_over_many_draws_is_attention_without_dropout() -> None:
-    torch.manual_seed(0)
-    tensors = drawn()
-    mean = torch.stack([attend_with_dropout(*tensors, 0.2) for _ in range(20_000)]).mean(0)
-    torch.testing.assert_close(mean, F.scaled_dot_product_attention(*tensors), rtol=0, atol=0.02)
 
 
 def test_what_is_dropped_follows_torch_s_generator_and_differs_between_calls_and_heads() -> None:

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from layers.fusion import (
     ConfidenceGate,
-    RetrievalFusion,
-    TrendFusion,
     class_confidence,
     trend_bound,
 )
@@ -75,30 +73,3 @@ def test_trend_bound_is_its_formula() -> None:
             distance = abs(forecast[s, h].item() - last[s].item())
             reference = 0.5 * (h + 1) / 7 * gate[s].item() * opened[s].item() * distance
             assert found[s, h].item() == pytest.approx(reference, abs=1e-6)
-
-
-@pytest.mark.parametrize("size", [0.1, 1.0, 50.0])
-def test_trend_fusion_stays_within_one(size: float) -> None:
-    """Beyond 1 the promised bound on the correction would not hold."""
-    fusion = TrendFusion(horizon=6, n_classes=4, width=8)
-    assert torch.equal(fusion(draw(5, 6), torch.full((5, 4), 0.25)), torch.zeros(5, 6))
-    shake(fusion, size)
-    found = fusion(draw(5, 6) * 10, torch.full((5, 4), 0.25))
-    assert (found.abs() <= 1).all()
-    assert (found != 0).any()
-
-
-def test_retrieval_fusion_moves_only_with_trust() -> None:
-    """Where nothing was retrieved the retrieved forecast is the last value: it must not be mixed in."""
-    fusion = RetrievalFusion(6)
-    forecast, retrieved = draw(3, 6), draw(3, 6, seed=1)
-    trust = torch.tensor([[0.0], [0.5], [1.0]])
-    assert torch.equal(fusion(forecast, retrieved, trust), forecast)  # shares start at zero
-    with torch.no_grad():
-        fusion.share.fill_(0.7)
-    found = fusion(forecast, retrieved, trust)
-    reference = forecast.double() + torch.tensor(0.7).double().tanh() * trust.double() * (
-        retrieved - forecast
-    )
-    assert torch.equal(found[0], forecast[0])
-    torch.testing.assert_close(found.double(), reference, rtol=0, atol=1e-6)

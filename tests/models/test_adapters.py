@@ -13,7 +13,7 @@ from layers.llm.load import load_llm
 from layers.llm.lora import adapted_maps, is_adapter
 from models import TimeLLM_Enhanced
 from tests.models.test_fast_paths import assert_alike, gradients, plainly
-from tests.models.test_timellm_enhanced import BOTH, batch_of, config_of, forecast, state_of, train
+from tests.models.test_timellm_enhanced import BOTH, config_of, forecast, state_of, train
 from tests.models.test_timellm_enhanced import model_of as any_model_of
 from tests.pairwise import each_pair
 from utils.config import Config, ConfigError
@@ -248,20 +248,3 @@ def test_adapters_are_part_of_what_a_run_is_and_of_what_it_says(tiny_llama):
     assert adapters_text(model_of(tiny_llama, peft="none")) == ""
     idle = unread_flags(Config.from_flat({"lora_rank": 4}), model)
     assert "--lora_rank (without --peft lora)" in idle
-
-
-def test_passes_of_one_step_may_have_other_windows(tiny_llama):
-    """Accumulated gradients of adapters are the sum of the passes' own."""
-    model = shaken(model_of(tiny_llama))
-    model.train()
-    batches = [batch_of(0, 100), batch_of(20, 30)]
-    single = []
-    for batch in batches:
-        model.zero_grad(set_to_none=True)
-        state_of(model, batch).prediction.square().sum().backward()
-        single.append({n: p.grad.clone() for n, p in adapters(model).items() if p.grad is not None})
-    model.zero_grad(set_to_none=True)
-    for batch in batches:
-        state_of(model, batch).prediction.square().sum().backward()
-    for name, weight in adapters(model).items():
-        torch.testing.assert_close(weight.grad, single[0][name] + single[1][name], rtol=1e-4, atol=1e-6)

@@ -118,16 +118,6 @@ def test_the_decoder_starts_from_the_last_rows_parts() -> None:
     torch.testing.assert_close(trend[:, -1], x.mean(dim=1))
 
 
-@pytest.mark.parametrize("value", [0.0, 3.0, -1e4])
-def test_constant_input_is_finite(value: float) -> None:
-    """All delays are equally good there."""
-    model, (x, before, after) = model_of().train(), inputs()
-    out = forecast(model, torch.full_like(x, value), before, after)
-    out.square().mean().backward()
-    assert torch.isfinite(out).all()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-
-
 def test_rows_without_marks_need_none() -> None:
     """Yearly rows have no position in a year."""
     model, (x, _, _) = model_of(freq="YE"), inputs()

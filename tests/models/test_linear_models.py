@@ -36,13 +36,6 @@ def test_batch_and_variables_do_not_change_a_forecast(name: str) -> None:
     torch.testing.assert_close(model(x[2:3, :, 1:2]), together[2:3, :, 1:2], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["Linear", "PatchTST"])
-def test_instance_norm_makes_forecasts_follow_level_and_scale(name: str) -> None:
-    """A forecast of 3x + 7 is 3 times the forecast of x, plus 7."""
-    model, x = model_of(name), windows()
-    torch.testing.assert_close(model(3 * x + 7), 3 * model(x) + 7, rtol=1e-3, atol=1e-3)
-
-
 def test_dlinear_starts_as_the_mean_of_the_window_and_equals_its_formula() -> None:
     """Published: weights 1/L on the moving average and on the rest."""
     model, x = model_of("DLinear"), windows().double()

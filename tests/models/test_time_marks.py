@@ -105,20 +105,19 @@ def weekly_event(folder: Path) -> Path:
     return folder / "event.csv"
 
 
-@pytest.mark.parametrize(("model", "switches"), [CASES[0], pytest.param(*CASES[1], marks=pytest.mark.slow)])
-def test_a_known_weekly_event_is_forecast_with_marks_alone(model, switches, tiny_gpt2, tmp_path):
+def test_a_known_weekly_event_is_forecast_with_marks_alone(tiny_gpt2, tmp_path):
     """Same data, seed and steps; what differs is whether the model knows the calendar."""
     path = weekly_event(tmp_path)
     scores = {}
     for use in (False, True):
         settings = {
-            **SIZES, **switches, "llm_model_path": str(tiny_gpt2), "llm_layers": 1, "d_model": 32,
+            **SIZES, "llm_model_path": str(tiny_gpt2), "llm_layers": 1, "d_model": 32,
             "root_path": str(path.parent), "data_path": path.name, "season": 24, "batch_size": 32,
             "max_steps": 220, "train_epochs": 9, "learning_rate": 0.01, "eval_steps": 220, "save_steps": 0,
             "eval_batch_size": 64, "use_time_marks": use, "checkpoints": str(tmp_path), "cpu": True,
         }  # fmt: skip
-        result = run_main.train(Config.from_flat(settings), model=model)
+        result = run_main.train(Config.from_flat(settings), model="TimeLLM")
         scores[use] = result.results["best"]["test"]["mse"]
-    print(f"{model}: test mse {scores[False]:.3f} without time marks, {scores[True]:.3f} with")
+    print(f"test mse {scores[False]:.3f} without time marks, {scores[True]:.3f} with")
     assert scores[False] > 0.8  # standardised: about the mean's own error
     assert scores[True] < 0.5 * scores[False], scores

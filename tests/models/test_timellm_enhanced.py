@@ -16,6 +16,7 @@ from data_provider.splits import Split
 from models import TimeLLM, TimeLLM_Enhanced
 from tests.models.test_timellm import SIZES as BASELINE_SIZES
 from tests.models.test_timellm import H, L, N
+from tests.pairwise import pairwise
 from utils.config import Config
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
@@ -125,65 +126,6 @@ def train(model: nn.Module, steps: int, batch: Batch = BATCH) -> list[float]:
 # Shapes.
 
 
-@pytest.mark.parametrize(("padding", "count"), [("end", 64), ("none", 63)])
-def test_shapes_of_the_documents_table(tiny_gpt2: Path, padding: str, count: int) -> None:
-    """Table 3.1 of the document, from the window to the forecast, at its sizes but for the LLM's."""
-    torch.manual_seed(0)
-    settings = {
-        **BOTH,
-        "top_k": 5,
-        "seq_len": 512,
-        "pred_len": 96,
-        "patch_len": 16,
-        "stride": 8,
-        "d_model": 64,
-    }
-    model = TimeLLM_Enhanced.Model(
-        config_of(tiny_gpt2, padding_patch=padding, n_heads=8, season=24, **settings)
-    ).eval()
-    values = torch.randn(700, 7, generator=torch.Generator().manual_seed(0)).cumsum(dim=0)
-    model.fit_statistics(TrainingWindows(values, Split(0, 640), seq_len=512, pred_len=96, series_id=1))
-    model.use_reference_forward()  # the whole sequence at once, as in the table
-    seen: dict[str, Any] = {}
-
-    def watch(name: str, module: nn.Module) -> None:
-        def hook(m: nn.Module, args: Any, out: Any) -> None:
-            first = out[0] if isinstance(out, tuple) else out
-            seen[name] = tuple(first.shape)
-
-        module.register_forward_hook(hook)
-
-    watch("patch embedding", model.patch_embedding)
-    watch("TAPR-DM", model.tapr.decomposition)
-    watch("GRA-M gating", model.gram.gating)
-    watch("reprogramming", model.reprogramming_layer)
-    watch("head", model.output_projection)
-    watch("trend fusion", model.trend_fusion)
-    watch("lifted futures", model.gram.value_lift)
-    model.llm_model.register_forward_pre_hook(
-        lambda m, a, kwargs: seen.update({"LLM input": tuple(kwargs["inputs_embeds"].shape)}),
-        with_kwargs=True,
-    )
-    with torch.no_grad():
-        state = model(values[:512].repeat(2, 1, 1), return_state=True)
-    prompt = model.prompt.tokens(model.normalise(values[:512][None]).lookback)[0].shape[1]
-    assert seen == {
-        "patch embedding": (14, count, 64),
-        "TAPR-DM": (14, count, 64),
-        "GRA-M gating": (14, count, 64),
-        "lifted futures": (14, 5, 64),
-        "reprogramming": (14, count, 32),
-        "LLM input": (14, 1 + 2 + prompt + count, 32),
-        "head": (14, 96),
-        "trend fusion": (14, 96),
-    }
-    assert state.prediction.shape == (2, 96, 7)
-    assert state.trend.direction_logits.shape == (14, 3)
-    assert state.trend.magnitude_logits.shape == (14, 4)
-    assert state.retrieval.rows.shape == (14, 5)
-    assert state.retrieval.gate.shape == (14, 1)
-
-
 @pytest.mark.parametrize(
     ("n_scales", "seq_len", "padding", "patches"),
     [(1, 8, "none", 1), (2, 16, "none", 3), (3, 8, "none", 1), (4, 256, "end", 64), (5, 256, "none", 63)],
@@ -251,56 +193,50 @@ def test_gram_starts_equal_with_and_without_a_memory(tiny_gpt2: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-SWITCHES: list[dict[str, Any]] = [
-    *({"use_tapr": a, "use_gram": b} for a, b in itertools.product([False, True], repeat=2)),
-    *(
-        {"use_tapr": True, "trend_fusion": fusion, "trend_label": label, "n_scales": scales}
-        for fusion, label, scales in itertools.product(
-            ["always", "train", "off"], ["level", "relative"], [1, 2, 3]
-        )
-    ),
-    {"use_tapr": True, "scale_mixing": "together", "lambda_path": 0.0},
-    {"use_tapr": True, "thresholds_in": "loss"},
-    *(
-        {"use_gram": True, "retrieval_key": key, "retrieval_fusion": fusion}
-        for key, fusion in itertools.product(["raw", "learned", "hybrid"], ["feature", "prediction", "both"])
-    ),
-    *(
-        {**BOTH, "retrieval_control": control, "retrieval_scope": scope}
-        for control, scope in itertools.product(
-            ["none", "random", "same_phase", "oracle"], ["variable", "all"]
-        )
-    ),
-    *(
-        {**BOTH, "retrieval_key": key, "retrieval_fusion": fusion, "trend_fusion": trend}
-        for key, fusion, trend in (
-            ("raw", "prediction", "off"),
-            ("learned", "both", "train"),
-            ("hybrid", "both", "always"),
-        )
-    ),
-    {**BOTH, "lambda_trend": 0.0, "lambda_retrieval": 0.0},
-    {**BOTH, "lambda_dir": 0.0, "lambda_mag": 0.0, "lambda_hcl": 0.0, "lambda_ord": 0.0},
-    {**BOTH, "trend_fusion": "off", "lambda_ord": 0.0, "aux_warmup_steps": 0},
-    {**BOTH, "loss": "MAE", "loss_scale": "std", "input_dropout": 0.3, "dropout": 0.2},
-    {**BOTH, "loss": "Huber", "top_k": 1, "memory_size": 1},
-    {**BOTH, "top_k": 500, "memory_size": "all"},
-]
+SWITCHES_OF: dict[str, list[Any]] = {
+    "modules": [{}, {"use_tapr": True}, {"use_gram": True}, BOTH],
+    "trend_fusion": ["always", "train", "off"],
+    "trend_label": ["level", "relative"],
+    "n_scales": [1, 2, 3],
+    "scale_mixing": ["apart", "together"],
+    "thresholds_in": ["forecast", "loss"],
+    "retrieval_key": ["raw", "learned", "hybrid"],
+    "retrieval_fusion": ["feature", "prediction", "both"],
+    "retrieval_control": ["none", "random", "same_phase", "oracle"],
+    "retrieval_scope": ["variable", "all"],
+    "sizes": [{}, {"top_k": 1, "memory_size": 1}, {"top_k": 500, "memory_size": "all"}],
+    "weights": [
+        {},
+        {"lambda_trend": 0.0, "lambda_retrieval": 0.0},
+        {"lambda_dir": 0.0, "lambda_mag": 0.0, "lambda_hcl": 0.0, "lambda_ord": 0.0, "lambda_path": 0.0},
+        {"lambda_ord": 0.0, "aux_warmup_steps": 0},
+    ],
+    "loss": [{}, {"loss": "MAE", "loss_scale": "std", "input_dropout": 0.3}, {"loss": "Huber"}],
+}
 
 
 def _label(switches: dict[str, Any]) -> str:
     return ",".join(f"{k.removeprefix('retrieval_')}={v}" for k, v in switches.items())
 
 
-@pytest.mark.parametrize("switches", SWITCHES, ids=_label)
-def test_every_parameter_has_a_gradient_at_the_first_step(tiny_gpt2: Path, switches: dict[str, Any]) -> None:
-    """DistributedDataParallel with find_unused_parameters=False stops at one that has none."""
-    model = model_of(tiny_gpt2, llm_layers=1, **switches)
-    Objective(model.config)(state_of(model), BATCH, step=0).total.backward()
+def flat(switches: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a row, some of whose choices are several settings."""
+    together = [value if isinstance(value, dict) else {name: value} for name, value in switches.items()]
+    return {name: value for one in together for name, value in one.items()}
+
+
+def assert_every_gradient(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("switches", pairwise(SWITCHES_OF), ids=str)
+def test_every_parameter_has_a_gradient_at_the_first_step(tiny_gpt2: Path, switches: dict[str, Any]) -> None:
+    """DistributedDataParallel with find_unused_parameters=False stops at one that has none."""
+    model = model_of(tiny_gpt2, llm_layers=1, **flat(switches))
+    Objective(model.config)(state_of(model), BATCH, step=0).total.backward()
+    assert_every_gradient(model)
 
 
 @pytest.mark.parametrize("fusion", ["feature", "prediction", "both"])
@@ -318,26 +254,23 @@ def test_every_parameter_has_a_gradient_where_nothing_matches(tiny_gpt2: Path, k
     assert (state.retrieval.confidence == 0).all()
     assert state.prediction.isfinite().all()
     Objective(model.config)(state, batch, step=5).total.backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
+    assert_every_gradient(model)
     no_match = model.gram.gating.no_match.grad
     assert no_match is not None
     assert no_match.abs().sum() > 0
 
 
-LEARNING: list[dict[str, Any]] = [
-    *({"trend_fusion": fusion} for fusion in ("always", "train", "off")),
-    {"trend_label": "relative"},
-    *({"n_scales": scales} for scales in (1, 2, 4)),
-    {"scale_mixing": "together", "lambda_path": 0.0, "thresholds_in": "loss"},
-    {"start": "solved"},
-    *(
-        {"retrieval_key": key, "retrieval_fusion": fusion}
-        for key, fusion in itertools.product(["raw", "learned", "hybrid"], ["feature", "prediction", "both"])
-    ),
-]
+LEARNED_BY = (
+    "trend_fusion",
+    "trend_label",
+    "scale_mixing",
+    "thresholds_in",
+    "retrieval_key",
+    "retrieval_fusion",
+)
+LEARNING = pairwise(
+    {name: SWITCHES_OF[name] for name in LEARNED_BY} | {"n_scales": [1, 2, 4], "start": ["none", "solved"]}
+)
 
 
 @pytest.mark.parametrize("switches", LEARNING, ids=_label)
@@ -365,6 +298,9 @@ def test_every_parameter_learns_by_the_fifth_step(tiny_gpt2: Path, switches: dic
         expected.add("tapr.decomposition.scale_weights")  # one share of one
     # A vector added to all keys moves all scores of a query alike. Rounding may leave a trace of it.
     allowed = {name for name in silent if name.endswith(("key_projection.bias", "in_proj_bias[k]"))}
+    if switches["n_scales"] == 4 and switches["scale_mixing"] == "together":
+        # At 64x all patches are one step, stretched: all keys are equal and there is nothing to choose.
+        allowed.add("tapr.decomposition.cross_scale_attn.2.in_proj_bias[q]")
     # All windows matched: where history helps, the gate is 0, and neither it nor the other token is heard.
     allowed |= {name for name in silent if name.startswith(("gram.gating.gate_net", "gram.gating.no_match"))}
     assert silent - allowed == expected
@@ -722,75 +658,6 @@ def trained(folder: Path, **settings: Any) -> TimeLLM_Enhanced.Model:
     return model.eval()
 
 
-@pytest.mark.parametrize("wrapped", [True, False])
-@pytest.mark.parametrize("weights_only", [True, False])
-def test_section_7_3_of_the_document_runs(
-    tiny_gpt2: Path, tmp_path: Path, wrapped: bool, weights_only: bool
-) -> None:
-    """The user's own lines: class attributes, `.float()`, both kinds of checkpoint, four arguments."""
-    saved = trained(tiny_gpt2)
-    ckpt_path = tmp_path / "checkpoint"
-    state = saved.state_dict()
-    torch.save({"model": state, "epoch": 3} if wrapped else state, ckpt_path)
-
-    from models import TimeLLM_Enhanced as TimeLLM
-
-    class Args:
-        task_name = "long_term_forecast"
-        seq_len = L
-        pred_len = H
-        use_tapr = True
-        use_gram = True
-        n_scales = 3
-        top_k = 5
-        d_repr = 8
-        llm_model_path = str(tiny_gpt2)
-        llm_layers = 2
-        data = "custom"
-        label_len = 0
-        season = SEASON
-        d_model = 8
-        d_ff = 16
-        n_heads = 2
-        patch_len = 8
-        stride = 4
-        num_tokens = 20
-
-    args = Args()
-    model = TimeLLM.Model(args).float()
-    ckpt = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only)
-    if isinstance(ckpt, dict) and "model" in ckpt:
-        model.load_state_dict(ckpt["model"])
-    else:
-        model.load_state_dict(ckpt)
-    model.eval()
-    x_enc, x_mark_enc = BATCH.x, torch.zeros(len(BATCH.x), L, 4)
-    x_dec, x_mark_dec = torch.zeros(len(BATCH.x), H, N), torch.zeros(len(BATCH.x), H, 4)
-    with torch.no_grad():
-        outputs = model(x_enc, x_mark_enc, x_dec, x_mark_dec)
-        expected = saved(x_enc)
-    assert outputs.shape == (len(BATCH.x), H, N)
-    assert torch.equal(outputs, expected)
-
-
-def test_state_dict_has_the_documents_parts_and_no_llm(tiny_gpt2: Path) -> None:
-    """What a checkpoint lacks cannot be loaded: keys, futures, cuts."""
-    state = model_of(tiny_gpt2, **BOTH).state_dict()
-    assert not any("llm_model" in name for name in state)
-    for name in ("memory_keys", "memory_values", "memory_series", "memory_variable", "memory_start"):
-        assert len(state[f"gram.retriever.{name}"]) == 200
-    for name in ("tapr.label_cuts", "tapr.magnitude_given_direction"):
-        assert name in state
-    for part in ("scale_encoders", "cross_scale_attn", "scale_weights", "output_projection"):
-        assert any(name.startswith(f"tapr.decomposition.{part}") for name in state), part
-    for (
-        part
-    ) in "direction_head magnitude_head regression_head trend_embeddings trend_thresholds gate".split():
-        assert any(name.startswith(f"tapr.coarse_to_fine.{part}") for name in state), part
-    for part in "current_encoder retrieved_encoder match_scorer gate_network cross_attention".split():
-        assert any(name.startswith(f"gram.gating.{part}") for name in state), part
-
-
 @pytest.mark.parametrize("own", [None, 20, "all"])
 @pytest.mark.parametrize("llm_inside", [True, False])
 def test_checkpoint_brings_its_memory_into_any_model(
@@ -831,7 +698,4 @@ def test_forecast_is_float32_whatever_the_llms_precision(tiny_gpt2: Path, precis
     loss.total.backward()
     assert state.prediction.dtype == torch.float32
     assert state.prediction.isfinite().all()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
+    assert_every_gradient(model)

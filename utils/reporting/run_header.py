@@ -120,8 +120,7 @@ def memory_line(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) -
     if not hasattr(model, "llm_model"):
         return f"memory: {mib(resident_bytes())} so far; this model adds little"
     training, evaluation = expected_peaks(config, data, model, on_gpu=on_gpu)
-    left = None if on_gpu else available_bytes()
-    there = f"; {mib(left)} can still be taken here" if left is not None else ""
+    there = "" if on_gpu else f"; {mib(available_bytes())} can still be taken here"
     steps = f"{mib(training)} expected at the peak of training, " if config.run.is_training else "expected: "
     return f"memory: {steps}{mib(evaluation)} in evaluation{there}"
 

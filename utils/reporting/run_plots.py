@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
@@ -24,6 +25,8 @@ Values = NDArray[np.float64]
 UNITS = "original units"
 STANDARDISED = "standardised units"
 UNLOGGED = "no step was logged"
+FEW = 8
+"""Variables whose names stand upright below their bars, and whose bars have numbers."""
 LOSS_TERMS = (
     "direction",
     "magnitude",
@@ -208,14 +211,12 @@ def _rate_and_gate(axis: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
     if not gates:
         return
     plots.label(axis, title="learning rate (black), gate (colours)", x="optimizer step", y="learning rate")
-    own = axis.twinx()
+    own = _second(axis, "gate: 0 history, 1 the window alone")
     at, mean, spread = (np.array([r[k] for r in gates]) for k in ("step", "gate_mean", "gate_std"))
     own.fill_between(at, np.clip(mean - spread, 0, 1), np.clip(mean + spread, 0, 1), alpha=0.2, linewidth=0)
     own.plot(at, mean, label="gate, mean and deviation over series")
     own.plot(at, [r["confidence_mean"] for r in gates], label="confidence, mean")
     own.set_ylim(-0.02, 1.02)
-    own.set_ylabel("gate: 0 history, 1 the window alone", fontsize=plots.LABEL)
-    own.tick_params(labelsize=plots.TICK)
     plots.legend_under(own, columns=2)
 
 
@@ -227,11 +228,17 @@ def _speed_and_memory(axis: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
     axis.set_ylim(bottom=0)
     held = [(r["step"], r["memory_bytes"] / 2**30) for r in steps if r.get("memory_bytes")]
     if held:
-        own = axis.twinx()
+        own = _second(axis, "memory, GiB")
         own.plot(*zip(*held, strict=True), color="tab:orange", linewidth=1.3)
         own.set_ylim(bottom=0)
-        own.set_ylabel("memory, GiB", fontsize=plots.LABEL)
-        own.tick_params(labelsize=plots.TICK)
+
+
+def _second(axis: Axes, text: str) -> Axes:
+    """An axis with a scale of its own over another, to its right."""
+    own = axis.twinx()
+    own.set_ylabel(text, fontsize=plots.LABEL)
+    own.tick_params(labelsize=plots.TICK)
+    return own
 
 
 def plot_errors(evidence: Evidence, out: Path) -> Path:
@@ -248,7 +255,12 @@ def plot_errors(evidence: Evidence, out: Path) -> Path:
     plots.label(by_step, title="error by horizon step", x=label, y=f"error ({STANDARDISED})")
     by_step.set_ylim(bottom=0)
     plots.legend_under(by_step, columns=4)
-    _bars_by_variable(by_variable, evidence, shown)
+    bars = [(_mean(values, "MSE", (0, 1)), colour, who) for values, colour, who in shown]
+    for drawn in _bars_by_variable(by_variable, evidence, bars):
+        if len(evidence.targets) <= FEW:
+            by_variable.bar_label(drawn, fmt="%.2f", fontsize=plots.TICK - 1)
+    plots.label(by_variable, title="MSE by variable", y=f"MSE ({STANDARDISED})")
+    by_variable.legend(fontsize=plots.TICK)
     image = both.imshow(_mean(error, "MAE", (0,)).T, aspect="auto", cmap="viridis", interpolation="nearest",
                         extent=(0.5, len(ahead) + 0.5, len(evidence.targets) - 0.5, -0.5))  # fmt: skip
     both.set_yticks(range(len(evidence.targets)), evidence.drawn_targets)
@@ -279,15 +291,16 @@ def _compared(error: Values, naive: Values | None) -> list[tuple[Values, str, st
     return found if naive is None else [*found, (naive, plots.NAIVE, "last season")]
 
 
-def _bars_by_variable(axis: Axes, evidence: Evidence, shown: Sequence[tuple[Values, str, str]]) -> None:
-    places = np.arange(len(evidence.targets))
-    for offset, (values, colour, who) in zip((-0.2, 0.2), shown, strict=False):
-        bars = axis.bar(places + offset, _mean(values, "MSE", (0, 1)), 0.38, color=colour, label=who)
-        if len(places) <= 8:
-            axis.bar_label(bars, fmt="%.2f", fontsize=plots.TICK - 1)
-    axis.set_xticks(places, evidence.drawn_targets, rotation=0 if len(places) <= 8 else 90)
-    plots.label(axis, title="MSE by variable", y=f"MSE ({STANDARDISED})")
-    axis.legend(fontsize=plots.TICK)
+def _bars_by_variable(
+    axis: Axes, evidence: Evidence, series: Sequence[tuple[Values, str, str]]
+) -> list[BarContainer]:
+    """For each variable a bar of every series: values [M], colour, name."""
+    places, width = np.arange(len(evidence.targets)), 0.8 / len(series)
+    axis.set_xticks(places, evidence.drawn_targets, rotation=0 if len(places) <= FEW else 90)
+    return [
+        axis.bar(places + (i - (len(series) - 1) / 2) * width, values, 0.95 * width, color=colour, label=name)
+        for i, (values, colour, name) in enumerate(series)
+    ]
 
 
 def plot_calibration(evidence: Evidence, out: Path) -> Path:
@@ -312,8 +325,8 @@ def plot_calibration(evidence: Evidence, out: Path) -> Path:
     overall.set_xlim(-0.02, 1.07)
     overall.legend(fontsize=plots.TICK)
     ahead, label = np.arange(1, evidence.truth.shape[1] + 1), step_label(evidence.frequency)
-    marked = _marked(levels)
-    for level, colour in zip(marked, plots.NEIGHBOURS, strict=False):
+    coloured = list(zip(_marked(levels), plots.NEIGHBOURS, strict=False))
+    for level, colour in coloured:
         by_step.plot(ahead, inside[level].mean(axis=(0, 2)), color=colour, label=f"{level:.0%}")
         by_step.axhline(level, color=colour, linewidth=0.8, linestyle=":")
         half = evidence.half_width[level] / evidence.std
@@ -323,7 +336,11 @@ def plot_calibration(evidence: Evidence, out: Path) -> Path:
     plots.label(width, title="mean width of the intervals", x=label, y=f"width ({STANDARDISED})")
     width.set_ylim(bottom=0)
     width.legend(fontsize=plots.TICK)
-    _coverage_bars(by_variable, evidence, marked, inside)
+    bars = [(inside[level].mean(axis=(0, 1)), colour, f"{level:.0%}") for level, colour in coloured]
+    _bars_by_variable(by_variable, evidence, bars)
+    for level, colour in coloured:
+        by_variable.axhline(level, color=colour, linewidth=0.8, linestyle=":")
+    plots.label(by_variable, title="coverage by variable (dotted: asked for)", y="share inside")
     for axis in (overall, by_step, by_variable):
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     overall.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -341,15 +358,3 @@ def _marked(levels: Sequence[float]) -> list[float]:
     """At most three levels to show step by step: those near 50%, 80% and 95%."""
     near = [min(levels, key=lambda level: abs(level - wanted)) for wanted in (0.5, 0.8, 0.95)]
     return list(dict.fromkeys(near))
-
-
-def _coverage_bars(
-    axis: Axes, evidence: Evidence, levels: Sequence[float], inside: Mapping[float, NDArray[np.bool_]]
-) -> None:
-    places, width = np.arange(len(evidence.targets)), 0.8 / len(levels)
-    for i, (level, colour) in enumerate(zip(levels, plots.NEIGHBOURS, strict=False)):
-        axis.bar(places + (i - (len(levels) - 1) / 2) * width, inside[level].mean(axis=(0, 1)), 0.9 * width,
-                 color=colour, label=f"{level:.0%}")  # fmt: skip
-        axis.axhline(level, color=colour, linewidth=0.8, linestyle=":")
-    axis.set_xticks(places, evidence.drawn_targets, rotation=0 if len(places) <= 8 else 90)
-    plots.label(axis, title="coverage by variable (dotted: asked for)", y="share inside")

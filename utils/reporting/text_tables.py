@@ -1,4 +1,4 @@
-"""Results as aligned text tables, for a terminal and for a document."""
+"""Results as tables: aligned text for a terminal, Markdown for a document."""
 
 from __future__ import annotations
 
@@ -46,6 +46,19 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     frame = pd.DataFrame(rows, columns=list(header))
     padded = frame.apply(lambda column: column.str.ljust(column.str.len().max()))
     return str(padded.to_string(index=False, justify="left"))
+
+
+def markdown_table(
+    header: Sequence[object], rows: Iterable[Sequence[object]], *, numbers: bool = False
+) -> str:
+    """A Markdown table; with ``numbers`` all columns but the first are to the right."""
+    rule = ("---", *("---:" if numbers else "---" for _ in header[1:]))
+    return "\n".join(markdown_row(cells) for cells in (header, rule, *rows))
+
+
+def markdown_row(cells: Iterable[object]) -> str:
+    """A row of a Markdown table; a bar within a cell becomes a stroke."""
+    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

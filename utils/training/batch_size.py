@@ -77,19 +77,19 @@ def possible_sizes(plan: BatchPlan) -> list[int]:
     return [size for size in range(plan.size, 0, -1) if share % size == 0]
 
 
-def largest_by_estimate(found: MemorySizes, sizes: list[int], *, passes: int, available: int | None) -> int:
-    """The largest batch size whose training step fits by the estimate; the first, where nothing is known.
+def largest_by_estimate(found: MemorySizes, sizes: list[int], *, passes: int, available: int) -> int:
+    """The largest batch size whose training step fits by the estimate; the first of a model without an LLM.
 
     Args:
         found: the run's sizes.
         sizes: possible batch sizes, falling; the first is the one asked for.
         passes: forward passes of an optimizer step with that one.
-        available: bytes; None where that is not known.
+        available: bytes.
 
     Raises:
         MemoryShortError: none does.
     """
-    if available is None or found.llm is None:
+    if found.llm is None:
         return sizes[0]
     for size in sizes:
         # With more than one pass a step's gradients are there while the next pass makes its own.

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from models.registry import MODELS, model_name
@@ -75,17 +76,13 @@ def cells_of(study: Study, precision: str | None = None) -> list[tuple[tuple[int
     """
     found: dict[tuple[str, str, int, int], tuple[tuple[int, int], Cell]] = {}
     for block in study.blocks:
-        for turn, seed in enumerate(block.seeds):
-            for data in block.data:
-                for horizon in block.horizons:
-                    for name in block.configurations:
-                        place = (block.priority, turn)
-                        known = found.get((name, data, horizon, seed))
-                        if known is None or place < known[0]:
-                            cell = _cell(
-                                study, name, data=data, horizon=horizon, seed=seed, precision=precision
-                            )
-                            found[name, data, horizon, seed] = (place, cell)
+        every = product(enumerate(block.seeds), block.data, block.horizons, block.configurations)
+        for (turn, seed), data, horizon, name in every:
+            place = (block.priority, turn)
+            known = found.get((name, data, horizon, seed))
+            if known is None or place < known[0]:
+                cell = _cell(study, name, data=data, horizon=horizon, seed=seed, precision=precision)
+                found[name, data, horizon, seed] = (place, cell)
     return list(found.values())
 
 

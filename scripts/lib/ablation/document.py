@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
+
+from utils.reporting.text_tables import markdown_table
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -103,12 +104,7 @@ def _markdown(part: Part) -> str:
         case Picture(file, text):
             return f"![{text}]({file})"
         case Table(title, header, rows):
-            rule = ("---", *("---:" for _ in header[1:]))
-            return f"**{title}**\n\n" + "\n".join(_row(cells) for cells in (header, rule, *rows))
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+            return f"**{title}**\n\n" + markdown_table(header, rows, numbers=True)
 
 
 def _marked(text: str) -> Markup:

@@ -15,31 +15,6 @@ from scripts.lib.ablation.findings import Findings, Place, Result
 from utils.reporting import plots
 from utils.training.window_errors import BINS
 
-PANEL = (5.0, 3.4)
-"""Width and height of a panel, inches."""
-
-
-def _panels(
-    out: Path,
-    titles: Sequence[str],
-    draw: Callable[[int, Axes], None],
-    *,
-    x: str,
-    y: str,
-) -> Path:
-    """A row of panels with one legend; the file, which is returned, is written by the caller's ``draw``."""
-    figure = plots.new_figure(PANEL[0] * len(titles), PANEL[1] + 0.6)
-    axes = figure.subplots(1, len(titles), squeeze=False)[0]
-    for i, (axis, title) in enumerate(zip(axes, titles, strict=True)):
-        draw(i, axis)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel(x, fontsize=9)
-        axis.tick_params(labelsize=8)
-    axes[0].set_ylabel(y, fontsize=9)
-    handles = {label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
-    return plots.save(figure, out)
-
 
 def _lines(findings: Findings, place: Place, axis: Axes, values: Callable[[Result], np.ndarray]) -> None:
     """A line for each configuration: the mean over its seeds, and the seeds themselves, thin."""
@@ -67,7 +42,7 @@ def training_curves(findings: Findings, place: Place, out: Path) -> Path:
 
     both = (training, validation)
     titles = (f"training loss ({place})", f"validation MSE ({place})")
-    return _panels(
+    return plots.panels(
         out, titles, lambda i, axis: _lines(findings, place, axis, both[i]), x="optimizer step", y="error"
     )
 
@@ -79,7 +54,7 @@ def error_by_step(findings: Findings, places: Sequence[Place], out: Path) -> Pat
         error = result.detail("best").horizon_squared  # [H]
         return np.stack([np.arange(1, len(error) + 1), error], axis=1)
 
-    return _panels(
+    return plots.panels(
         out,
         [str(place) for place in places],
         lambda i, axis: _lines(findings, places[i], axis, values),
@@ -109,7 +84,7 @@ def histograms(findings: Findings, place: Place, out: Path) -> Path | None:
         axis.set_xlim(0, 1)
 
     titles = (f"gate: 1 trusts the window alone ({place})", f"weight of a neighbour ({place})")
-    return _panels(out, titles, draw, x="value", y="share")
+    return plots.panels(out, titles, draw, x="value", y="share")
 
 
 def forest(findings: Findings, out: Path) -> Path | None:

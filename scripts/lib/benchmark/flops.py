@@ -2,9 +2,6 @@
 
 An operation is a multiplication or an addition in a matrix product or a convolution; the rest of a
 step is left out, as `torch.utils.flop_counter` leaves it out.
-
-Shape legend: S series, T tokens (prompt and patches), P patches, D model width, d LLM width, C source
-tokens, V vocabulary, h reprogramming heads, E their width, H horizon.
 """
 
 from __future__ import annotations
@@ -13,29 +10,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from utils.reporting.peak_memory import sizes_of
+
 CONVOLUTION = 3
 """Patches that the embedding's convolution reads at once."""
-
-
-class Sizes(NamedTuple):
-    """What the formula needs of a model and its batch."""
-
-    series: int
-    prompt: int
-    patches: int
-    patch_len: int
-    d_model: int
-    heads: int
-    head_width: int
-    source: int
-    vocabulary: int
-    d_llm: int
-    horizon: int
-    llm_layers: int
-    llm_layer_weights: int
-    """Entries of the weight matrices of one layer of the LLM."""
-    llm_attention_width: int
-    """Heads of the LLM's attention times their width."""
 
 
 class Flops(NamedTuple):
@@ -57,62 +35,44 @@ class Flops(NamedTuple):
         return sum(self)
 
 
-def published_step(sizes: Sizes) -> Flops:
-    """Operations of the published forward and backward pass over one batch.
+def published_step(model: Any, *, series: int, prompt: int) -> Flops:
+    """Operations of the published forward and backward pass of a baseline over one batch.
 
     A product [m, k] x [k, n] takes 2 m k n. Backward, a product whose factors both need a gradient
     takes twice that, one of whose factors only one does, once: the LLM's weights and its vocabulary
     are frozen, and the lookback needs none. Attention maps are full squares.
+
+    Args:
+        model: has the sizes.
+        series: of the batch.
+        prompt: tokens of each series' prompt.
     """
-    z = sizes
-    tokens = z.series * (z.prompt + z.patches)
-    products = 2.0 * z.llm_layer_weights * tokens
-    attention = 2.0 * 2 * z.llm_attention_width * tokens * (z.prompt + z.patches)
-    width = z.heads * z.head_width
-    queries = z.series * z.patches
+    config, b = model.config, model.config.backbone
+    llm = sizes_of(model, config=config, forecast=1).llm
+    assert llm is not None
+    stack = next(
+        m for m in model.llm_model.modules() if isinstance(m, nn.ModuleList) and len(m) == llm.layers
+    )
+    matrices = sum(p.numel() for p in stack[0].parameters() if p.dim() == 2)
+    tokens = series * (prompt + config.patch_count)
+    products = 2.0 * matrices * tokens
+    attention = 2.0 * 2 * llm.attention * tokens * (prompt + config.patch_count)
+    width = b.n_heads * b.d_ff
+    queries = series * config.patch_count
     once = {  # one factor needs a gradient
-        "embedding": 2.0 * queries * CONVOLUTION * z.patch_len * z.d_model,
-        "mapping": 2.0 * z.source * z.vocabulary * z.d_llm,
+        "embedding": 2.0 * queries * CONVOLUTION * b.patch_len * b.d_model,
+        "mapping": 2.0 * b.num_tokens * llm.vocabulary * llm.width,
     }
     twice = {
-        "query": 2.0 * queries * z.d_model * width,
-        "key and value": 2 * 2.0 * z.source * z.d_llm * width,
-        "attention": 2 * 2.0 * queries * z.source * width,
-        "out": 2.0 * queries * width * z.d_llm,
-        "head": 2.0 * z.series * z.patches * z.head_width * z.horizon,
+        "query": 2.0 * queries * b.d_model * width,
+        "key and value": 2 * 2.0 * b.num_tokens * llm.width * width,
+        "attention": 2 * 2.0 * queries * b.num_tokens * width,
+        "out": 2.0 * queries * width * llm.width,
+        "head": 2.0 * queries * b.d_ff * config.data.pred_len,
     }
     return Flops(
-        llm_forward=z.llm_layers * (products + attention),
-        llm_backward=z.llm_layers * (products + 2 * attention),
+        llm_forward=llm.layers * (products + attention),
+        llm_backward=llm.layers * (products + 2 * attention),
         rest_forward=sum(once.values()) + sum(twice.values()),
         rest_backward=sum(once.values()) + 2 * sum(twice.values()),
     )
-
-
-def sizes_of(model: Any, *, series: int, prompt: int) -> Sizes:
-    """The sizes of a baseline model for ``series`` prompts of ``prompt`` tokens."""
-    b, settings = model.config.backbone, model.llm_model.config
-    words = model.llm_model.get_input_embeddings().weight
-    heads = settings.num_attention_heads
-    return Sizes(
-        series=series,
-        prompt=prompt,
-        patches=model.config.patch_count,
-        patch_len=b.patch_len,
-        d_model=b.d_model,
-        heads=b.n_heads,
-        head_width=b.d_ff,
-        source=b.num_tokens,
-        vocabulary=words.shape[0],
-        d_llm=words.shape[1],
-        horizon=model.config.data.pred_len,
-        llm_layers=settings.num_hidden_layers,
-        llm_layer_weights=layer_weights(model.llm_model, settings.num_hidden_layers),
-        llm_attention_width=heads * (getattr(settings, "head_dim", None) or words.shape[1] // heads),
-    )
-
-
-def layer_weights(llm: nn.Module, layers: int) -> int:
-    """Entries of the weight matrices in one of the LLM's ``layers`` layers."""
-    stack = next(m for m in llm.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
-    return sum(p.numel() for p in stack[0].parameters() if p.dim() == 2)

@@ -68,7 +68,7 @@ def machine() -> dict[str, Any]:
         **environment(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "memory_bytes": available_bytes() or 0,
+        "memory_bytes": available_bytes(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan,
     }
 
@@ -159,7 +159,7 @@ def measure_scenario(scenario: Scenario, effort: Effort) -> dict[str, Any]:
     requests = {case.name: request_of(scenario, case) for case in scenario.cases}
     roots = dict(effort.peers) if scenario.model == "TimeLLM" else {}
     requests |= {name: peer_request(scenario) for name in roots}
-    most = max(2, int((available_bytes() or 0) / WORKER_BYTES))
+    most = max(2, int(available_bytes() / WORKER_BYTES))
     found: dict[str, Any] = {}
     with ExitStack() as lasting:
         if effort.neuralforecast is not None and scenario.model == "TimeLLM":

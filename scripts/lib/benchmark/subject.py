@@ -17,7 +17,7 @@ from data_provider.data_factory import build_data, training_loader
 from layers.prompt import PromptBuilder
 from models.registry import MODELS, llm_outline
 from models.TimeLLM import DTYPES
-from scripts.lib.benchmark.flops import published_step, sizes_of
+from scripts.lib.benchmark.flops import published_step
 from scripts.lib.benchmark.plain import make_plain, plain_optimizer
 from utils.config import Config
 from utils.process_memory import keep_freed
@@ -203,7 +203,7 @@ class Subject:
         found: dict[str, Any] = {"counted": counter.get_total_flops()}
         if self.plain:
             ids, _ = self._prompt(self.batches[self.turn % BATCHES])  # the step's own
-            by_formula = published_step(sizes_of(self.model, series=len(ids), prompt=ids.shape[1]))
+            by_formula = published_step(self.model, series=len(ids), prompt=ids.shape[1])
             found |= {"formula": by_formula.total, "formula_llm": by_formula.llm}
         return found
 

@@ -12,7 +12,6 @@ import os
 import random
 import select
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import torch
+from accelerate.utils.other import get_free_port
 
 import run_main_enhanced  # noqa: F401  everything is imported before the first fork
 from run_main import train
@@ -83,7 +83,7 @@ def start_run(
 ) -> Outcome:
     """Run the enhanced model to its end, or to where it is killed; its output goes to ``log``."""
     reader, writer = os.pipe()
-    port = _free_port()
+    port = get_free_port()
     pids = []
     for rank in range(processes):
         pid = os.fork()
@@ -168,12 +168,6 @@ def apart(function: Callable[..., Result], *args: Any) -> Result:
         raise RuntimeError(f"{function.__name__} failed, its error is above") from None
     finally:
         process.join()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # In the process that runs

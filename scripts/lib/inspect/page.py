@@ -7,6 +7,7 @@ forbids the rest. Shape legend: W windows, H horizon, M variables forecast, K ne
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -197,11 +198,7 @@ def _configuration(config: Config) -> dict[str, Any]:
             (f"--{name}", values[name]) for _, name, item in iter_settings() if values[name] != item.default
         ],
         "settings": {
-            group: [
-                (f"--{name}", values[name], item.metadata["help"])
-                for own, name, item in iter_settings()
-                if own == group
-            ]
-            for group in GROUPS
+            group: [(f"--{item.name}", values[item.name], item.metadata["help"]) for item in fields(part)]
+            for group, part in GROUPS.items()
         },
     }

@@ -10,6 +10,7 @@ from utils.config import Config
 from utils.data_sets import DATA_SETS
 from utils.process_memory import mib
 from utils.reporting.peak_memory import LLMSizes, MemorySizes, trained_weights, training_memory
+from utils.reporting.text_tables import markdown_table
 
 SMOLLM2 = LLMSizes(
     layers=6, width=576, vocabulary=49152, heads=9, attention=576, keys=192, layer_weights=3_540_096,
@@ -57,26 +58,28 @@ def markdown(
 def _measured(
     model: TimeModel, fitted: Sequence[Measurement], held_out: Sequence[Measurement], *, threads: int
 ) -> str:
-    lines = [
-        f"### Measured on {threads} thread(s), and what the model says",
-        "",
-        "| hidden | layers | windows | lookback | source tokens | GFLOP a step "
-        "| seconds (quartiles) | model | off by |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = (
+        "hidden", "layers", "windows", "lookback", "source tokens", "GFLOP a step", "seconds (quartiles)",
+        "model", "off by",
+    )  # fmt: skip
+    rows = []
     for name, group in (("", fitted), (" (held out)", held_out)):
         for m in group:
             said = model.seconds(m.patches, m.flops)
             s = m.setting
-            lines.append(
-                f"| {s['hidden']}{name} | {s['layers']} | {s['batch_size']} | {s.get('seq_len', 512)} "
-                f"| {s['source_tokens']} | {m.flops.total / 1e9:.0f} "
-                f"| {m.seconds:.3f} ({m.spread[0]:.3f} to {m.spread[1]:.3f}) | {said:.3f} "
-                f"| {said / m.seconds - 1:+.0%} |"
+            rows.append(
+                (
+                    *(f"{s['hidden']}{name}", s["layers"], s["batch_size"], s.get("seq_len", 512)),
+                    *(s["source_tokens"], f"{m.flops.total / 1e9:.0f}"),
+                    f"{m.seconds:.3f} ({m.spread[0]:.3f} to {m.spread[1]:.3f})",
+                    *(f"{said:.3f}", f"{said / m.seconds - 1:+.0%}"),
+                )
             )
     worst = max(abs(model.seconds(m.patches, m.flops) / m.seconds - 1) for m in held_out)
-    lines += ["", f"The largest error on sizes that were not fitted is {worst:.0%}."]
-    return "\n".join(lines)
+    return (
+        f"### Measured on {threads} thread(s), and what the model says\n\n{markdown_table(header, rows)}\n\n"
+        f"The largest error on sizes that were not fitted is {worst:.0%}."
+    )
 
 
 def _coefficients(model: TimeModel) -> str:
@@ -102,30 +105,22 @@ def _sizes(llm: LLMSizes, windows: int, variables: int, **settings: object) -> M
 
 
 def _reduced() -> str:
-    lines = [
-        "### Bytes that data parallel processes add up in a step",
-        "",
-        "| LLM | source tokens | all | of which the map | map's share |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name, llm in (("SmolLM2-135M", SMOLLM2), ("Llama-7B", LLAMA_7B)):
         for source in ("mapping", "prototypes"):
             sizes = _sizes(llm, 1, 7, source_tokens=source)
             tokens = sizes.config.backbone.num_tokens
             of_map = 4.0 * tokens * (llm.vocabulary + 1 if source == "mapping" else llm.width)
-            lines.append(
-                f"| {name} | {source} | {mib(sizes.trained)} | {mib(of_map)} | {of_map / sizes.trained:.0%} |"
-            )
-    return "\n".join(lines)
+            rows.append((name, source, mib(sizes.trained), mib(of_map), f"{of_map / sizes.trained:.0%}"))
+    table = markdown_table(("LLM", "source tokens", "all", "of which the map", "map's share"), rows)
+    return f"### Bytes that data parallel processes add up in a step\n\n{table}"
 
 
 def _epochs(model: TimeModel) -> str:
-    lines = [
-        "### An epoch with six layers of SmolLM2 on this machine",
-        "",
-        "| data set | windows | variables | source tokens | windows a step | seconds a step | an epoch |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    header = (
+        "data set", "windows", "variables", "source tokens", "windows a step", "seconds a step", "an epoch",
+    )  # fmt: skip
+    rows = []
     for name, windows in (("ETTh1", 32), ("ETTm1", 32), ("Traffic", 1)):
         variables = DATA_SETS[name].variables or 0
         count = training_windows(name)
@@ -133,11 +128,9 @@ def _epochs(model: TimeModel) -> str:
             sizes = _sizes(SMOLLM2, windows, variables, source_tokens=source)
             patches = windows * variables * sizes.config.patch_count
             seconds = model.seconds(patches, step_flops(sizes))
-            lines.append(
-                f"| {name} | {count:,} | {variables} | {source} | {windows} | {seconds:.1f} "
-                f"| {_duration(count // windows * seconds)} |"
-            )
-    return "\n".join(lines)
+            epoch = _duration(count // windows * seconds)
+            rows.append((name, f"{count:,}", variables, source, windows, f"{seconds:.1f}", epoch))
+    return f"### An epoch with six layers of SmolLM2 on this machine\n\n{markdown_table(header, rows)}"
 
 
 def training_windows(name: str) -> int:
@@ -148,17 +141,11 @@ def training_windows(name: str) -> int:
 
 
 def _seven_billion() -> str:
-    lines = [
-        f"### Llama-7B in bf16 on {H100.name}s: reckoned, not run",
-        "",
-        f"At {H100.share:.0%} of {H100.flops / 1e12:.0f} TFLOP/s and {H100.link / 1e9:.0f} GB/s between "
-        "processes: assumptions. Steps and reductions are not overlapped here; DistributedDataParallel "
-        "overlaps a part.",
-        "",
-        "| data set | GPUs | layers | source tokens | token order | windows a GPU | memory a GPU "
-        "| with --shard_llm | compute a step | reducing | an epoch |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = (
+        "data set", "GPUs", "layers", "source tokens", "token order", "windows a GPU", "memory a GPU",
+        "with --shard_llm", "compute a step", "reducing", "an epoch",
+    )  # fmt: skip
+    rows = []
     cases = [
         (name, gpus, layers, source, order)
         for name, gpus in (("ETTm1", 8), ("Traffic", 8), ("Traffic", 64))
@@ -184,12 +171,19 @@ def _seven_billion() -> str:
         compute = passes * step_flops(sizes).total / (H100.flops * H100.share)
         reducing = 2 * sizes.trained * (gpus - 1) / gpus / H100.link
         steps = training_windows(name) // (windows * gpus)
-        lines.append(
-            f"| {name} | {gpus} | {layers} | {source} | {order} | {windows} "
-            f"| {mib(training_memory(sizes).total)} | {mib(training_memory(divided).total)} "
-            f"| {compute:.2f} s | {1000 * reducing:.0f} ms | {_duration(steps * (compute + reducing))} |"
+        rows.append(
+            (
+                *(name, gpus, layers, source, order, windows),
+                *(mib(training_memory(sizes).total), mib(training_memory(divided).total)),
+                *(f"{compute:.2f} s", f"{1000 * reducing:.0f} ms", _duration(steps * (compute + reducing))),
+            )
         )
-    return "\n".join(lines)
+    return (
+        f"### Llama-7B in bf16 on {H100.name}s: reckoned, not run\n\n"
+        f"At {H100.share:.0%} of {H100.flops / 1e12:.0f} TFLOP/s and {H100.link / 1e9:.0f} GB/s between "
+        "processes: assumptions. Steps and reductions are not overlapped here; DistributedDataParallel "
+        f"overlaps a part.\n\n{markdown_table(header, rows)}"
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -159,20 +159,17 @@ def test_what_a_remedy_saves_is_what_the_estimate_says():
 
 def test_the_process_knows_its_memory():
     assert 0 < resident_bytes() <= peak_bytes()
-    available = available_bytes()
-    assert available is not None and available > 0
+    assert available_bytes() > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
-        {"batch_size": 8},
-        {"batch_size": 4, "use_tapr": True, "use_gram": True},
         {"batch_size": 8, "use_tapr": True, "use_gram": True, "token_order": "prompt_first"},
         {"batch_size": 8, "peft": "lora", "lora_targets": ["all-linear"]},
     ],
-    ids=["baseline", "document", "prompt_first", "adapters"],
+    ids=["modules", "adapters"],
 )
 def test_the_estimate_is_within_a_fifth_of_a_measured_process(settings, tiny_llama):
     """A process of its own: what it said before its first step, and what it then took."""

@@ -51,12 +51,6 @@ def test_a_checkpoint_of_other_adapters_is_refused(start_run):
             start_run(**{**LORA, **other}, max_steps=2, resume_from_checkpoint=str(run.run_dir))
 
 
-def test_a_test_of_the_best_weights_repeats_the_run_s_own(start_run):
-    run = start_run(**BOTH, **LORA)
-    tested = start_run(**BOTH, **LORA, is_training=0)
-    assert tested.results["checkpoint"]["test"] == run.results["best"]["test"]
-
-
 def test_runs_begin_from_weights_with_adapters_and_without(start_run, caplog):
     """Without, the adapters begin with no effect: the first step's loss is that of the run without them."""
     common = {"max_steps": 1, "eval_steps": 1, "lr_warmup_steps": 1000, "learning_rate": 1e-9, "dropout": 0.0}

@@ -67,17 +67,6 @@ def test_on_a_cpu_the_estimate_decides_and_a_resumed_run_keeps_the_choice(start_
     assert newest["batch"]["size"] == 4 and len(batches(again.run_dir)) == 1
 
 
-@pytest.mark.usefixtures("little_memory")
-def test_a_smaller_batch_with_more_passes_gives_the_same_losses(start_run):
-    """The point of it: but for the sums' rounding, the run is the one that was asked for."""
-    without = {"dropout": 0.0, "save_steps": 0}
-    scores = [
-        start_run(**AUTO | without | more, model_comment=name).results["best"]["test"]["mse"]
-        for name, more in (("auto", {}), ("asked", {"auto_batch_size": False}))
-    ]
-    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
-
-
 def test_where_nothing_fits_the_run_says_what_would_take_less(start_run, monkeypatch):
     monkeypatch.setattr(batch_size, "available_bytes", lambda: 1000)
     with pytest.raises(MemoryShortError, match=r"--seq_len|--llm_layers|--load_in_4bit"):

@@ -129,21 +129,6 @@ def test_in_float64_the_difference_is_rounding(model, settings, tiny_gpt2):
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance * size + 1e-9, msg=name)
 
 
-@pytest.mark.parametrize("model", ["DLinear", "TimeLLM_Enhanced"])
-def test_a_step_moves_every_weight_alike(model, tiny_gpt2, tmp_path):
-    settings = EVERYTHING if model == "TimeLLM_Enhanced" else {}
-    weights = []
-    for most in (None, 2):
-        one = built(model, tiny_gpt2, settings)
-        trainer = trainer_of(one, one.config.replace(max_channels_per_step=most), tmp_path)
-        for _ in range(2):
-            trainer.train_step(BATCH)
-        weights.append(dict(one.named_parameters()))
-    for name, weight in weights[0].items():
-        # Adam divides by the gradient's own size: where that is rounding, its sign is any
-        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-3, msg=name)
-
-
 def test_scores_count_every_value_once_and_every_window_once(tiny_gpt2):
     model = built("TimeLLM_Enhanced", tiny_gpt2, EVERYTHING).eval()
     scores = []
@@ -190,11 +175,10 @@ def test_the_vocabulary_is_mapped_once_a_step(tiny_gpt2, monkeypatch):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("most", [1, 3])
-def test_a_whole_run_scores_what_it_scores_without(tiny, start_run, most):
+def test_a_whole_run_scores_what_it_scores_without(tiny, start_run):
     """Two variables: validation, test, kept forecasts and the estimate of time go in parts too."""
     settings = {**BOTH, "dropout": 0.0, "max_steps": 5}
-    plain, parts = start_run(**settings), start_run(**settings, max_channels_per_step=most)
+    plain, parts = start_run(**settings), start_run(**settings, max_channels_per_step=1)
     found, wanted = (r.results["best"]["test"] for r in (parts, plain))
     assert found["windows"] == wanted["windows"]
     assert found["mse"] == pytest.approx(wanted["mse"], rel=1e-3)

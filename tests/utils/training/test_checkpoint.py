@@ -4,12 +4,10 @@ import hashlib
 import os
 import random
 import resource
-import signal
 import socket
 import stat
 import subprocess
 import sys
-import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,6 @@ import pytest
 import torch
 
 from utils.atomic_files import remove_leftovers
-from utils.config import Config
-from utils.paths import PROJECT_ROOT
 from utils.training import checkpoint as checkpoints
 from utils.training.checkpoint import CheckpointError, SaveError
 
@@ -50,13 +46,6 @@ def files(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path):
-    checkpoints.save(payload(7), tmp_path / "sub" / "checkpoint")
-    back = checkpoints.load(tmp_path / "sub" / "checkpoint")
-    assert back["global_step"] == 7
-    assert torch.equal(back["model"]["weight"], payload(7)["model"]["weight"])
-
-
 def test_a_checkpoint_can_be_read_by_those_who_can_read_the_run(tmp_path):
     """A temporary file's private mode (0600) stayed on every checkpoint, so colleagues could not test it."""
     umask = os.umask(0o022)
@@ -65,50 +54,6 @@ def test_a_checkpoint_can_be_read_by_those_who_can_read_the_run(tmp_path):
     finally:
         os.umask(umask)
     assert stat.S_IMODE((tmp_path / "checkpoint").stat().st_mode) == 0o644
-
-
-def test_a_write_that_fails_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
-    """Writing in place would destroy the best weights when the disk is full."""
-    path = tmp_path / "checkpoint"
-    checkpoints.save(payload(1), path)
-    with pytest.raises(SaveError, match="No space left.*saved before are whole.*--resume_from_checkpoint"):
-        checkpoints.save(payload(2, rest=[torch.zeros(10), Unwritable()]), path)
-    assert files(tmp_path) == ["checkpoint"]
-    assert checkpoints.load(path)["global_step"] == 1
-
-
-def test_a_writer_killed_in_the_middle_leaves_the_old_checkpoint(tmp_path):
-    """SIGKILL runs no cleanup: only the rename at the very end may touch the name."""
-    path = tmp_path / "checkpoint"
-    checkpoints.save(payload(1), path)
-    writer = textwrap.dedent(
-        f"""
-        import os, signal
-        from pathlib import Path
-        from utils.training import checkpoint
-
-        class Killer:
-            def __reduce__(self):
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        checkpoint.save({{"global_step": 2, "model": Killer()}}, Path({str(path)!r}))
-        """
-    )
-    done = subprocess.run([sys.executable, "-c", writer], cwd=PROJECT_ROOT, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert checkpoints.load(path)["global_step"] == 1
-    assert checkpoints.newest_in(tmp_path) == path
-
-
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
-def test_a_cut_off_file_is_named(tmp_path, share):
-    """A half-copied checkpoint must not end in a traceback from inside torch."""
-    path = tmp_path / "checkpoint"
-    checkpoints.save(payload(), path)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(CheckpointError, match=str(path)):
-        checkpoints.load(path)
 
 
 def test_an_altered_file_is_named_wherever_it_was_altered(tmp_path):
@@ -132,11 +77,16 @@ def test_an_altered_file_is_named_wherever_it_was_altered(tmp_path):
     assert not silent
 
 
-@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x04", b"PK\x03\x04" + b"\0" * 100, bytes(1000)])
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
-    (tmp_path / "checkpoint").write_bytes(content)
-    with pytest.raises(CheckpointError, match="does not load"):
-        checkpoints.load(tmp_path / "checkpoint")
+def test_a_file_that_is_no_checkpoint_or_cut_off_is_named(tmp_path):
+    """A half-copied checkpoint must not end in a traceback from inside torch."""
+    path = tmp_path / "checkpoint"
+    checkpoints.save(payload(), path)
+    whole = path.read_bytes()
+    others = [b"hello\n", b"\x80\x04", b"PK\x03\x04" + b"\0" * 100, bytes(1000)]
+    for content in [*others, *(whole[: int(len(whole) * share)] for share in (0.0, 0.01, 0.3, 0.9, 0.999))]:
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=str(path)):
+            checkpoints.load(path)
 
 
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, monkeypatch):
@@ -153,15 +103,6 @@ def test_a_file_without_a_runs_keys_is_told_from_a_broken_one(tmp_path, content)
     torch.save(content, tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match="optimizer, scheduler"):
         checkpoints.load(tmp_path / "checkpoint")
-
-
-def test_torch_load_reads_a_checkpoint_as_any_other_file(tmp_path):
-    """The document's section 7.3 calls torch.load with weights_only=False; ours loads with True as well."""
-    path = tmp_path / "checkpoint"
-    checkpoints.save(payload(3), path)
-    for options in ({"weights_only": True}, {"weights_only": False}, {"weights_only": True, "mmap": True}):
-        back = torch.load(path, map_location="cpu", **options)
-        assert torch.equal(back["model"]["weight"], payload(3)["model"]["weight"])
 
 
 def test_the_checksum_is_that_of_the_archive_which_torch_wrote(tmp_path):
@@ -197,19 +138,6 @@ def test_another_format_is_refused_for_going_on_and_good_for_its_weights(tmp_pat
     assert torch.equal(checkpoints.load_weights(path)["model"]["weight"], payload()["model"]["weight"])
 
 
-def test_weights_come_from_old_layouts_too(tmp_path):
-    """A bare state dict, and a payload of the time before checksums, with the LLM inside."""
-    weight = torch.ones(2)
-    for name, content in {
-        "bare": {"w": weight},
-        "old": {"model": {"w": weight, "llm_model.x": weight}},
-    }.items():
-        torch.save(content, tmp_path / name)
-        assert torch.equal(checkpoints.load_weights(tmp_path / name)["model"]["w"], weight)
-        with pytest.raises(CheckpointError, match="optimizer, scheduler"):
-            checkpoints.load(tmp_path / name)
-
-
 @pytest.mark.parametrize("content", [{}, {"a": 1}, [torch.zeros(1)], {"model": {"w": 3}}, torch.zeros(3)])
 def test_a_file_without_weights_says_what_it_holds(tmp_path, content):
     torch.save(content, tmp_path / "file")
@@ -228,12 +156,6 @@ def test_pruning_keeps_the_newest_by_step_not_by_name(tmp_path):
         checkpoints.save_step(payload(step), tmp_path, step=step, keep=2)
     assert files(tmp_path) == ["checkpoint_step_1000", "checkpoint_step_1100"]
     assert [p.parent.name for p in checkpoints.step_checkpoints(tmp_path)] == files(tmp_path)[:2]
-
-
-def test_keep_zero_keeps_all(tmp_path):
-    for step in range(1, 6):
-        checkpoints.save_step(payload(step), tmp_path, step=step, keep=0)
-    assert len(checkpoints.step_checkpoints(tmp_path)) == 5
 
 
 def test_pruning_removes_nothing_that_it_did_not_write(tmp_path):
@@ -372,36 +294,3 @@ def test_the_random_state_survives_a_file(tmp_path):
         assert draws() == expected
     finally:
         checkpoints.restore_random_state(before)
-
-
-def test_differences_name_each_setting_old_and_new():
-    old, new = Config().flat(), Config().replace(d_model=32, seed=1, num_workers=4).flat()
-    old["a_setting_of_old"] = 3
-    found = checkpoints.differences(old, new, free=frozenset({"num_workers"}))
-    assert found == [
-        "--a_setting_of_old: the checkpoint has 3, this run None",
-        "--d_model: the checkpoint has 64, this run 32",
-        "--seed: the checkpoint has 2021, this run 1",
-    ]
-
-
-def test_a_run_writes_the_documented_payload(start_run):
-    """Section 7.2 of the document: other tools read these keys, with weights_only and without."""
-    result = start_run(max_steps=2, save_steps=1, save_total_limit=0, use_tapr=True, use_gram=True)
-    paths = [result.run_dir / checkpoints.BEST, *checkpoints.step_checkpoints(result.run_dir)]
-    assert len(paths) == 3
-    for path in paths:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        documented = (
-            "model optimizer scheduler epoch global_step best_score val_loss_min counter "
-            "rng_state sampler_state scaler".split()
-        )
-        ours = "format_version progress loss_sums num_processes batch numerics config llm data".split()
-        ours += ["model_name"] + ["calibration"] * (path.name == checkpoints.BEST)
-        assert set(content) == {*documented, *ours}
-        assert content["best_score"] == -content["val_loss_min"]
-        assert not [name for name in content["model"] if "llm_model" in name]
-        assert any("memory" in name for name in content["model"])
-        assert content["data"]["columns"] == ["a", "OT"] and content["data"]["mean"].shape == (2,)
-        assert len(content["llm"]["content_hash"]) == 64
-    torch.load(paths[0], weights_only=False)

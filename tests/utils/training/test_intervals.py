@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,9 @@ from utils.config import Config
 from utils.conformal import rank_of
 from utils.training import checkpoint as checkpoints
 from utils.training import intervals
-from utils.training.checkpoint import SaveError
 from utils.training.experiment import RunResult
 from utils.training.forward import forecast_state, stacked
 from utils.training.intervals import ErrorCollector, calibrated, std_of, still_valid
-from utils.training.stopping import RunStopped
 from utils.training.trainer import Trainer
 from utils.types import ForecastState
 from utils.windows import floored_std
@@ -140,16 +137,6 @@ def test_a_test_of_the_checkpoint_covers_the_same(start_run, longer, whole):
     assert "intervals" not in alone.results["checkpoint"], "a step's weights have none of their own"
 
 
-def test_the_log_ends_in_a_table_of_the_intervals(whole):
-    own = whole.results["best"]["intervals"]
-    said = (whole.run_dir / "run.log").read_text()
-    assert f"{own['score']} errors of 23 validation windows, on 53 test windows" in said
-    covered = f"{own['levels']['0.95']['coverage']:.1%}"
-    assert any(line.split()[:2] == ["95.0%", covered] for line in said.splitlines())
-    events = [json.loads(line) for line in (whole.run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert all("intervals" not in event for event in events)
-
-
 # Cut off
 
 
@@ -197,55 +184,6 @@ def test_a_run_killed_around_its_calibration_goes_on(start_run, longer, whole, t
     assert resumed.run_dir == run_dir and "validation" not in passes, "nothing is trained again"
     assert ("calibration" in passes) == (moment != "after it is stored")
     same_end(whole.run_dir, run_dir)
-
-
-def test_a_signal_in_the_calibration_loses_nothing(start_run, longer, whole, monkeypatch):
-    add = ErrorCollector.add
-
-    def signalled(self: ErrorCollector, state: Any, batch: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        add(self, state, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ErrorCollector, "add", signalled)
-        with pytest.raises(RunStopped) as stopped:
-            start_run(**longer, **COMMON)
-    assert stopped.value.code == 75 and "--resume_from_checkpoint" in stopped.value.message
-    resumed = start_run(**longer, **COMMON, resume_from_checkpoint="auto")
-    same_end(whole.run_dir, resumed.run_dir)
-
-
-def test_a_full_disk_leaves_the_best_checkpoint_as_it_was(start_run, longer, tmp_path, monkeypatch):
-    real = checkpoints.torch.save
-
-    def full(content: Any, file: Any) -> None:
-        if "calibration" in content:
-            raise OSError(28, "No space left on device")
-        real(content, file)
-
-    monkeypatch.setattr(checkpoints.torch, "save", full)
-    with pytest.raises(SaveError, match="No space left on device"):
-        start_run(**longer, **COMMON)
-    (run_dir,) = (tmp_path / "checkpoints").iterdir()
-    assert "calibration" not in checkpoints.load(run_dir / "checkpoint")
-    assert not list(run_dir.glob("**/.writing*"))
-
-
-def test_calibrating_draws_nothing(start_run, longer, monkeypatch):
-    """Neither weights nor any random state may tell whether a run was calibrated."""
-    states = []
-    collect = intervals.calibration_of_best
-
-    def watched(ctx: Any, trainer: Any, loaders: Any) -> Any:
-        states.append(checkpoints.random_state())
-        found = collect(ctx, trainer, loaders)
-        states.append(checkpoints.random_state())
-        return found
-
-    monkeypatch.setattr("utils.training.final_evaluation.calibration_of_best", watched)
-    start_run(**longer, **COMMON)
-    before, after = states
-    assert not unequal(before, after)
 
 
 def test_a_run_that_trains_on_gets_a_new_calibration(start_run, longer, whole, tmp_path):

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
@@ -84,22 +83,26 @@ def test_without_it_nothing_is_changed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("engine", "changes", "said"),
     [
-        ({"fsdp_version": 1}, "fsdp_version 1: layers are divided by torch's fully_shard; expected .* 2"),
-        ({"fsdp_version": None}, "fsdp_version 1: layers"),
-        ({"fsdp_offload_params": True}, "fsdp_offload_params true: shares stay on the device"),
-        ({"fsdp_reshard_after_forward": False}, "fsdp_reshard_after_forward false: layers are freed"),
-        ({"fsdp_auto_wrap_policy": "SIZE_BASED_WRAP"}, "SIZE_BASED_WRAP: each layer is divided"),
-        ({"fsdp_activation_checkpointing": True}, "use the run's flag --gradient_checkpointing"),
-        ({"fsdp_ignored_modules": "layers.0"}, "layers.0: the LLM's layers are divided and nothing else"),
+        ("launched", {"fsdp_version": 1}, "fsdp_version 1: .* expected .* 2"),
+        ("launched", {"fsdp_version": None}, "fsdp_version 1: layers"),
+        ("launched", {"fsdp_offload_params": True}, "fsdp_offload_params true"),
+        ("launched", {"fsdp_reshard_after_forward": False}, "fsdp_reshard_after_forward false"),
+        ("launched", {"fsdp_auto_wrap_policy": "SIZE_BASED_WRAP"}, "SIZE_BASED_WRAP"),
+        ("launched", {"fsdp_activation_checkpointing": True}, "--gradient_checkpointing"),
+        ("launched", {"fsdp_ignored_modules": "layers.0"}, "layers.0"),
+        ("zero", {"zero_stage": 3}, "zero_stage 3: .* --shard_llm .* expected zero_stage: 2"),
+        ("zero", {"zero_stage": 1}, "zero_stage 1"),
+        ("zero", {"offload_optimizer_device": "cpu"}, "offload_optimizer_device cpu"),
+        ("zero", {"offload_param_device": "nvme"}, "offload_param_device nvme"),
     ],
 )
-def test_options_that_would_mean_something_else_are_refused(launched, changes, said):
-    given = launched(**changes)
+def test_options_that_would_mean_something_else_are_refused(request, engine, changes, said):
+    given = request.getfixturevalue(engine)(**changes)
     with pytest.raises(ConfigError, match=said), launching.as_launched(Config()):
         pass
-    assert os.environ["FSDP_VERSION"] == given["FSDP_VERSION"]
+    assert all(os.environ[name] == value for name, value in given.items())
 
 
 def test_options_that_are_not_read_are_said(launched, monkeypatch):
@@ -141,21 +144,6 @@ def test_our_file_asks_for_deepspeed_and_every_option_is_known(zero):
     assert given["ACCELERATE_USE_DEEPSPEED"] == "true" and given["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2"
     with launching.as_launched(Config()) as (config, unread):
         assert config == Config() and unread == [] and launching.deepspeed_is_asked()
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"zero_stage": 3}, "zero_stage 3: ZeRO-2 divides .* --shard_llm .* expected zero_stage: 2"),
-        ({"zero_stage": 1}, "zero_stage 1: ZeRO-2 divides"),
-        ({"offload_optimizer_device": "cpu"}, "offload_optimizer_device cpu: the shares stay on the device"),
-        ({"offload_param_device": "nvme"}, "offload_param_device nvme: weights stay on the device"),
-    ],
-)
-def test_deepspeed_options_that_would_mean_something_else_are_refused(zero, changes, said):
-    zero(**changes)
-    with pytest.raises(ConfigError, match=said), launching.as_launched(Config()):
-        pass
 
 
 def test_a_file_of_deepspeed_s_own_is_refused(zero, monkeypatch):
@@ -211,12 +199,6 @@ def test_megatron_is_refused(start_run, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
     with pytest.raises(ConfigError, match="found Megatron-LM, which trains models of its own"):
         start_run()
-
-
-@pytest.mark.parametrize(("name", "engine"), [("fsdp", "FSDP"), ("deepspeed_zero2", "DEEPSPEED")])
-def test_accelerate_reads_our_files_as_meant(name, engine):
-    config = load_config_from_file(str(FILES / f"{name}.yaml"))
-    assert config.distributed_type.value == engine
 
 
 # Processes that were started, and those that train.

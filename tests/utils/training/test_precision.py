@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from utils.paths import PROJECT_ROOT
+from tests.processes import python
 from utils.training import experiment, precision
 from utils.training.precision import FP32_GRADE, matmul_precision, medium_error, subnormals_flushed
 
@@ -86,7 +83,5 @@ def test_all_threads_of_a_command_flush_subnormals():
         "with subnormals_flushed():\n"
         "    print(bool((torch.full((1024, 1024), 1e-39) @ torch.eye(1024) == 0).all()))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
-    )
+    done = python("-c", script)
     assert done.stdout.strip() == "True", done.stderr

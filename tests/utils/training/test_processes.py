@@ -90,12 +90,7 @@ def table() -> list[dict[str, Any]]:
     return pairwise(choices(), count=RUNS, accepted=accepted)
 
 
-MODULES: dict[str, dict[str, Any]] = {
-    "baseline": {},
-    "tapr": {"use_tapr": True},
-    "gram": {"use_gram": True},
-    "both": BOTH,
-}
+MODULES: dict[str, dict[str, Any]] = {"baseline": {}, "gram": {"use_gram": True}, "both": BOTH}
 PAIRWISE = [f"pairwise {i}" for i in range(RUNS)]
 OTHERS = [name for name, model in MODELS.items() if model.is_named_by_flag]
 SHORT = [*PAIRWISE, *OTHERS]
@@ -155,7 +150,6 @@ def found(tmp_path_factory, write_series, common, two_processes) -> Found:
     runs["whole"] = saved
     watched = {"report_to": "tensorboard", "debug_shapes": True, "log_steps": 1, "model_comment": "watched"}
     runs["watched"] = {**common, **MODULES["gram"], **watched}
-    runs["tested"] = {**common, "is_training": 0}
     runs["parts"] = {**common, **BOTH, "max_channels_per_step": 1}
     runs["m4"] = {**settings_of(folder / "m4", common), **ENHANCED, "max_steps": 3}
     runs["auto batch"] = {**common, **AUTO, "batch_size": 4}
@@ -237,24 +231,6 @@ def test_processes_that_start_differently_refuse_to_train(found: Found, name: st
     assert one["order"] == two["order"] == []
 
 
-@pytest.mark.parametrize("name", [*MODULES, "whole", "resumed"])
-def test_two_processes_start_and_end_with_the_same_weights_and_memory(found, name):
-    """The memory with its keys is the same everywhere without broadcasting buffers."""
-    one, two = found[name]
-    assert not unequal(one["start"], two["start"]) and not unequal(one["model"], two["model"])
-    assert any("memory" in key for key in one["model"]) == (name not in ("baseline", "tapr"))
-
-
-@pytest.mark.parametrize("name", [*MODULES, "tested"])
-def test_each_window_is_scored_once(found, name):
-    """accelerate's default counted 16 of 11 windows over two processes."""
-    results = [json.loads(process["results"]) for process in found[name]]
-    for entry in ("last", "best") if name != "tested" else ("checkpoint",):
-        assert [r[entry]["test"]["windows"] for r in results] == [11, 11]
-        assert results[0][entry]["test"] == results[1][entry]["test"]
-    assert Path(found[name][0]["folder"]) == Path(found[name][1]["folder"])
-
-
 @pytest.mark.parametrize("name", ["baseline", "both"])
 def test_errors_window_by_window_are_those_of_one_process(found, common, name):
     """Three batches over two processes, the last one smaller: in order, each window once, exact."""
@@ -274,28 +250,6 @@ def test_errors_window_by_window_are_those_of_one_process(found, common, name):
     np.testing.assert_allclose(best.squared, error.square().mean(dim=(1, 2)), rtol=1e-4)
     if name == "both":
         assert best.gate_counts.sum() == 22
-
-
-def test_each_training_window_is_taken_once_an_epoch(found):
-    one, two = (process["order"] for process in found["baseline"])
-    assert len(one) == len(two) == 24
-    for epoch in (slice(0, 12), slice(12, 24)):
-        assert sorted(one[epoch] + two[epoch]) == list(range(24))
-    assert set(one[:12]) != set(one[12:])
-
-
-@pytest.mark.parametrize("name", ["baseline", "tapr"])
-def test_two_processes_train_as_one_with_twice_the_batch(found, common, start_run, name):
-    """The cosine of the original ran once per process; here steps, rates and gradients are those of one."""
-    result = start_run(**{**common, **MODULES[name], "batch_size": 8, "model_comment": "one"})
-    alone = torch.load(result.run_dir / "checkpoint", weights_only=True)
-    assert alone["global_step"] == 6
-    both = json.loads(found[name][0]["results"])
-    assert result.results["last"]["test"]["mse"] == pytest.approx(both["last"]["test"]["mse"], rel=1e-3)
-    for key, tensor in alone["model"].items():
-        if key.endswith("key_projection.bias"):
-            continue  # softmax takes no notice of it: Adam makes steps of its gradient's rounding errors
-        torch.testing.assert_close(tensor, found[name][0]["model"][key], rtol=2e-3, atol=2e-5, msg=key)
 
 
 def test_a_resume_on_two_processes_is_exact_in_the_second_epoch(found):

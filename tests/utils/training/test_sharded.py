@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import run_main
-from models import Forecaster
 from tests.utils.training.comparing import last_payload, load, unequal
 from utils.config import Config
 
@@ -116,14 +115,6 @@ def test_one_process_goes_on_from_a_divided_run_and_tests_it(found, tmp_path):
     assert not unequal(payloads[0]["model"], payloads[1]["model"])
     assert ends[0].results["last"] == ends[1].results["last"]
     assert "--shard_llm: one process: nothing is sharded" in (ends[1].run_dir / "run.log").read_text()
-
-
-def test_one_process_forecasts_with_what_a_divided_run_has_trained(found):
-    tables = []
-    for kind in ("whole", "divided"):
-        forecaster = Forecaster.load(found[f"saved {kind}"][0]["folder"], device="cpu")
-        tables.append(forecaster.predict(found["series"]))
-    assert len(tables[0]) and tables[0].equals(tables[1])
 
 
 def test_a_run_says_what_is_divided(found):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +17,6 @@ from layers.GRAM import PatternValueDualRetriever
 from tests.processes import python
 from tests.utils.training.comparing import last_payload, load, records, unequal
 from utils.config import Config
-from utils.paths import PROJECT_ROOT
 from utils.training import checkpoint as checkpoints
 from utils.training import stopping
 from utils.training.experiment import RunResult
@@ -187,25 +183,3 @@ def test_what_a_second_signal_does(more, status):
     done = python("-c", textwrap.dedent(SCRIPT).format(more=more))
     assert done.returncode == status, done.stderr
     assert ("alive" in done.stdout) == (status == 0)
-
-
-@pytest.mark.slow
-def test_a_command_that_is_told_to_stop_exits_with_75_and_says_how_to_go_on(tiny, as_words, tmp_path):
-    """As typed, and killed as a cluster does; then the very words of its last line."""
-    command = [sys.executable, str(PROJECT_ROOT / "run_main_enhanced.py"), *as_words(tiny)]
-    command += ["--train_epochs", "500", "--log_steps", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None
-        for line in run.stdout:
-            if line.startswith("step 5/"):
-                run.send_signal(signal.SIGTERM)
-                break
-        rest = run.stdout.read().splitlines()
-    assert run.returncode == stopping.STOPPED_STATUS
-    said, _, how = rest[-1].partition("; go on with the same command and ")
-    assert said.startswith("stopped by SIGTERM after optimizer step ")
-    step = int(said.split()[-1])
-    goes_on = [*command, *shlex.split(how), "--max_steps", str(step + 1)]
-    done = subprocess.run(goes_on, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert f"resumed at optimizer step {step}" in done.stdout

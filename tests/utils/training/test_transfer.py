@@ -140,35 +140,6 @@ def test_the_etts_lie_together_and_others_in_their_own_folder(tmp_path):
     assert transfer_config(away).root_path == "./dataset/weather"
 
 
-@pytest.mark.parametrize("percent", [60])
-def test_few_shot_statistics_see_the_first_part_of_the_training_rows_alone(percent, tiny, tmp_path):
-    """Scaler, memory and class cuts stay as they are, whatever comes later in the training part."""
-    rows = pd.DataFrame({"date": pd.date_range("2020", periods=400, freq="h").astype(str)})
-    rows["OT"] = np.sin(np.arange(400) / 5) + np.random.default_rng(0).normal(0, 0.3, 400)
-    states = []
-    for name, change in (("one", 0.0), ("two", 5.0)):
-        used = (280 - 32) * percent // 100 + 32
-        frame = rows.copy()
-        frame.loc[used:, "OT"] += change
-        folder = tmp_path / name
-        folder.mkdir()
-        frame.to_csv(folder / "s.csv", index=False)
-        settings = {**tiny, **BOTH, "root_path": str(folder), "data_path": "s.csv", "percent": percent}
-        config = Config.from_flat(settings | {"memory_size": "all"})
-        bundle = build_data(config)
-        torch.manual_seed(0)
-        model = TimeLLM_Enhanced.Model(resolve(config, bundle))
-        model.fit_statistics(bundle.source)
-        assert bundle.source.num_rows == used - 40 + 1 == len(model.gram.retriever.memory_start)
-        assert int(model.gram.retriever.memory_start.max()) + 40 == used
-        states.append((bundle.standardisation, model.state_dict()))
-    (first, weights), (second, others) = states
-    assert torch.equal(first.mean, second.mean) and torch.equal(first.std, second.std)
-    for name in ("tapr.label_cuts", "tapr.magnitude_given_direction", "gram.retriever.memory_values"):
-        assert torch.equal(weights[name], others[name])
-    assert torch.equal(weights["gram.retriever.memory_keys"], others["gram.retriever.memory_keys"])
-
-
 def test_a_closed_form_trains_on_the_few_shot_part_too(tiny):
     config = Config.from_flat({**tiny, "model": "Ridge"})
     fits = {}

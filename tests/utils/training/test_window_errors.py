@@ -67,13 +67,6 @@ def test_weights_that_are_both_best_and_last_are_kept_once(start_run):
     assert kept["best"].squared.mean() == pytest.approx(scores["best"]["test"]["mse"], rel=1e-5)
 
 
-def test_a_test_of_a_checkpoint_leaves_the_runs_details(start_run):
-    result = start_run(**BOTH)
-    before = (result.run_dir / DETAILS_FILE).read_bytes()
-    start_run(**BOTH, is_training=0)
-    assert (result.run_dir / DETAILS_FILE).read_bytes() == before
-
-
 def test_nothing_tested_is_an_error():
     with pytest.raises(ValueError, match="empty"):
         DetailSums().gather()
