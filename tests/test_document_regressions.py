@@ -132,7 +132,7 @@ def test_41_3_the_memory_tells_windows_of_equal_mean_apart(tiny_gpt2: Path, kind
 
 def test_41_4_the_modules_losses_weigh_what_the_document_says(tiny_gpt2: Path) -> None:
     """At a fifth of these weights the modules did not learn; the log showed 0.02."""
-    model = model_of(tiny_gpt2)
+    model = model_of(tiny_gpt2, gate_loss="document")
     batch = batch_of(0, 60, 100)
     loss = Objective(model.config)(state_of(model, batch), batch, step=500)
     t = {name: value.item() for name, value in loss.terms.items()}
