@@ -471,14 +471,14 @@ TREND_SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", TREND_SETTINGS, ids=_label)
-def test_beside_a_solved_path_tapr_begins_without_effect_to_the_bit(
+def test_beside_a_solved_start_tapr_begins_without_effect_to_the_bit(
     tiny_gpt2: Path, settings: dict[str, Any]
 ) -> None:
     """What a run begins from is a candidate: with TAPR it must be the one without."""
-    models = [model_of(tiny_gpt2, linear_path="ridge", use_tapr=on, **settings) for on in (False, True)]
-    coefficients = torch.randn(H, L, generator=torch.Generator().manual_seed(1)) / L
+    models = [model_of(tiny_gpt2, start="solved", use_tapr=on, **settings) for on in (False, True)]
+    coefficients = torch.randn(L, H, generator=torch.Generator().manual_seed(1)) / L
     for model in models:
-        model.linear_path.coefficients.copy_(coefficients)
+        model.load_state_dict({**model.state_dict(), "start.plain_map": coefficients})
     for mode in (False, True):  # dropout draws other numbers, and changes nothing
         assert torch.equal(*(forecast(model.train(mode)) for model in models))
 
