@@ -23,14 +23,16 @@ from utils.file_names import safe_name
 
 KEY_SEASONS = 7
 """Seasons in the raw retrieval key (cut to the lookback): 168 rows of hourly data."""
-RAW_KEY_ROWS = 100_000
-"""Memories of more rows have raw keys by default: others are computed anew after every epoch."""
+MEMORY_ROWS = 100_000
+"""Training rows that a memory holds by default, at most."""
+NEIGHBOURS = 50
+"""Retrieved where no other number is given."""
+LEARNED_TEMPERATURE = 0.1
+"""Of the softmax over the distances of learned keys, which learn through it, where none is given."""
 SCALE_BASE = 4
 """Each scale of TAPR is this many times coarser than the one before: 1x, 4x, 16x, 64x."""
 STD_FLOOR = 0.1
 """Smallest deviation, in standardised units, that anything is divided by."""
-DOCUMENT_NEIGHBOURS = 5
-"""Neighbours that GRA-M's own memory gives by default; source: the original design document."""
 AUTO = "auto"
 """Of a setting that the run itself decides."""
 PART_OF_NAME = 36
@@ -333,21 +335,38 @@ class GRAMConfig:
     needs: ClassVar[tuple[Need, ...]] = ("llm", "gram")
     use_gram: bool = setting(False, "switch GRA-M on")
     top_k: int | None = setting(
-        DOCUMENT_NEIGHBOURS,
-        "neighbours retrieved (with --start solved by default 50 and, of the same phase, 32)",
+        None,
+        f"neighbours retrieved (default: {NEIGHBOURS}; the start also reads 32 of the same phase)",
+        then=5,
         at_least=1,
     )
     lambda_retrieval: float = setting(0.3, "weight of all GRA-M losses", at_least=0)
+    gate_loss: Literal["errors", "document"] = setting(
+        "errors",
+        "the gate learns which forecast errs less, with history or without; document: its gate and losses",
+        then="document",
+    )
     build_memory: bool = setting(False, "rebuild the memory (empty ones are built anyway)", decides="course")
     d_repr: int = setting(128, "width of the learned retrieval key", at_least=1, needs="learned_key")
-    temperature: float = setting(0.1, "softmax temperature over the neighbours' distances", at_least=1e-6)
-    memory_size: int | Literal["all"] = setting(5000, "memory rows, or all training rows", at_least=1)
+    temperature: float | None = setting(
+        None,
+        "softmax temperature over distances (default: 0.1 for learned keys, equal weights for raw ones)",
+        then=0.1,
+        at_least=1e-6,
+    )
+    memory_size: int | Literal["all"] = setting(
+        MEMORY_ROWS, "most memory rows, drawn from the training rows, or all of those", then=5000, at_least=1
+    )
     max_memory_size: int = setting(
-        10000, "most rows that --memory_size may ask for as a number", at_least=1, needs="memory_limit"
+        MEMORY_ROWS,
+        "most rows that --memory_size may ask for as a number",
+        then=10000,
+        at_least=1,
+        needs="memory_limit",
     )
     memory_dtype: Literal["fp32", "fp16"] = setting("fp32", "numbers of the memory's keys and futures")
-    retrieval_key: Literal["auto", "raw", "learned", "hybrid"] = setting(
-        "auto", "what is compared; auto: hybrid, and raw in a memory of more than 100,000 rows"
+    retrieval_key: Literal["raw", "learned", "hybrid"] = setting(
+        "raw", "what is compared: the latest shape as it is, an encoder's key, or both", then="auto"
     )
     retrieval_fusion: Literal["feature", "prediction", "both"] = setting(
         "feature", "where the retrieved futures enter"
@@ -361,8 +380,20 @@ class GRAMConfig:
 
     @property
     def neighbours(self) -> int:
-        """How many are retrieved where ``top_k`` does not say."""
-        return DOCUMENT_NEIGHBOURS if self.top_k is None else self.top_k
+        """How many are retrieved."""
+        return NEIGHBOURS if self.top_k is None else self.top_k
+
+    @property
+    def softmax_temperature(self) -> float:
+        """That of the neighbours' weights; infinite where all weigh the same.
+
+        A control's do too: weighing them by distance would be half a retrieval.
+        """
+        if self.retrieval_control != "none":
+            return math.inf
+        if self.temperature is not None:
+            return self.temperature
+        return math.inf if self.retrieval_key == "raw" else LEARNED_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -580,7 +611,6 @@ class Config:
             ConfigError: for an unknown name or a value that fails a check, all at once.
         """
         values = {name: value for name, value in values.items() if not _is_empty_path(name, value)}
-        values = {**_neighbours(values), **values}
         values = {**default_flags(values, default_data=DataConfig.data), **values}
         values |= {name: known_as(values[name]) for name in ("data", "eval_data") if name in values}
         known = {name for _, name, _ in iter_settings()}
@@ -687,12 +717,6 @@ class Config:
         # a setting that is wrong by itself says nothing of how it fits the others
         joint = [p for p in joint_problems(right.flat(), models) if wrong.keys().isdisjoint(_FLAG.findall(p))]
         return [*wrong.values(), *joint]
-
-
-def _neighbours(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The default of ``--top_k``: each kind of a solved start's neighbours has its own number."""
-    solved = values.get("start", "none") != "none" or values.get("model") == "RetrievalRidge"
-    return {"top_k": None} if solved else {}
 
 
 def unread_settings(*runs: Mapping[str, Any]) -> frozenset[str]:

@@ -36,6 +36,10 @@ REMOVED: dict[str, Removed] = {
 """By name; scripts of the Time-LLM family pass the last three."""
 
 
+AUTO_WAS = {"retrieval_key": "hybrid"}
+"""What ``auto`` came to, and was saved as, where it is no value any more."""
+
+
 def removed_line(name: str, value: Any) -> str | None:
     """What to say of a flag that was taken out; None where it asks for nothing.
 
@@ -62,7 +66,7 @@ def left_unsaid(settings: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[s
     That is each setting with today's default in ``settings`` and in ``saved`` what it counts as unsaid; the
     one is as a `utils.config.Config` has it, the other may come from JSON.
     """
-    then, now = settings_then(), {name: item.default for _, name, item in iter_settings()}
+    then, now = settings_then() | AUTO_WAS, {name: item.default for _, name, item in iter_settings()}
     return {
         name: then[name]
         for name in settings

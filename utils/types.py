@@ -152,7 +152,7 @@ class RetrievalRecord(NamedTuple):
     """What GRA-M found, and all that its losses need; one row a series, window by window."""
 
     gate: Tensor
-    """[S, 1] in (0, 1]: 1 trusts the current window alone, 0 history alone."""
+    """[S, 1] in [0, 1]: 1 trusts the current window alone, 0 history alone."""
     confidence: Tensor
     """[S, 1] in [0, 1), how well the neighbours match; 0 where there are none."""
     weights: Tensor
@@ -163,6 +163,14 @@ class RetrievalRecord(NamedTuple):
     """[S, K], squared distance to each neighbour, inf at the missing ones."""
     matched: Tensor
     """[S] bool, whether any admissible row was found."""
+    plain: Tensor
+    """[S, H], the forecast without history, which the gate chooses at 1: standardised units, no gradient;
+    [S, 0] where the model does not make two forecasts for it to choose from."""
+    joint: Tensor
+    """[S, H], the one with history, which it chooses at 0; [S, 0] likewise."""
+    advantage: Tensor
+    """[S, 1], by how much more ``plain`` errs than ``joint`` where neither was fitted on the window, in
+    squared deviations of it, NaN where that is not known; [S, 0] where it is known of none."""
 
 
 class StartForecast(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from layers.retrieval.keys import raw_key, raw_width
 from layers.retrieval.memory import make_room
-from layers.retrieval.search import Rows, admissible, random_scores, smallest
+from layers.retrieval.search import MemoryRows, Rows, admissible, random_scores, smallest
 from utils.errors import UserError
 from utils.types import WindowSource
 
@@ -119,6 +119,11 @@ class RetrievedFutures(nn.Module):
         )
         self._hold(*(column[order] for column in columns))
 
+    @property
+    def contents(self) -> MemoryRows:
+        """All that is remembered."""
+        return MemoryRows(self.keys, self.futures, Rows(self.series, self.variable, self.start))
+
     def clear(self) -> None:
         """Forget every row."""
         self._hold(*(getattr(self, name)[:0] for name in COLUMNS))
@@ -209,6 +214,7 @@ class RetrievedFutures(nn.Module):
     def _derive(self) -> None:
         """What every search needs of the rows: squared keys, series, and where each variable's rows lie."""
         self.squares = self.keys.square().sum(dim=1)
+        self.mean_distance = float(2 * self.keys.var(dim=0, unbiased=False).sum()) if len(self.keys) else 1.0
         self.known = self.series.unique()
         variables, counts = self.variable.unique_consecutive(return_counts=True)
         ends = counts.cumsum(0).tolist()

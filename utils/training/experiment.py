@@ -27,7 +27,7 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import AUTO, RAW_KEY_ROWS, Config, ConfigError, settings_where
+from utils.config import AUTO, Config, ConfigError, settings_where
 from utils.config_checks import season_problem
 from utils.data_sets import SHORT_TERM
 from utils.ending import errors_kept
@@ -196,7 +196,7 @@ def start_as_begun(config: Config, data: DataBundle, *, model: str, llm_name: st
     run = config.run
     if config.backbone.start != AUTO or (run.resume_from_checkpoint is None and run.is_training):
         return config
-    without = config.replace(start="none", top_k=config.gram.neighbours)
+    without = config.replace(start="none")
     if run.resume_from_checkpoint not in (None, AUTO):
         path = folders.checkpoint_to_resume(config, name="")
         assert path is not None
@@ -209,20 +209,15 @@ def start_as_begun(config: Config, data: DataBundle, *, model: str, llm_name: st
 
 
 def resolve(config: Config, data: DataBundle) -> Config:
-    """The configuration with what the data decide: season, number of variables, frequency, retrieval key.
+    """The configuration with what the data decide: season, number of variables, frequency.
 
     ``--start auto`` becomes what it means where nothing is resumed (`start_as_begun`).
     """
-    key, wanted = config.gram.retrieval_key, config.gram.memory_size
-    if key == "auto":
-        many = (data.source.num_rows if wanted == "all" else int(wanted)) > RAW_KEY_ROWS
-        key = "raw" if many else "hybrid"
     start = "none" if config.run.task_name == SHORT_TERM else config.backbone.start
     return config.replace(
         season=min(data.season, config.data.seq_len),
         enc_in=len(data.columns),
         freq=data.frequency,
-        retrieval_key=key,
         start="solved" if config.backbone.start == AUTO and config.begins_solved else start,
     )
 
