@@ -261,8 +261,7 @@ class BackboneConfig:
     input_dropout: float = setting(0.0, "dropout rate on the normalised lookback", at_least=0, below=1)
     start: Literal["auto", "solved", "none"] = setting(
         "none",
-        "solved: forecasts begin at linear maps in closed form, and the LLM adds to them from zero on; auto: "
-        "that, unless what is resumed or tested was begun without",
+        "begin at linear maps in closed form, which the LLM adds to (auto: unless begun without)",
     )
     use_time_marks: bool = setting(
         False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"

@@ -92,7 +92,12 @@ def test_the_same_data_and_settings_are_solved_once_and_others_again(
     """Runs that differ in their seed alone solved the same start again."""
     solved: list[Any] = []
     once = StartFit.run
-    monkeypatch.setattr(StartFit, "run", lambda self: solved.append(self) or once(self))
+
+    def counted(self: StartFit) -> Any:
+        solved.append(self)
+        return once(self)
+
+    monkeypatch.setattr(StartFit, "run", counted)
     other = run_with(longer, as_words, seed=5, max_steps=1)
     assert not solved
     kept = checkpoints.load(other.run_dir / "checkpoint")["model"]
@@ -118,8 +123,13 @@ def test_an_evaluation_at_the_start_leaves_the_llm_out_and_is_the_same_to_the_bi
     forecast = {}
     calls: list[int] = []
     taken = model._pass
-    model._pass = lambda *a, **k: calls.append(1) or taken(*a, **k)
-    model._pass.reuses_prefix, model._pass.trained = False, False
+
+    def counted(*words: Any, **named: Any) -> Any:
+        calls.append(1)
+        return taken(*words, **named)
+
+    counted.reuses_prefix, counted.trained = False, False  # type: ignore[attr-defined]
+    model._pass = counted
     with torch.no_grad():
         for leaves_out in (True, False):
             model.leaves_out_idle_llm = leaves_out
