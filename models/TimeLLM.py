@@ -231,7 +231,7 @@ class Model(ForecastModel):
         if self.config.llm.peft != "none":
             set_dropout(self.llm_model, training=mode)
             self._kept_prefix = None
-        self._kept_source = None
+        self._kept_source = self._kept_idle = None
         return self
 
     def starting_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

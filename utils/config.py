@@ -57,8 +57,9 @@ OnResume = Literal["same", "free", "llm", "batch", "machine"]
 content is compared); what gives the same LLM, by content, or the same batch in all; or ``auto``, which is
 what the checkpoint's machine came to."""
 Need = Literal[
-    "llm", "part", "layers", "tokens", "lora", "tapr", "gram", "learned_key", "memory_limit", "modules",
-    "llm_by_name", "file", "m4", "table", "selection", "steps", "step_files",
+    "llm", "part", "layers", "tokens", "lora", "tapr", "gram", "learned_key", "memory_limit",
+    "own_memory", "choice", "modules", "llm_by_name", "file", "m4", "table", "selection",
+    "steps", "step_files",
 ]  # fmt: skip
 """What a run must have for a setting to be read; `utils.reporting.unused_flags` says when it has not."""
 _AS_DEFAULT = object()
@@ -269,8 +270,7 @@ class BackboneConfig:
     input_dropout: float = setting(0.0, "dropout rate on the normalised lookback", at_least=0, below=1)
     start: Literal["auto", "solved", "none"] = setting(
         "none",
-        "solved: forecasts begin at linear maps in closed form, and the LLM adds to them from zero on; auto: "
-        "that, unless what is resumed or tested was begun without",
+        "begin at linear maps in closed form, which the LLM adds to (auto: unless begun without)",
     )
     use_time_marks: bool = setting(
         False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"
@@ -350,7 +350,7 @@ class GRAMConfig:
         then=5,
         at_least=1,
     )
-    lambda_retrieval: float = setting(0.3, "weight of all GRA-M losses", at_least=0)
+    lambda_retrieval: float = setting(0.3, "weight of all GRA-M losses", at_least=0, needs="choice")
     gate_loss: Literal["errors", "document"] = setting(
         "errors",
         "the gate learns which forecast errs less, with history or without; document: its gate and losses",
@@ -365,16 +365,22 @@ class GRAMConfig:
         at_least=1e-6,
     )
     memory_size: int | Literal["all"] = setting(
-        MEMORY_ROWS, "most memory rows, drawn from the training rows, or all of those", then=5000, at_least=1
+        MEMORY_ROWS,
+        "most memory rows, drawn from the training rows, or all of those",
+        then=5000,
+        at_least=1,
+        needs="own_memory",
     )
     max_memory_size: int = setting(
         MEMORY_ROWS,
         "most rows that --memory_size may ask for as a number",
         then=10000,
         at_least=1,
-        needs="memory_limit",
+        needs=("memory_limit", "own_memory"),
     )
-    memory_dtype: Literal["fp32", "fp16"] = setting("fp32", "numbers of the memory's keys and futures")
+    memory_dtype: Literal["fp32", "fp16"] = setting(
+        "fp32", "numbers of the memory's keys and futures", needs="own_memory"
+    )
     retrieval_key: Literal["raw", "learned", "hybrid"] = setting(
         "raw", "what is compared: the latest shape as it is, an encoder's key, or both", then="auto"
     )
@@ -664,6 +670,12 @@ class Config:
     def begins_solved(self) -> bool:
         """Whether forecasts begin at a solved start; series of `SHORT_TERM` are padded, and have none."""
         return self.backbone.start != "none" and self.run.task_name != SHORT_TERM
+
+    @property
+    def shares_search(self) -> bool:
+        """Whether GRA-M's neighbours are those of the start: one search and one memory serve both."""
+        is_same = self.gram.retrieval_key == "raw" and self.gram.retrieval_scope == "variable"
+        return self.begins_solved and self.gram.use_gram and is_same
 
     def identity(self) -> dict[str, Any]:
         """The settings that change what is trained, but for those that a run counts as having unsaid.

@@ -74,6 +74,13 @@ def _lacking_modules(config: Config) -> Iterator[tuple[Need, str]]:
         yield "gram", "without --use_gram"
     if gram.retrieval_key == "raw":
         yield "learned_key", "--retrieval_key raw learns no key"
+    if config.shares_search:
+        yield "own_memory", "GRA-M's memory is the start's, of up to 100,000 rows"
+    if gram.gate_loss == "errors" and gram.retrieval_fusion == "feature" and not config.begins_solved:
+        yield (
+            "choice",
+            "without a start or --retrieval_fusion both the gate has no two forecasts to choose from",
+        )
     if gram.memory_size == "all":
         yield "memory_limit", "--memory_size all has no limit"
     if not (tapr.use_tapr or gram.use_gram):
