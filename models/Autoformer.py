@@ -71,7 +71,14 @@ class Model(ForecastModel):
         self.decoder_norm = SeasonalNorm(b.d_model)
         self.projection = nn.Linear(b.d_model, d.enc_in)
 
-    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x_enc: Tensor,
+        x_mark_enc: Tensor | None = None,
+        x_dec: Tensor | None = None,
+        x_mark_dec: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
         """[B, L, N] with marks to [B, H, M]; of ``x_mark_dec`` the last H rows are read."""
         self._check(x_enc, x_mark_enc, x_mark_dec)
         encoded = self.encoder_embedding(x_enc, x_mark_enc)

@@ -32,7 +32,7 @@ class Model(ForecastModel):
         for part in (self.seasonal, self.trend):
             nn.init.constant_(part.weight, 1 / length)
 
-    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
+    def forward(self, x_enc: Tensor, *_: Any, **__: Any) -> Tensor:
         """[B, L, N] to [B, H, N]."""
         seasonal, trend = self.decomposition(x_enc)
         summed = self.seasonal(seasonal.transpose(1, 2)) + self.trend(trend.transpose(1, 2))

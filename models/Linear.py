@@ -29,7 +29,7 @@ class Model(ForecastModel):
         self.dropout = nn.Dropout(self.config.backbone.input_dropout)
         self.linear = nn.Linear(d.seq_len, d.pred_len)
 
-    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
+    def forward(self, x_enc: Tensor, x_mark_enc: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         """[B, L, N] to [B, H, N]."""
         normalised, statistics = self.normalize_layers(x_enc, self.insample_mask(x_mark_enc))
         windows = normalised.transpose(1, 2)  # [B, N, L]

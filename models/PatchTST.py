@@ -48,7 +48,7 @@ class Model(ForecastModel):
             n_features=patches * b.d_model, horizon=self.config.data.pred_len, dropout=b.dropout
         )
 
-    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
+    def forward(self, x_enc: Tensor, x_mark_enc: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         """[B, L, N] to [B, H, N]."""
         b = self.config.backbone
         normalised, statistics = self.normalize_layers(x_enc, self.insample_mask(x_mark_enc))

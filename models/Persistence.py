@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from models.base import ForecastModel
@@ -14,6 +16,6 @@ class Model(ForecastModel):
     channel_independent = True
     is_trainable = False
 
-    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
+    def forward(self, x_enc: Tensor, *_: Any, **__: Any) -> Tensor:
         """[B, L, N] to [B, H, N]."""
         return x_enc[:, -1:].expand(-1, self.config.data.pred_len, -1)

@@ -11,13 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from layers.retrieval.search import query_rows
 from models.base import ForecastModel
-from models.TimeLLM import closed_form_settings, solved_start
+from models.TimeLLM import fit_start, solved_start
 from utils.config import Config
-from utils.types import Batch, ForecastParts, ForecastState, WindowSource
+from utils.types import FitSource, ForecastParts, ForecastState
 from utils.windows import per_series
 
 
@@ -63,25 +62,12 @@ class Model(ForecastModel):
         parts = ForecastParts(plain, joint, joint)
         return ForecastState(joint, None, None, begun, parts) if return_state else joint
 
-    def fit_statistics(self, source: WindowSource) -> None:
-        """Fill the memory with the training windows."""
-        self.start.fill(source)
-
-    def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
-        """Solve for the maps."""
-        self.start.fit(training, validation)
-
-    @property
-    def closed_form_settings(self) -> dict[str, Any] | None:
-        """What the maps depend on beside the data."""
-        return closed_form_settings(self.config, self.start)
-
-    @property
-    def closed_form_lines(self) -> list[str]:
-        """What was decided for the maps."""
-        return self.start.lines()
+    def fit_statistics(self, source: FitSource) -> None:
+        """Fill the memory with the training windows, and solve for the maps."""
+        if not source.weights_given:
+            fit_start(self.start, self.config, source)
 
     @property
     def closed_form_facts(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """What was decided for the maps, as plain values."""
         return self.start.facts()

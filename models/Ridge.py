@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from models.base import ForecastModel
 from models.closed_form import fit_ridge
 from utils.config import Config
-from utils.types import Batch, WindowSource
+from utils.types import FitSource
 
 log = getLogger(__name__)
 
@@ -38,14 +37,18 @@ class Model(ForecastModel):
         self.register_buffer("coefficients", torch.zeros(d.seq_len, d.pred_len, dtype=torch.float64))
         self.register_buffer("alpha", torch.tensor(torch.nan, dtype=torch.float64))
 
-    def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
+    def fit_statistics(self, source: FitSource) -> None:
         """Solve for the map on all training windows, under each penalty; keep validation's choice."""
-        fit = fit_ridge(training, validation)
+        if not source.weights_given:
+            source.once(self, None, lambda: self._solve(source))
+
+    def _solve(self, source: FitSource) -> None:
+        fit = fit_ridge(source.training, source.validation)
         self.coefficients.copy_(torch.from_numpy(fit.coefficients))
         self.alpha.fill_(fit.alpha)
         log.info("ridge: penalty %g has the least error on the validation windows", fit.alpha)
 
-    def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
+    def forward(self, x_enc: Tensor, *_: Any, **__: Any) -> Tensor:
         """[B, L, N] to [B, H, N], in the precision of the map."""
         with torch.autocast(x_enc.device.type, enabled=False):
             x = x_enc.to(self.coefficients.dtype)

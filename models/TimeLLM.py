@@ -19,13 +19,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.utils.data import Dataset
+from torch.distributed.tensor import DTensor
 
 from layers.heads import FlattenHead
 from layers.llm.ablation import ablated, drawn_attention, pass_through
 from layers.llm.forward import Prefix
-from layers.llm.fsdp import held, shard_layers
 from layers.llm.load import FrozenLLM, load_llm, word_scale
 from layers.llm.lora import add_adapters, is_adapter, set_dropout
 from layers.normalization import InstanceNorm
@@ -34,24 +32,16 @@ from layers.prompt import PromptBuilder, WindowPrompts
 from layers.reprogramming import ReprogrammingLayer
 from layers.retrieval.search import Rows, query_rows
 from layers.solved_start import SolvedStart
-from layers.step_value import StepValue
 from layers.time_marks import TimeMarks
 from models.base import ForecastModel
 from utils.config import AUTO, STD_FLOOR, BackboneConfig, Config
 from utils.data_sets import SHORT_TERM
 from utils.errors import UserError
 from utils.frequency import mark_names
+from utils.micro_step import MicroStep, StepValue
 from utils.process_memory import give_back_where_scarce
 from utils.prompt_bank import GENERAL, describe, read_description
-from utils.types import (
-    Batch,
-    ForecastParts,
-    ForecastState,
-    InstanceStatistics,
-    PassOfStep,
-    StartForecast,
-    WindowSource,
-)
+from utils.types import FitSource, ForecastParts, ForecastState, InstanceStatistics, StartForecast
 from utils.windows import per_series
 
 log = getLogger(__name__)
@@ -105,7 +95,7 @@ class Model(ForecastModel):
     channel_independent = True
     offers_ms = True
     uses_llm = True
-    has_memory = False
+    _has_memory = False
     """Whether ``--use_gram`` gives it one."""
     own_settings = frozenset(item.name for item in fields(BackboneConfig))
 
@@ -137,10 +127,8 @@ class Model(ForecastModel):
         self._pass: Any = pass_through(llm, self.llm_attention, config)
         self._kept_prefix: tuple[Any, Prefix] | None = None
         self._kept_source: tuple[Any, Tensor] | None = None
-        self._step_source = StepValue()
         self._kept_idle: tuple[Any, bool] | None = None
         self.leaves_out_idle_llm = True
-        self._pass_of_step = PassOfStep(first=True, last=True)
         if config.backbone.d_ff > d_llm:
             raise UserError(
                 f"--d_ff: expected at most the LLM's hidden size ({d_llm}), found {config.backbone.d_ff}"
@@ -154,6 +142,11 @@ class Model(ForecastModel):
             digits=config.backbone.prompt_digits,
         )
         self.prompt_text = self.prompt.constant_text
+        self.prompts = WindowPrompts(
+            self.prompt,
+            last_alone=config.data.features == "MS",
+            masked=config.run.task_name == SHORT_TERM,
+        )
         self.register_state_dict_post_hook(_drop_llm)
         self.register_load_state_dict_pre_hook(_pass_over_llm)
         self.register_load_state_dict_post_hook(_do_not_miss_llm)
@@ -186,42 +179,18 @@ class Model(ForecastModel):
             self.reads_time_marks = True
             self.time_marks = _time_marks(config)
         if config.begins_solved:
-            self.start = solved_start(config, retrieves=self.has_memory and config.gram.use_gram)
+            self.begins_solved = True
+            self.start = solved_start(config, retrieves=self._has_memory and config.gram.use_gram)
             self.output_projection.begin_at_zero()
 
-    @property
-    def begins_solved(self) -> bool:
-        """Whether there is a start, which an untrained forecast is."""
-        return self.config.begins_solved
-
-    def fit_statistics(self, source: WindowSource) -> None:
-        """Fill the start's memory from the training windows."""
+    def fit_statistics(self, source: FitSource) -> None:
+        """Fill the start's memory from the training windows and solve for it, whatever weights are given."""
         if self.begins_solved:
-            self.start.fill(source)
-
-    def recalibrate(self, source: WindowSource) -> None:
-        """Fill the start's memory from this run's training windows, on which it is solved anew."""
-        if self.begins_solved:
-            self.start.fill(source)
-
-    def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
-        """Solve for the start."""
-        if self.begins_solved:
-            self.start.fit(training, validation)
-
-    @property
-    def closed_form_settings(self) -> dict[str, Any] | None:
-        """What the start depends on beside the data."""
-        return closed_form_settings(self.config, self.start) if self.begins_solved else None
-
-    @property
-    def closed_form_lines(self) -> list[str]:
-        """What was decided for the start."""
-        return self.start.lines() if self.begins_solved else []
+            fit_start(self.start, self.config, source)
 
     @property
     def closed_form_facts(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """What was decided for the start, as plain values."""
         return self.start.facts() if self.begins_solved else {}
 
     def train(self, mode: bool = True) -> Model:
@@ -234,7 +203,7 @@ class Model(ForecastModel):
         self._kept_source = self._kept_idle = None
         return self
 
-    def starting_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def state(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Weights of a run without adapters start one with them: the adapters begin as they were drawn."""
         if self.begins_solved:  # it is solved anew, and other weights need not have one
             kept = {name: weight for name, weight in weights.items() if not name.startswith(START_PREFIX)}
@@ -246,25 +215,10 @@ class Model(ForecastModel):
         log.warning("--init_from: its weights have no adapters; those of this run begin without effect")
         return {**weights, **own}
 
-    def shard_llm(self, mesh: DeviceMesh) -> None:
-        """Divide the LLM's layers among the processes of ``mesh``; see `layers.llm.fsdp`."""
-        shard_layers(self.llm_model, mesh)
-
-    def begin_pass(self, place: PassOfStep) -> None:
-        """The passes of an optimizer step share its source embeddings."""
-        self._pass_of_step = place
-
     def use_reference_forward(self) -> None:
         """From now on compute every state of the LLM by its own forward pass, for comparison."""
         self.leaves_out_idle_llm = False
         self._pass = self._pass.plain()
-
-    @property
-    def prompts(self) -> WindowPrompts:
-        """What makes the prompts of windows, for loaders."""
-        data = self.config.data
-        masked = self.config.run.task_name == SHORT_TERM
-        return WindowPrompts(self.prompt, last_alone=data.features == "MS", masked=masked)
 
     def forward(
         self,
@@ -278,16 +232,18 @@ class Model(ForecastModel):
         variable: Tensor | None = None,
         target: Tensor | None = None,
         prompt: Tensor | None = None,
+        micro_step: MicroStep | None = None,
         return_state: bool = False,
     ) -> Tensor | ForecastState:
         """Forecast [B, H, M] of windows ``x_enc`` [B, L, N], both in standardised units.
 
         ``prompt`` [B, M, K] holds their prompts (`prompts`), which are made here where None: then the
-        windows are read back from an accelerator. Time marks are read with ``--use_time_marks`` alone.
+        windows are read back from an accelerator. Time marks are read with ``--use_time_marks`` alone. The
+        micro-steps of an optimizer step share its source embeddings.
         """
         series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
         begun = None
-        forecast = self.answer([], series, self.embed(series, x_mark_enc), prompt, x_mark_dec)
+        forecast = self.answer([], series, self.embed(series, x_mark_enc), prompt, x_mark_dec, micro_step)
         if self.begins_solved:
             shape = series.statistics.mean[:, 0]  # [B, M]
             query = query_rows(shape, start=start, series_id=series_id, variable=variable)
@@ -355,6 +311,7 @@ class Model(ForecastModel):
         patches: Tensor,
         prompt: Tensor | None,
         marks: Tensor | None,
+        micro_step: MicroStep | None = None,
     ) -> Tensor:
         """What the LLM makes of the patches, [S, H]: the forecast, or what it adds to the start's.
 
@@ -362,7 +319,7 @@ class Model(ForecastModel):
         """
         if self._llm_is_idle():
             return series.normalised.new_zeros(len(series.normalised), self.config.data.pred_len)
-        return self.project(self.decode(leading, series, patches, prompt), series, marks)
+        return self.project(self.decode(leading, series, patches, prompt, micro_step), series, marks)
 
     def _llm_is_idle(self) -> bool:
         """Whether nothing that the LLM says reaches a forecast; the weights are looked at once."""
@@ -393,27 +350,25 @@ class Model(ForecastModel):
         future = _given(marks, "x_mark_dec")[:, -self.config.data.pred_len :]
         return forecast + self.time_marks.of_future(future, states)
 
-    def reprogram(self, patches: Tensor) -> Tensor:
+    def reprogram(self, patches: Tensor, micro_step: MicroStep | None = None) -> Tensor:
         """Patches [S, P, D] in the LLM's word space, [S, P, d_llm]."""
-        return self.reprogramming_layer(patches, self.source_tokens())
+        return self.reprogramming_layer(patches, self.source_tokens(micro_step))
 
-    def source_tokens(self) -> Tensor:
+    def source_tokens(self, micro_step: MicroStep | None = None) -> Tensor:
         """The source (text prototype) embeddings [C, d_llm]; once an optimizer step, once an evaluation."""
         if self.config.backbone.source_tokens == "prototypes":
             return self.source_prototypes
         if torch.is_grad_enabled():
-            return self._source_of_step(self._pass_of_step)
+            return self._source_of_step(micro_step or MicroStep(StepValue(), last=True))
         state = _state_of(self.mapping_layer)
         if self._kept_source is None or self._kept_source[0] != state:
             self._kept_source = state, self._map_words(self.mapping_layer)
         return self._kept_source[1]
 
-    def _source_of_step(self, place: PassOfStep) -> Tensor:
-        """The mapped source, which the passes of an optimizer step share."""
-        source = self._step_source.get(
-            lambda: self._map_words(self.mapping_layer), first=place.first, last=place.last
-        )
-        if place.last and source.requires_grad and source.device.type == "cpu":
+    def _source_of_step(self, micro_step: MicroStep) -> Tensor:
+        """The mapped source, which the micro-steps of an optimizer step share."""
+        source = micro_step.shared.get(lambda: self._map_words(self.mapping_layer), last=micro_step.last)
+        if micro_step.last and source.requires_grad and source.device.type == "cpu":
             # what the LLM's backward pass has freed goes before the map's gradient comes
             source.register_hook(lambda gradient: give_back_where_scarce())
         return source
@@ -429,7 +384,12 @@ class Model(ForecastModel):
         return mapped + mapping.bias[:, None]
 
     def decode(
-        self, leading: list[Tensor], series: Series, patches: Tensor, prompt: Tensor | None = None
+        self,
+        leading: list[Tensor],
+        series: Series,
+        patches: Tensor,
+        prompt: Tensor | None = None,
+        micro_step: MicroStep | None = None,
     ) -> Tensor:
         """Run ``[*leading, prompt, patches]`` through the LLM; its states at the patches [S, P, d_ff].
 
@@ -438,7 +398,7 @@ class Model(ForecastModel):
         so a window's forecast does not depend on its neighbours' prompts. ``prompt`` [B, M, K] is of
         `prompts`; the same is made here where None.
         """
-        reprogrammed = self.reprogram(patches)
+        reprogrammed = self.reprogram(patches, micro_step)
         ids = self.prompt.ids(series.lookback, series.observed) if prompt is None else prompt.flatten(0, 1)
         token_ids, mask = self.prompt.padded(ids.to(patches.device))
         self._refuse_too_long(sum(t.shape[1] for t in (*leading, token_ids, reprogrammed)))
@@ -502,7 +462,12 @@ class Model(ForecastModel):
 
 def _state_of(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """Where the weights lie and how often they changed: another value after any change, in place or not."""
-    return tuple((weight.data_ptr(), weight._version) for weight in map(held, module.parameters()))
+    return tuple((weight.data_ptr(), weight._version) for weight in map(_held, module.parameters()))
+
+
+def _held(weight: Tensor) -> Tensor:
+    """What this process holds of a weight: all of it, or its share."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def _time_marks(config: Config) -> TimeMarks:
@@ -537,10 +502,10 @@ def solved_start(config: Config, *, retrieves: bool) -> SolvedStart:
     )
 
 
-def closed_form_settings(config: Config, start: SolvedStart) -> dict[str, Any]:
-    """What a start depends on beside the data and their division."""
+def fit_start(start: SolvedStart, config: Config, source: FitSource) -> None:
+    """Fill the memory of a configuration's start and solve for its maps; once for all that they depend on."""
     d, control = config.data, config.gram.retrieval_control
-    return {
+    settings = {
         "lengths": [d.seq_len, d.pred_len, d.eval_stride],
         "season": d.season,
         "frequency": d.freq,
@@ -549,6 +514,10 @@ def closed_form_settings(config: Config, start: SolvedStart) -> dict[str, Any]:
         "control": control,
         "seed": config.training.seed if control in ("random", "same_phase") else None,
     }
+    start.fill(source.training)
+    source.once(start, settings, lambda: start.fit(source.training, source.validation))
+    for line in start.lines():
+        log.info("%s", line)
 
 
 def _given(marks: Tensor | None, name: str) -> Tensor:

@@ -29,8 +29,10 @@ from layers.TAPR import TAPR
 from models import TimeLLM
 from models.TimeLLM import DEFAULT_SEASON
 from utils.config import Config
+from utils.micro_step import MicroStep
 from utils.trend import MAGNITUDES, ORDINAL_BINS, ordinal_probabilities, trend_measure
 from utils.types import (
+    FitSource,
     ForecastState,
     InstanceStatistics,
     RetrievalRecord,
@@ -50,7 +52,7 @@ class Model(TimeLLM.Model):
 
     name = "TimeLLM_Enhanced"
     is_named_by_flag = False
-    has_memory = True
+    _has_memory = True
 
     def _build(self, config: Config, d_llm: int) -> None:
         """The baseline's parts first, then those of the modules that are on."""
@@ -104,6 +106,7 @@ class Model(TimeLLM.Model):
         variable: Tensor | None = None,
         target: Tensor | None = None,
         prompt: Tensor | None = None,
+        micro_step: MicroStep | None = None,
         return_state: bool = False,
     ) -> Tensor | ForecastState:
         """Forecast [B, H, M] of windows ``x_enc`` [B, L, N], both in standardised units.
@@ -122,6 +125,7 @@ class Model(TimeLLM.Model):
             target: the true future [B, H, M], read by the retrieval oracle alone.
             prompt: prompts of the windows, [B, M, K], of `prompts`; made here where None, for which the
                 windows are read back from an accelerator.
+            micro_step: of the optimizer step, whose micro-steps share its source embeddings.
             return_state: give a `ForecastState` instead of the prediction alone.
         """
         series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
@@ -146,7 +150,7 @@ class Model(TimeLLM.Model):
                 found=None if begun is None else self._neighbours(begun, series.lookback),
             )
             leading.append(tokens)
-        forecast = self.answer(leading, series, patches, prompt, x_mark_dec).float()  # [S, H]
+        forecast = self.answer(leading, series, patches, prompt, x_mark_dec, micro_step).float()  # [S, H]
         if begun is not None and retrieval is not None:
             forecast, retrieval = self._choose(forecast, begun, retrieval, query, series.statistics)
         elif begun is not None:
@@ -241,18 +245,15 @@ class Model(TimeLLM.Model):
             self.memory.places, source, span=d.seq_len + d.pred_len, same_variable=scope == "variable"
         )
 
-    def fit_statistics(self, source: WindowSource) -> None:
-        """Fix TAPR's class cuts and fill the memories from the training windows."""
-        super().fit_statistics(source)
-        self._calibrate(source, place_thresholds=True)
-        self.rebuild_memory(source)
+    def fit_statistics(self, source: FitSource) -> None:
+        """Fix TAPR's class cuts, fill the memories from the training windows, solve for the start.
 
-    def recalibrate(self, source: WindowSource) -> None:
-        """Fix the class cuts anew; thresholds stay as learned, and the memory but with ``--build_memory``."""
-        super().recalibrate(source)
-        self._calibrate(source, place_thresholds=False)
-        if self.config.gram.build_memory:
-            self.rebuild_memory(source)
+        Under given weights thresholds stay as learned, and GRA-M's memory but with ``--build_memory``.
+        """
+        super().fit_statistics(source)
+        self._calibrate(source.training, place_thresholds=not source.weights_given)
+        if self.config.gram.build_memory or not source.weights_given:
+            self.rebuild_memory(source.training)
 
     @torch.no_grad()
     def _calibrate(self, source: WindowSource, *, place_thresholds: bool) -> None:

@@ -33,6 +33,8 @@ MODELS: dict[str, type[ForecastModel]] = {
     "SeasonalNaive": SeasonalNaive.Model,
 }
 
+assert all(name == model.name for name, model in MODELS.items()), "a model's `name` is its name here"
+
 
 def llm_outline(name: str) -> Callable[[Config], LLMOutline | None]:
     """From a configuration to the widths of the LLM that the model of this name reads; None without one."""

@@ -36,7 +36,6 @@ from utils.config import Config
 from utils.ending import command
 from utils.paths import PROJECT_ROOT
 from utils.process_memory import STATUS, give_back_freed, mib
-from utils.training.distributed.launcher_options import DEEPSPEED_ASKED
 from utils.training.experiment import Builders, run
 from utils.training.run_folder import METRICS_FILE
 from utils.types import Batch, DataBundle
@@ -119,7 +118,7 @@ def started(folder: Path, args: argparse.Namespace, *, precision: str, divided: 
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     variables = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
     if divided and args.zero:
-        variables[DEEPSPEED_ASKED] = "true"
+        variables["ACCELERATE_USE_DEEPSPEED"] = "true"
     done = subprocess.run(
         [*launch, "--nproc_per_node", str(args.processes), __file__, "--measure", str(folder)],
         check=False,

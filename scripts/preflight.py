@@ -45,7 +45,7 @@ from utils.training.time_estimate import (
 )
 from utils.training.tracing import traced_peaks
 from utils.training.trainer import TIMED_STEPS
-from utils.types import DataBundle
+from utils.types import DataBundle, FitSource, unsolved
 
 NO_TIMING, TRACE = "--no_timing", "--trace"
 
@@ -78,7 +78,7 @@ def lines(config: Config, *, timing: bool, trace: bool = False) -> Iterator[str]
     with matmul_precision(config.training.matmul_precision, device):
         torch.manual_seed(config.training.seed)
         model: Any = MODELS[name](config).to(device)
-        model.fit_statistics(data.source)
+        model.fit_statistics(FitSource(data.source, once=unsolved))
         if config.training.auto_batch_size and model.is_trainable:
             config = with_fitting_batch(config, data, model, on_gpu=device.type == "cuda")
             yield f"--auto_batch_size: {plan_batches(config, 1, None)}"

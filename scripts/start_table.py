@@ -113,7 +113,7 @@ def judged(config: Config, *, draws: int) -> Iterator[tuple[str, NDArray[np.floa
 def fitted(config: Config, data: DataBundle, *, calendar: bool | None = None) -> RetrievalRidge.Model:
     """The start of a configuration; it decides whether the calendar is in where that is not said."""
     model = RetrievalRidge.Model(config).eval()
-    model.fit_statistics(data.source)
+    model.start.fill(data.source)
     model.start.fit(data.source, data.validation, calendar=calendar)
     return model
 

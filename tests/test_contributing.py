@@ -15,6 +15,7 @@ DOCUMENT = PROJECT_ROOT / "CONTRIBUTING.md"
 FLOORS = ("models", "layers", "data_provider", "utils")
 USED = """
 import math
+from pathlib import Path
 import torch
 from layers.llm.sources import HUB_IDS
 from models.registry import MODELS
@@ -24,8 +25,8 @@ from utils.errors import UserError
 from utils.training.metrics import ScoreSums
 from utils.training.forward import forecast_state
 from utils.prompt_bank import describe
-from utils.training.objective import forecast_loss
-from utils.types import Batch
+from utils.training.objective import Objective, forecast_loss
+from utils.types import Batch, ForecastState, RetrievalRecord
 
 models = {"models": MODELS}
 words = "--model Drift --data Wind --llm_model PYTHIA --loss LogCosh --pred_len 3".split()
@@ -47,11 +48,46 @@ scores = ScoreSums(torch.device("cpu"), trend_label="level")
 scores.add(forecast_state(drift, batch), batch)
 assert scores.reduce(lambda sums: sums)["mse"] == 1
 
-try:
-    forecast_state(drift, batch._replace(y=batch.y[..., -1:]))
-    raise AssertionError("a forecast of other variables than the target's was scored")
-except UserError as error:
-    assert "Drift: expected a forecast of [2, 3, 1]" in str(error) and "found [2, 3, 4]" in str(error)
+assert scores.reduce(lambda sums: sums)["bias"] == -1
+gate, one = torch.full((8, 1), 0.5), torch.ones(8, 1)
+record = RetrievalRecord(gate, one, one, one.long(), one, one[:, 0].bool())
+state = ForecastState(forecast, None, record)
+assert Objective(config)(state, batch, step=0).terms["gate_size"] == 0.25
+
+
+def refused(path, right, wrong, use, error, said):
+    # a module with one thing done wrong, and what is said where it is used
+    text, names = Path(path).read_text(encoding="utf-8"), {"__name__": "wrong"}
+    assert text.count(right) == 1, right
+    try:
+        exec(text.replace(right, wrong), names)
+        use(names)
+    except error as found:
+        assert said in str(found), found
+    else:
+        raise AssertionError(f"{wrong} was taken")
+
+
+def scored(names):
+    return forecast_state(names["Model"](config), batch)
+
+
+def trained(names):
+    return names["Objective"](config)(state, batch, step=0)
+
+
+drifts, losses = "models/Drift.py", "utils/training/objective.py"
+right = "return x_enc[:, -1:] + slope * steps"
+shape = "Drift: expected a forecast of [2, 3, 4] (windows, rows, forecast variables), found "
+one = "return x_enc[:, -1:, :1] + slope[..., :1] * steps"
+refused(drifts, right, one, scored, UserError, shape + "[2, 3, 1]")
+refused(drifts, right, "return (x_enc + slope)[:, -1:]", scored, UserError, shape + "[2, 1, 4]")
+refused(drifts, right, f"{right}, slope", scored, UserError, shape + "tuple")
+refused(drifts, "is_trainable", "takes_steps", scored, TypeError, "models/base.py lists, found takes_steps")
+formula = '    "LogCosh": lambda error: error + F.softplus(-2 * error) - math.log(2),  # does not overflow'
+refused(losses, formula, "", trained, ValueError, "--loss LogCosh: expected a formula")
+size = "gate.square().mean()"
+refused(losses, size, "gate.square()", trained, ValueError, "found {'gate_size': [8, 1]}; take their means")
 try:
     Config.from_flat({**config.flat(), "features": "MS", "seed": -1}, **models)
     raise AssertionError("--features MS was taken")
@@ -92,7 +128,7 @@ def applied(text: str, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the code with all four additions."""
+    """A copy of the code with all additions."""
     root = tmp_path_factory.mktemp("changed")
     for name in FLOORS:
         shutil.copytree(PROJECT_ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -101,13 +137,15 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_model_a_data_set_an_llm_and_a_loss_are_shown():
+def test_a_model_a_data_set_an_llm_losses_and_a_metric_are_shown():
     paths = {path for path, _ in files(diffs())}
     assert {"models/Drift.py", "utils/data_sets.py", "layers/llm/sources.py"} <= paths
-    assert "utils/training/objective.py" in paths and diffs().count("+++ b/utils/config.py") == 1
+    assert {"utils/training/objective.py", "utils/training/metrics.py"} <= paths
+    assert diffs().count("+++ b/utils/config.py") == 1
 
 
-def test_the_additions_do_what_they_say(changed):
+def test_the_additions_do_what_they_say_and_wrong_ones_are_refused(changed):
+    """A forecast of one variable was stretched to all and scored; a loss without its formula was Huber's."""
     done = python("-c", USED, cwd=changed)
     assert done.returncode == 0, done.stderr
 

@@ -6,12 +6,12 @@ Shape legend: B windows, N variables, M variables that are forecast (the last on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 
@@ -91,6 +91,30 @@ class WindowSource(Protocol):
     def lookbacks(self, *, series_id: Tensor, variable: Tensor, start: Tensor) -> Tensor:
         """The lookbacks [R, L] that begin at these absolute positions of these series' variables."""
         ...
+
+
+NO_WINDOWS: Any = ()
+
+
+def _solve_here(module: nn.Module, settings: dict[str, Any] | None, solve: Callable[[], None]) -> None:
+    solve()
+
+
+def unsolved(module: nn.Module, settings: dict[str, Any] | None, solve: Callable[[], None]) -> None:
+    """For `FitSource.once` where nobody reads the solution: it stays as it began."""
+
+
+class FitSource(NamedTuple):
+    """What a model learns from that is counted or solved rather than trained."""
+
+    training: WindowSource
+    validation: Dataset[Batch] = NO_WINDOWS
+    """Settings of what is solved are chosen by these windows alone."""
+    weights_given: bool = False
+    """Whether the weights are another run's (``--init_from``), which what is solved leaves alone."""
+    once: Callable[[nn.Module, dict[str, Any] | None, Callable[[], None]], None] = _solve_here
+    """Solves for a module's state, once for all processes and runs in which the data and these settings are
+    the same; None of them keeps nothing. See `utils.training.closed_form.solve_once`."""
 
 
 class SeriesReference(NamedTuple):
@@ -195,13 +219,6 @@ class ForecastParts(NamedTuple):
     """The solved map of lookback and history."""
     llm: Tensor
     """With what the LLM adds."""
-
-
-class PassOfStep(NamedTuple):
-    """Where a forward pass in training stands among those of its optimizer step."""
-
-    first: bool
-    last: bool
 
 
 class ForecastState(NamedTuple):

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -47,11 +46,6 @@ def shard_layers(llm: PreTrainedModel, mesh: DeviceMesh) -> None:
     for layer in layers:
         _divide(layer, mesh, whole={weight for weight in layer.parameters() if weight.requires_grad})
     _divide(llm, mesh, whole=set(llm.parameters()))  # nothing more: for the order of the gatherings
-
-
-def held(weight: Tensor) -> Tensor:
-    """What this process holds of a weight: all of it, or its share."""
-    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def _divide(module: nn.Module, mesh: DeviceMesh, *, whole: set[nn.Parameter]) -> None:

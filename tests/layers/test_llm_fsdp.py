@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from layers.llm import blocks as llm_fused
 from layers.llm.forward import LLMPass
-from layers.llm.fsdp import held, shard_layers
+from layers.llm.fsdp import shard_layers
 from layers.llm.layers import stack_of
 from layers.llm.lora import add_adapters
 from models.TimeLLM_Enhanced import Model
@@ -171,14 +171,14 @@ def test_a_kept_prefix_notices_that_a_share_has_changed(alone, tiny_settings, se
     """Shares have no address of their own: by that alone every state of the weights would look the same."""
     config = Config.from_flat(tiny_settings(series_file, tmp_path))
     model = Model(config).eval()
-    model.shard_llm(alone)
+    shard_layers(model.llm_model, alone)
     windows = torch.randn(2, 32, 2, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         first = model(windows)
         prefix = model._kept_prefix
         assert prefix is not None and torch.equal(model(windows), first) and model._kept_prefix is prefix
         weight = next(w for w in model.llm_model.parameters() if isinstance(w, DTensor) and w.dim() > 1)
-        held(weight).mul_(1.5)
+        weight.to_local().mul_(1.5)
         changed = model(windows)
     assert model._kept_prefix is not prefix and not torch.equal(changed, first)
     model._kept_prefix = None

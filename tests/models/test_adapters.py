@@ -207,12 +207,12 @@ def test_adapters_that_a_checkpoint_lacks_are_missed_and_those_too_many_refused(
 
 def test_weights_without_adapters_start_a_run_with_them(tiny_llama, caplog):
     plain, adapted = model_of(tiny_llama, peft="none", seed=9), model_of(tiny_llama)
-    adapted.load_state_dict(dict(adapted.starting_weights(plain.state_dict())))
+    adapted.load_state_dict(dict(adapted.state(plain.state_dict())))
     assert "have no adapters" in caplog.text
     torch.testing.assert_close(forecast(adapted), forecast(plain), rtol=1e-4, atol=1e-5)  # fused without
     state = shaken(adapted).state_dict()
-    assert adapted.starting_weights(state) is state
-    assert plain.starting_weights(state) is state
+    assert adapted.state(state) is state
+    assert plain.state(state) is state
 
 
 # Settings.

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tests.models.test_timellm_enhanced import BATCH, BOTH, batch_of, model_of, state_of
 from tests.pairwise import each_pair
+from utils.micro_step import MicroStep, StepValue
 from utils.training.objective import Objective
-from utils.types import PassOfStep
 
 TINY = ["tiny_gpt2", "tiny_llama", "tiny_qwen", "tiny_bert"]
 ORDERS = ["document", "prompt_first"]
@@ -138,10 +138,10 @@ def accumulated(model: Any, *, told: bool) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     objective = Objective(model.config)
     batches = [batch_of(0, 100), batch_of(20, 30), batch_of(60, 130)]
+    shared = StepValue()
     for i, batch in enumerate(batches):
-        if told:
-            model.begin_pass(PassOfStep(first=i == 0, last=i == len(batches) - 1))
-        objective(state_of(model, batch), batch, step=10).total.backward()
+        micro_step = MicroStep(shared, last=i == len(batches) - 1) if told else None
+        objective(state_of(model, batch, micro_step), batch, step=10).total.backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 

@@ -26,7 +26,7 @@ from tests.models.test_timellm_enhanced import (
     state_of,
 )
 from utils.training.objective import Objective
-from utils.types import ForecastState, RetrievalRecord
+from utils.types import FitSource, ForecastState, RetrievalRecord
 from utils.windows import per_series
 
 BEGUN: dict[str, Any] = {"use_gram": True, "start": "solved", "llm_layers": 1, "top_k": 7}
@@ -39,7 +39,7 @@ VALIDATION = WindowDataset(
 def begun(tiny_gpt2: Path) -> TimeLLM_Enhanced.Model:
     """A model with its start solved, which the tests copy; its dropout is off."""
     model = model_of(tiny_gpt2, retrieval_fusion="both", **BEGUN)
-    model.fit_closed_form(SOURCE, VALIDATION)
+    model.fit_statistics(FitSource(SOURCE, VALIDATION))
     assert model.start.has_retrieval
     return model.eval()
 

@@ -27,7 +27,7 @@ from tests.models.test_timellm_enhanced import BOTH, SEASON, SIZES, H, L, N
 from utils.config import Config
 from utils.training.forward import forecast_state
 from utils.training.objective import Objective
-from utils.types import Batch
+from utils.types import Batch, FitSource, unsolved
 from utils.windows import per_series
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -97,7 +97,8 @@ def model_of(case: str, llm: Path, *, source: TrainingWindows | None = None, **c
     torch.manual_seed(0)
     model = MODELS[name](config)
     source = source or source_of(walk(220, seed=3))
-    model.fit_statistics(source)
+    if name not in UNTRAINED:
+        model.fit_statistics(FitSource(source, once=unsolved))
     with torch.no_grad():  # what starts at zero would hide what it multiplies
         for parameter in model.parameters():
             if parameter.requires_grad and not parameter.any():

@@ -13,7 +13,7 @@ from models.inspection import inspection_lines, prompts_of, watched
 from models.registry import MODELS
 from utils.config import Config
 from utils.training.forward import forecast_state
-from utils.types import Batch
+from utils.types import Batch, FitSource, unsolved
 
 BOTH = {"use_tapr": True, "use_gram": True}
 
@@ -30,7 +30,7 @@ def build(tiny_settings, series_file, tmp_path):
         data = build_data(config)
         torch.manual_seed(0)
         model = MODELS[name](resolve(config, data)).eval()
-        model.fit_statistics(data.source)
+        model.fit_statistics(FitSource(data.source, once=unsolved))
         items = [data.train[i] for i in range(3)]
         return model, stacked(items, torch.device("cpu"))
 

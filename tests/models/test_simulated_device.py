@@ -20,7 +20,7 @@ from tests.utils.training.test_channel_parts import trainer_of
 from utils.config import Config
 from utils.simulated_device import NAME, Watch, simulated
 from utils.training.trainer import Trainer
-from utils.types import Batch, WindowRows
+from utils.types import Batch, FitSource, WindowRows, unsolved
 
 L, H, VARIABLES, WINDOWS = 32, 8, 2, 4
 SETTINGS = pairwise(
@@ -38,7 +38,7 @@ SETTINGS = pairwise(
 ON_THE_HOST = {"RetrievalRidge"}
 """Closed form without a training step: it searches variable by variable, and looks which ones a batch has."""
 OTHERS = sorted(set(MODELS) - {"TimeLLM", "TimeLLM_Enhanced"} - ON_THE_HOST)
-STEP = "read utils/training/trainer.py _agree"
+STEP = "read utils/training/agreement.py agree"
 """The one look of an optimizer step: whether a loss is not finite, and whether anyone asked to stop."""
 EVALUATION = "read utils/training/metrics.py reduce"
 """The scores of a whole evaluation."""
@@ -99,7 +99,8 @@ def built(**flags: Any) -> Any:
         }
     )  # fmt: skip
     model: Any = MODELS[name](config)
-    model.fit_statistics(Source())
+    if model.is_trainable:  # others need validation windows
+        model.fit_statistics(FitSource(Source(), once=unsolved))
     if config.gram.use_gram:
         for column in COLUMNS:
             rows = getattr(model.gram.retriever, column)
@@ -140,8 +141,8 @@ def check(model: Any, tmp_path: Path, *, steps: int = 2) -> None:
         loop = trainer(model, tmp_path)
         assert looks(watch) == []
         if model.is_trainable:
-            for _ in range(steps * passes):
-                loop.train_step(batch)
+            for _ in range(steps):
+                loop.train_step([batch] * passes)
             assert looks(watch) == [STEP] * steps
         loader: Any = Windows([batch])
         loop.evaluate(loader, name="test")
@@ -206,7 +207,7 @@ def test_a_planted_fault_is_named(fault, kind, tmp_path):
     made = windows(model)
     with simulated() as watch:
         watch.move(model)
-        trainer(model, tmp_path).train_step(Batch(*map(watch.put, made)))
+        trainer(model, tmp_path).train_step([Batch(*map(watch.put, made))])
         assert f"{kind} tests/models/test_simulated_device.py {fault.__name__}" in looks(watch)
 
 
@@ -217,7 +218,7 @@ def test_a_tensor_that_a_hook_left_on_the_cpu_is_refused(tmp_path):
     with simulated() as watch:
         watch.move(model)
         with pytest.raises(RuntimeError, match="on the same device"):
-            trainer(model, tmp_path).train_step(Batch(*map(watch.put, made)))
+            trainer(model, tmp_path).train_step([Batch(*map(watch.put, made))])
 
 
 def left_on_cpu(gradient: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ def test_a_gradient_that_meets_the_cpu_is_named(tmp_path):
     with simulated() as watch:
         watch.move(model)
         model.head.linear.weight.register_hook(left_on_cpu)
-        trainer(model, tmp_path).train_step(Batch(*map(watch.put, made)))
+        trainer(model, tmp_path).train_step([Batch(*map(watch.put, made))])
         assert "stray tests/models/test_simulated_device.py left_on_cpu" in looks(watch)
 
 

@@ -19,7 +19,7 @@ from utils.config import Config
 from utils.training.forward import forecast_state
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
-from utils.types import Batch
+from utils.types import Batch, FitSource, unsolved
 
 DATES = pd.date_range("2020-01-01", periods=L + H, freq="h")
 MARKS = torch.from_numpy(time_marks(pd.DatetimeIndex(DATES), "h")).expand(3, -1, -1)
@@ -30,7 +30,7 @@ CASES = [("TimeLLM", {}), ("TimeLLM_Enhanced", BOTH)]
 def built(model: str, folder: Path, **settings: Any) -> Any:
     torch.manual_seed(0)
     found = MODELS[model](Config.from_flat({**SIZES, "llm_model_path": str(folder), "freq": "h", **settings}))
-    found.fit_statistics(SOURCE)
+    found.fit_statistics(FitSource(SOURCE, once=unsolved))
     return found
 
 

@@ -18,10 +18,11 @@ from tests.models.test_timellm import SIZES as BASELINE_SIZES
 from tests.models.test_timellm import H, L, N
 from tests.pairwise import pairwise
 from utils.config import Config
+from utils.micro_step import MicroStep
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
 from utils.trend import direction_of, magnitude_of, trend_measure
-from utils.types import Batch, ForecastState
+from utils.types import Batch, FitSource, ForecastState, unsolved
 
 SEASON = 12
 TRAIN_END, TOTAL = 220, 320
@@ -59,7 +60,7 @@ def model_of(folder: Path, *, seed: int = 0, fit: bool = True, **settings: Any) 
     torch.manual_seed(seed)
     model = TimeLLM_Enhanced.Model(config_of(folder, **settings))
     if fit:
-        model.fit_statistics(SOURCE)
+        model.fit_statistics(FitSource(SOURCE, once=unsolved))
     return model
 
 
@@ -82,13 +83,14 @@ def batch_of(*starts: int, series_id: int = SERIES) -> Batch:
 BATCH = batch_of(0, 100, 130)
 
 
-def state_of(model: nn.Module, batch: Batch = BATCH) -> ForecastState:
+def state_of(model: nn.Module, batch: Batch = BATCH, micro_step: MicroStep | None = None) -> ForecastState:
     return model(
         batch.x,
         start=batch.start,
         series_id=batch.series_id,
         variable=batch.variable,
         target=batch.y,
+        micro_step=micro_step,
         return_state=True,
     )
 
@@ -157,7 +159,7 @@ def test_modules_off_is_the_baseline_bit_for_bit(tiny_gpt2: Path) -> None:
     for kind in (TimeLLM.Model, TimeLLM_Enhanced.Model):
         torch.manual_seed(5)
         model = kind(config)
-        model.fit_statistics(SOURCE)
+        model.fit_statistics(FitSource(SOURCE, once=unsolved))
         model.refresh(SOURCE)
         models.append(model)
         states.append({name: value.clone() for name, value in model.state_dict().items()})
@@ -188,7 +190,7 @@ def test_gram_starts_equal_with_and_without_a_memory(tiny_gpt2: Path) -> None:
     """Building the memory must draw from its own generator, not from the training's."""
     model = model_of(tiny_gpt2, fit=False, **BOTH)
     before = torch.get_rng_state()
-    model.fit_statistics(SOURCE)
+    model.fit_statistics(FitSource(SOURCE, once=unsolved))
     model.refresh(SOURCE)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -394,7 +396,7 @@ def test_memory_depends_on_the_seed_setting_alone(tiny_gpt2: Path) -> None:
     """Every process builds its own memory, and the hashes are compared."""
     first, second = model_of(tiny_gpt2, **BOTH), model_of(tiny_gpt2, fit=False, **BOTH)
     torch.manual_seed(99)
-    second.fit_statistics(SOURCE)
+    second.fit_statistics(FitSource(SOURCE, once=unsolved))
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     other = TimeLLM_Enhanced.Model(first.config.replace(seed=4))
@@ -626,9 +628,9 @@ def test_recalibration_keeps_thresholds_and_memory(tiny_gpt2: Path, label: str) 
     train(model, 3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     other = TrainingWindows(VALUES * 2, Split(40, 180), seq_len=L, pred_len=H, series_id=SERIES + 1)
-    model.recalibrate(other)
+    model.fit_statistics(FitSource(other, weights_given=True, once=unsolved))
     fresh = model_of(tiny_gpt2, fit=False, trend_label=label, **BOTH)
-    fresh.fit_statistics(other)
+    fresh.fit_statistics(FitSource(other, once=unsolved))
     counted = {"tapr.label_cuts", "tapr.magnitude_given_direction"}
     for name, value in model.state_dict().items():
         if name in counted:
@@ -644,7 +646,7 @@ def test_recalibration_without_trends_changes_nothing(tiny_gpt2: Path, modules: 
     """A resumed run calls it for every model."""
     model = model_of(tiny_gpt2, **modules)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.recalibrate(SOURCE)
+    model.fit_statistics(FitSource(SOURCE, weights_given=True, once=unsolved))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,16 @@ FLOORS = {
 }
 DOOR = {f"models.{name}" for name in ("forecaster", "trained", "loading", "forecast_tables")}
 """What a trained run is loaded by, to forecast tables: of `models` it alone reads data."""
+WING = "utils.training.distributed"
+ENGINE = (f"{WING}.fsdp", "layers.llm.fsdp")
+"""What divides the frozen layers must know them, and nothing else of the training does."""
 ROOMS = {*FLOORS, "scripts", "run_main", "run_main_enhanced", "tests"}
 
 
-def modules() -> dict[str, Path]:
+def modules(packages: Iterable[str] = FLOORS) -> dict[str, Path]:
     """Dotted name to file, of every module on a floor."""
     found = {}
-    for package in FLOORS:
+    for package in packages:
         for path in (PROJECT_ROOT / package).rglob("*.py"):
             parts = path.relative_to(PROJECT_ROOT).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
@@ -57,7 +61,7 @@ def test_imports_only_go_down(floor):
         for name, path in known.items()
         if name.split(".")[0] == floor
         for target in imported(name, path, known)
-        if target.split(".")[0] not in FLOORS[floor]
+        if target.split(".")[0] not in FLOORS[floor] and (name, target) != ENGINE
     }
     assert not up
 
@@ -73,6 +77,22 @@ def test_of_the_models_the_door_alone_reads_data():
         and any(t.startswith("data_provider") for t in imported(name, path, known))
     }
     assert readers <= DOOR
+
+
+def test_the_wing_for_many_gpus_is_named_by_one_hook():
+    """A run on one device would be read through what only many need."""
+    known = modules((*FLOORS, "scripts"))
+    inside = {name for name in known if name.startswith(WING)} | {"layers.llm.fsdp"}
+    doors = {
+        (name, target)
+        for name in known.keys() - inside
+        for target in imported(name, known[name], known) & inside
+    }
+    assert doors == {("utils.training.experiment", f"{WING}.wing")}
+    names = [
+        line for line in known["utils.training.experiment"].read_text("utf-8").splitlines() if WING in line
+    ]
+    assert names == [f"from {WING}.wing import wing_of"]
 
 
 def test_the_door_costs_a_training_run_nothing():

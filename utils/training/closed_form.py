@@ -1,7 +1,7 @@
 """Weights that have a closed form: solved for once, on the main process, and kept by content.
 
 What is kept lies in ``--checkpoints``, in a file that is named after the hash of the data, their division and
-scale, and of the settings that the model says its solution depends on (`ForecastModel.closed_form_settings`).
+scale, and of the settings that the model says its solution depends on (`utils.types.FitSource.once`).
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.training import checkpoint as checkpoints
 from utils.training.checkpoint import CheckpointError
@@ -25,12 +26,20 @@ from utils.types import DataBundle
 
 log = getLogger(__name__)
 FOLDER = "solved"
-VERSION = 1
+VERSION = 2
 """Of how a solution is computed: another finds nothing kept."""
 
 
-def solve(ctx: RunContext) -> None:
-    """Fill in the model's closed form, the same in every process.
+def solve_once(
+    ctx: RunContext, module: nn.Module, settings: dict[str, Any] | None, solve: Callable[[], None]
+) -> None:
+    """Let ``solve`` change the state of ``module``, the same in every process.
+
+    Args:
+        ctx: of the run.
+        module: what is solved for.
+        settings: what the solution depends on beside the data; None where it is not worth keeping.
+        solve: the work.
 
     Raises:
         Exception: the main process's, in all of them.
@@ -38,33 +47,32 @@ def solve(ctx: RunContext) -> None:
     handed: list[dict[str, Tensor] | None] = [None]
     with agreed(ctx.accelerator):
         if ctx.accelerator.is_main_process:
-            handed = [_solution(ctx)]
+            handed = [_solution(ctx, module, settings, solve)]
     if ctx.accelerator.num_processes > 1:
         found = broadcast_object_list(handed)[0]
         assert found is not None
         if not ctx.accelerator.is_main_process:
-            ctx.plain.load_state_dict(found, strict=False)
-    for line in ctx.plain.closed_form_lines:
-        log.info("%s", line)
+            module.load_state_dict(found, strict=False)
 
 
-def _solution(ctx: RunContext) -> dict[str, Tensor]:
-    """What solving changes of the model's state, which then has it."""
-    settings = ctx.plain.closed_form_settings
+def _solution(
+    ctx: RunContext, module: nn.Module, settings: dict[str, Any] | None, solve: Callable[[], None]
+) -> dict[str, Tensor]:
+    """What solving changes of the module's state, which then has it."""
     path = None
     if settings is not None:
         path = Path(ctx.config.run.checkpoints) / FOLDER / f"{content_key(ctx.data, settings)}.pt"
         kept = _kept(path)
         if kept is not None:
-            ctx.plain.load_state_dict(kept, strict=False)
+            module.load_state_dict(kept, strict=False)
             log.info("closed form: that of %s, of the same data and settings", path)
             return kept
     began = time.perf_counter()
-    before = {name: _place(tensor) for name, tensor in ctx.plain.state_dict().items()}
-    ctx.plain.fit_closed_form(ctx.data.source, ctx.data.validation)
+    before = {name: _place(tensor) for name, tensor in module.state_dict().items()}
+    solve()
     solution = {
         name: tensor.detach().cpu()
-        for name, tensor in ctx.plain.state_dict().items()
+        for name, tensor in module.state_dict().items()
         if before.get(name) != _place(tensor)
     }
     if path is not None:

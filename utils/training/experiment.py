@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,10 +20,8 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
-    DistributedDataParallelKwargs,
     broadcast_object_list,
     gather_object,
-    parse_flag_from_env,
     set_seed,
 )
 from torch.utils.data import DataLoader, Dataset
@@ -38,11 +37,12 @@ from utils.process_memory import keep_freed
 from utils.reporting.run_header import environment, llm_text, opening_lines
 from utils.threads import fit_threads
 from utils.training import checkpoint as checkpoints
-from utils.training import checkpoint_state, closed_form, final_evaluation
+from utils.training import checkpoint_state, final_evaluation
 from utils.training import run_folder as folders
 from utils.training.batch_size import choose_batch_size, out_of_memory_explained, plan_batches
 from utils.training.checkpoint import CheckpointError
-from utils.training.distributed import deepspeed, fsdp, launcher_options
+from utils.training.closed_form import solve_once
+from utils.training.distributed.wing import wing_of
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
 from utils.training.precision import matmul_precision, subnormals_flushed
@@ -54,7 +54,7 @@ from utils.training.time_estimate import first_items, seconds_per_window, window
 from utils.training.together import agreed, main_first
 from utils.training.tracking import require_tracker, stop_tracking, tracked_metrics
 from utils.training.trainer import Trainer
-from utils.types import Batch, DataBundle, LLMOutline
+from utils.types import Batch, DataBundle, FitSource, LLMOutline
 
 log = getLogger(__name__)
 
@@ -125,9 +125,8 @@ def _set_up(
     """Data, model and folder of a run, and the payload that it goes on from or tests."""
     began = time.perf_counter()
     require_tracker(config.run.report_to)
-    config, unread = closing.enter_context(launcher_options.as_launched(config))
-    state = _processes(config)
-    launcher_options.check_taking_part(state.num_processes)
+    wing = closing.enter_context(wing_of(config))
+    config, state = wing.config, wing.processes()
     setup_logging(main_process=state.is_main_process)
     threads = fit_threads()
     data, outline = main_first(state, lambda: (builders.data(config), builders.llm(config)))
@@ -143,8 +142,8 @@ def _set_up(
         payload = _payload(config, resume)
     settled = _settled(config, state, outline, payload, variables=len(data.targets))
     config = settled.apply(config)
-    accelerator = _accelerator(config)
-    fsdp.check(config, accelerator)
+    accelerator = _accelerator(config, wing.engine_options(config))
+    wing.check(config, accelerator)
     closing.callback(accelerator.free_memory)
     closing.enter_context(matmul_precision(config.training.matmul_precision, accelerator.device))
     data_seconds = time.perf_counter() - began
@@ -166,7 +165,7 @@ def _set_up(
             facts = environment() | {"llm": llm, "data_hash": data.content_hash, "precision": settled.facts}
             folders.describe_run(folder, config, facts, resumed=resume is not None)
             closing.callback(RunLogFile(folder / folders.LOG_FILE).close)
-    for line in (*unread, *filter(None, [threads]), *settled.lines):
+    for line in (*wing.unread, *filter(None, [threads]), *settled.lines):
         log.info("%s", line)
     closing.callback(stop_tracking, accelerator)
     metrics = tracked_metrics(
@@ -182,6 +181,7 @@ def _set_up(
         metrics=metrics,
         llm=llm,
         plan=plan,
+        wing=wing,
         precision=settled.facts,
         flags=_flags_as_begun(config, payload),
         stop=stop,
@@ -235,14 +235,6 @@ def _model(config: Config, builders: Builders, accelerator: Accelerator) -> Any:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
     torch.use_deterministic_algorithms(config.training.deterministic)
     return main_first(accelerator, lambda: builders.model(config))
-
-
-def _processes(config: Config) -> PartialState:
-    """What accelerate knows before the precision is settled: this process among others, and its device."""
-    on_cpu = launcher_options.trains_on_cpu(config) or parse_flag_from_env("ACCELERATE_USE_CPU")
-    if launcher_options.deepspeed_is_asked():
-        return PartialState(**deepspeed.process_options())
-    return PartialState(cpu=on_cpu)
 
 
 def _settled(
@@ -306,23 +298,16 @@ def _flags_as_begun(config: Config, payload: dict[str, Any] | None) -> dict[str,
     return {**config.flat(), **kept}
 
 
-def _accelerator(config: Config) -> Accelerator:
+def _accelerator(config: Config, options: dict[str, Any]) -> Accelerator:
     """The engine of a run. Evaluation counts each window once, so batches are never evened out."""
     t = config.training
     if t.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise ConfigError(["--mixed_precision: fp16 needs a GPU, found none; use bf16 or no"])
-    data_parallel: dict[str, Any] = {
-        "cpu": launcher_options.trains_on_cpu(config),
-        "mixed_precision": t.mixed_precision,
-        "kwargs_handlers": [
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
-        ],
-    }
     return Accelerator(
         gradient_accumulation_steps=t.gradient_accumulation_steps,
         step_scheduler_with_optimizer=False,
         dataloader_config=DataLoaderConfiguration(even_batches=False),
-        **(deepspeed.engine_options(config) if launcher_options.deepspeed_is_asked() else data_parallel),
+        **options,
     )
 
 
@@ -330,7 +315,7 @@ def _prepare_model(ctx: RunContext, payload: dict[str, Any] | None) -> None:
     """Fill in what is counted on the training windows, or restore it; then wrap."""
     run_settings = ctx.config.run
     with ctx.phase("memory"):
-        fsdp.shard(ctx)
+        ctx.wing.divide(ctx)
         # accelerate moves no model whose LLM is spread over devices; and it numbers the CPU by process,
         # where torch would copy what lies on the CPU, the LLM's mapped files with it
         on_cpu = ctx.accelerator.device.type == "cpu"
@@ -340,14 +325,11 @@ def _prepare_model(ctx: RunContext, payload: dict[str, Any] | None) -> None:
             del payload["model"]  # nobody reads it again: with it goes a copy of a memory
         elif run_settings.init_from:
             path = checkpoints.locate(run_settings.init_from, flag="--init_from")
-            weights = ctx.plain.starting_weights(checkpoints.load_weights(path)["model"])
+            weights = ctx.plain.state(checkpoints.load_weights(path)["model"])
             _take_weights(ctx, {"model": weights}, source=f"--init_from {path}")
-            ctx.plain.recalibrate(ctx.data.source)
-            if ctx.plain.begins_solved:
-                closed_form.solve(ctx)
-        else:
-            ctx.plain.fit_statistics(ctx.data.source)
-            closed_form.solve(ctx)
+        if payload is None:
+            given, once = run_settings.init_from is not None, partial(solve_once, ctx)
+            ctx.plain.fit_statistics(FitSource(ctx.data.source, ctx.data.validation, given, once))
         if payload is None or not ctx.config.run.is_training:
             # A resumed run goes on with the keys it had; a test wants those of the weights tested.
             ctx.plain.refresh(ctx.data.source)
@@ -355,10 +337,7 @@ def _prepare_model(ctx: RunContext, payload: dict[str, Any] | None) -> None:
     if ctx.accelerator.process_index:  # equal weights so far; from here on each drops out its own units
         torch.manual_seed(ctx.config.training.seed + ctx.accelerator.process_index)
     ctx.accelerator.gradient_accumulation_steps = ctx.plan.passes
-    if deepspeed.in_use(ctx.accelerator):
-        deepspeed.autocast(ctx)  # the engine takes the model together with its optimizer
-    elif any(p.requires_grad for p in ctx.plain.parameters()):  # DDP refuses a model without
-        ctx.model = fsdp.prepared(ctx)
+    ctx.model = ctx.wing.wrapped(ctx)
 
 
 def _take_weights(ctx: RunContext, payload: dict[str, Any], *, source: str) -> None:
@@ -392,11 +371,7 @@ def _trainer(ctx: RunContext, builders: Builders, payload: dict[str, Any] | None
     total = min(t.max_steps or 10**12, t.train_epochs * steps_per_epoch) if ctx.plain.is_trainable else 0
     optimizer = build_optimizer(ctx.plain, t)
     scheduler = build_schedule(optimizer, t, total_steps=total, steps_per_epoch=steps_per_epoch)
-    prepared: Any
-    if deepspeed.in_use(accelerator) and total:
-        ctx.model, prepared = deepspeed.prepared(ctx, optimizer)
-    else:
-        prepared = accelerator.prepare_optimizer(optimizer)
+    prepared = ctx.wing.prepared(ctx, optimizer, total_steps=total)
     trainer = Trainer(
         accelerator=accelerator,
         model=ctx.model,
@@ -411,7 +386,7 @@ def _trainer(ctx: RunContext, builders: Builders, payload: dict[str, Any] | None
         total_steps=total,
         stop=ctx.stop.asked,
         validates_start=ctx.plain.begins_solved,
-        lockstep=ctx.sharded,
+        lockstep=ctx.wing.lockstep,
         evaluation_seconds=lambda: _evaluation_seconds(ctx, trainer, steps_per_epoch),
     )
     if payload is not None and config.run.is_training:
@@ -426,7 +401,7 @@ def _look_inside(ctx: RunContext, builders: Builders) -> None:
     """What ``--debug_shapes`` and ``--dump_prompt`` ask for, of the first training windows."""
     run_settings = ctx.config.run
     asked = run_settings.debug_shapes or run_settings.dump_prompt
-    if asked and (ctx.accelerator.is_main_process or ctx.sharded):
+    if asked and (ctx.accelerator.is_main_process or ctx.wing.lockstep):
         batch = first_items(ctx.data.train, ctx.config.training.batch_size, ctx.accelerator.device)
         shapes, prompt = run_settings.debug_shapes, run_settings.dump_prompt
         lines = builders.inspect(ctx.plain, batch, list(ctx.data.targets), shapes=shapes, prompt=prompt)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from utils.batches import batched
 from utils.errors import UserError
+from utils.micro_step import MicroStep
 from utils.types import Batch, ForecastParts, ForecastState, PromptMaker, RetrievalRecord
 
 
@@ -30,14 +31,14 @@ class Part(NamedTuple):
     last: bool
 
 
-def forecast_state(model: Any, batch: Batch) -> ForecastState:
-    """The model's forecast of a batch, with what its parts recorded on the way.
+def forecast_state(model: Any, batch: Batch, micro_step: MicroStep | None = None) -> ForecastState:
+    """The model's forecast of a batch, with what its parts recorded on the way; training has micro-steps.
 
     Raises:
-        ShapeError: it has not the target's shape, which losses and scores would stretch it to.
+        ShapeError: it is no tensor of the target's shape, which losses and scores would stretch it to.
     """
     prompts = {"prompt": batch.prompt} if batch.prompt.numel() else {}
-    state: ForecastState = model(
+    found = model(
         batch.x,
         x_mark_enc=batch.x_mark,
         x_mark_dec=batch.y_mark,
@@ -45,14 +46,17 @@ def forecast_state(model: Any, batch: Batch) -> ForecastState:
         series_id=batch.series_id,
         variable=batch.variable,
         target=batch.y,
+        micro_step=micro_step,
         return_state=True,
         **prompts,
     )
-    if state.prediction.shape != batch.y.shape:
+    state = found if isinstance(found, ForecastState) else ForecastState(found, None, None)
+    shape = list(state.prediction.shape) if isinstance(state.prediction, Tensor) else type(found).__name__
+    if shape != list(batch.y.shape):
         plain = getattr(model, "module", model)
         raise ShapeError(
             f"{getattr(plain, 'name', type(plain).__name__)}: expected a forecast of {list(batch.y.shape)} "
-            f"(windows, rows, forecast variables), found {list(state.prediction.shape)}; mend the model's "
+            f"(windows, rows, forecast variables), found {shape}; mend the model's "
             "forecast. With --features MS (offers_ms = True), the last variable alone is forecast"
         )
     return state

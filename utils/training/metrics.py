@@ -17,9 +17,10 @@ from utils.windows import per_series
 
 _LEVELS = {"direction": (DIRECTIONS, direction_of), "magnitude": (MAGNITUDES, magnitude_of)}
 _COMPETITION = ("smape", "mase", "naive2_smape", "naive2_mase", "judged", "scaled")
+_MEANS: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.square, "mae": torch.abs}
+"""Scores that are means over values, by name, each of errors (forecast - future) element by element."""
 _PLAIN = (
-    "squared",
-    "absolute",
+    *_MEANS,
     "values",
     "windows",
     "gate",
@@ -57,10 +58,9 @@ class ScoreSums:
         """Count one batch; ``new_windows`` is False where others of its variables were counted before."""
         error = state.prediction.double() - batch.y.double()
         self._count(
-            squared=error.square().sum(),
-            absolute=error.abs().sum(),
             values=error.numel(),
             windows=len(error) if new_windows else 0,
+            **{name: score(error).sum() for name, score in _MEANS.items()},
         )
         if self.reference is not None:
             self._add_competition(self.reference, state.prediction, batch)
@@ -144,8 +144,7 @@ class ScoreSums:
         if not total["values"]:
             raise ValueError("no window was scored: the split is empty")
         scores = {
-            "mse": total["squared"] / total["values"],
-            "mae": total["absolute"] / total["values"],
+            **{name: total[name] / total["values"] for name in _MEANS},
             "windows": total["windows"],
         }
         if total["judged"]:

@@ -6,7 +6,7 @@ Shape legend: B windows, N variables, L lookback, H horizon, S = B * N series.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,12 @@ LEAST_GATE = torch.finfo(torch.float32).eps
 """Of a mean gate, and most but for so much: the slope of its entropy has no bound at 0 and 1."""
 NEVER = 1e4
 """A logit beyond which there is no bin."""
+FORECAST_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "MSE": torch.square,
+    "MAE": torch.abs,
+    "Huber": lambda error: F.huber_loss(error, torch.zeros_like(error), reduction="none"),
+}
+"""Element by element of the errors [B, H, M]: the loss is the mean. SMAPE reads more than errors."""
 
 
 class Loss(NamedTuple):
@@ -41,6 +47,11 @@ class Loss(NamedTuple):
     """Each module loss before its weights, detached."""
     decisions: dict[str, Tensor]
     """What the gate decided over the pass, detached; empty without retrieval."""
+
+    def not_finite(self) -> str:
+        """Which of its losses are inf or NaN."""
+        named = {"the forecast's loss": self.main, **self.terms}
+        return ", ".join(name for name, value in named.items() if not torch.isfinite(value)) or "the sum"
 
     @classmethod
     def mean_of(cls, losses: Sequence[Loss], shares: Sequence[float]) -> Loss:
@@ -81,6 +92,8 @@ class Objective:
             retrieval_terms = retrieval_losses(state.retrieval, batch, self.config.gram)
             auxiliary = auxiliary + self.config.gram.lambda_retrieval * sum(retrieval_terms.values())
             terms.update(retrieval_terms)
+        if shapes := {name: list(value.shape) for name, value in terms.items() if value.dim()}:
+            raise ValueError(f"losses: expected one number each, found {shapes}; take their means")
         warmup = warmup_factor(step, training.aux_warmup_steps)
         return Loss(
             total=main + warmup * auxiliary,
@@ -106,11 +119,9 @@ def forecast_loss(prediction: Tensor, batch: Batch, config: TrainingConfig) -> T
     if config.loss_scale == "std":
         own = batch.x[..., -error.shape[-1] :]
         error = error / own.std(dim=1, unbiased=False, keepdim=True).clamp(min=STD_FLOOR)
-    if config.loss == "MSE":
-        return error.square().mean()
-    if config.loss == "MAE":
-        return error.abs().mean()
-    return F.huber_loss(error, torch.zeros_like(error))
+    if config.loss not in FORECAST_LOSSES:
+        raise ValueError(f"--loss {config.loss}: expected a formula in FORECAST_LOSSES, found none")
+    return FORECAST_LOSSES[config.loss](error).mean()
 
 
 def trend_losses(record: TrendRecord, future: Tensor, config: TAPRConfig) -> dict[str, Tensor]:
@@ -155,14 +166,24 @@ def ordinal_loss(record: TrendRecord, bins: Tensor) -> Tensor:
 
 
 def _weighted(terms: dict[str, Tensor], config: TAPRConfig) -> Tensor:
-    """TAPR's losses under their inner weights."""
-    return (
-        config.lambda_dir * terms["direction"]
-        + config.lambda_mag * terms["magnitude"]
-        + config.lambda_hcl * terms["consistency"]
-        + config.lambda_ord * terms["ordinal"]
-        + config.lambda_path * terms["path"]
-    )
+    """TAPR's losses under their inner weights.
+
+    Raises:
+        ValueError: a loss has no weight, and would not be added.
+    """
+    weights = {
+        "direction": config.lambda_dir,
+        "magnitude": config.lambda_mag,
+        "consistency": config.lambda_hcl,
+        "ordinal": config.lambda_ord,
+        "path": config.lambda_path,
+    }
+    if odd := terms.keys() ^ weights.keys():
+        raise ValueError(
+            f"trend losses: expected a weight for each, and a loss; found {', '.join(odd)} alone"
+        )
+    weighted = (weight * terms[name] for name, weight in weights.items())
+    return sum(weighted, start=terms["direction"].new_zeros(()))
 
 
 def retrieval_losses(record: RetrievalRecord, batch: Batch, config: GRAMConfig) -> dict[str, Tensor]:

@@ -80,10 +80,10 @@ class RunContext:
     flags: dict[str, Any]
     """Every setting as the run was begun: `config`, but for the plan of a run that resumed."""
     stop: StopRequest
+    wing: Any
+    """How the processes share the work: `utils.training.distributed`."""
     precision: dict[str, Any]
     """What was asked, timed and taken; see `utils.training.precision_choice`."""
-    sharded: bool = False
-    """Whether the LLM's layers are divided among the processes, which then make the same passes."""
     newest: Path | None = None
     """The checkpoint that was saved last, or resumed from."""
     calibration: dict[str, Any] | None = None

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 
 from utils.config import Config
+from utils.micro_step import MicroStep, StepValue
 from utils.simulated_device import NAME, simulated
 from utils.training.forward import channel_parts, forecast_state, forecasts
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, trained_parameters
-from utils.types import Batch, PassOfStep
+from utils.types import Batch
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,11 +68,11 @@ def _step(config: Config, model: Any, batch: Batch) -> None:
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    shared = StepValue()
     for number in range(passes):
         for part in channel_parts(batch, most):
-            first, last = number == 0 and part.first, number == passes - 1 and part.last
-            model.begin_pass(PassOfStep(first=first, last=last))
-            state = forecast_state(model, part.batch)
+            last = number == passes - 1 and part.last
+            state = forecast_state(model, part.batch, MicroStep(shared, last))
             loss = objective(state, part.batch, step=1).total
             del state  # holds no more than the graph does
             loss.backward()

@@ -6,9 +6,9 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from logging import getLogger
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
@@ -19,30 +19,25 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from utils.config import TrainingConfig
-from utils.errors import UserError
 from utils.log import MetricsFile
+from utils.micro_step import MicroStep, StepValue
 from utils.process_memory import held_bytes
+from utils.training.agreement import agree
 from utils.training.forward import channel_parts, forecast_state, forecasts, joined
 from utils.training.metrics import ScoreSums, module_text, selection_metric
 from utils.training.objective import Loss, Objective
 from utils.training.run_state import Hooks, Progress
 from utils.training.time_estimate import Clock, announce, clock_text, first_items, fitting_preset
 from utils.trend import TrendLabel
-from utils.types import Batch, ForecastState, PassOfStep
+from utils.types import Batch, ForecastState
 
 log = getLogger(__name__)
 TIMED_STEPS = 3
 """Optimizer steps timed for the first estimate, after a first one that warms up."""
-
-
 SILENCE = 30
 """Seconds of evaluation after which a line says how far it is, where no bar does."""
 ROUNDS_BETWEEN_LOOKS = 8
 """Batches of an evaluation on several processes between two agreements on stopping."""
-
-
-class NonFiniteLossError(UserError):
-    """The loss is inf or NaN; nothing was updated."""
 
 
 class EvaluationStopped(Exception):
@@ -95,8 +90,6 @@ class Trainer:
         self.step_is_saved = True
         """Whether there is nothing to save at the step that `fit` begins at."""
         self._stop_agreed = False
-        self._passes: list[tuple[Tensor, Tensor]] = []
-        """Loss and starts of the windows, of each forward pass of the optimizer step under way."""
 
     def fit(
         self, train_loader: DataLoader[Batch], validation_loader: DataLoader[Batch], hooks: Hooks
@@ -154,10 +147,9 @@ class Trainer:
             # reaches the sampler that decides the order; through the rest of a sharded loader it would not
             loader.set_epoch(progress.epoch)  # type: ignore[attr-defined]
             done = progress.epoch_steps * passes
-            for batch in skip_first_batches(loader, done) if done else loader:
-                loss = self.train_step(batch)
-                if not self.accelerator.sync_gradients:
-                    continue
+            batches = iter(skip_first_batches(loader, done) if done else loader)
+            for batches_of_step in zip(*[batches] * passes, strict=True):
+                loss = self.train_step(batches_of_step)
                 progress.global_step += 1
                 progress.epoch_steps += 1
                 if progress.epoch_steps == steps:
@@ -166,77 +158,42 @@ class Trainer:
                 if progress.global_step >= self.total_steps:
                     return
 
-    def train_step(self, batch: Batch) -> Loss:
-        """Forward, backward, and where accumulation is complete the optimizer's step."""
-        self.model.train()
-        with self.accelerator.accumulate(self.model):
-            loss = self._backward(batch)
-            if self.accelerator.sync_gradients and self.config.max_grad_norm:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-            self.optimizer.step()
-            if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
-                self.rate = float(self.scheduler.get_last_lr()[0])
-                self.scheduler.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        self._count(loss)
-        return loss
+    def train_step(self, batches: Sequence[Batch]) -> Loss:
+        """One optimizer step over its batches, each in parts of some variables; the loss of the last batch.
 
-    def _backward(self, batch: Batch) -> Loss:
-        """The gradients of a batch, some variables at a time, and its loss."""
-        completes = self.accelerator.sync_gradients
-        losses, shares = [], []
-        whole: Loss | None = None
-        for part in channel_parts(batch, self.config.max_channels_per_step):
-            with nullcontext() if part.last else self._gradients_kept():
-                first = not self._passes and part.first
-                self.plain_model.begin_pass(PassOfStep(first=first, last=completes and part.last))
-                state = forecast_state(self.model, part.batch)
-                loss = self.objective(state, part.batch, step=self.progress.global_step)
-                losses.append(loss)
-                shares.append(part.share)
-                if part.last:
-                    whole = Loss.mean_of(losses, shares)
-                    self._passes.append((whole.total, batch.start))
-                    if completes:
-                        self._agree()
-                self.accelerator.backward(part.share * loss.total)
-        assert whole is not None, "a batch has a last part"
-        return whole
-
-    @contextmanager
-    def _gradients_kept(self) -> Iterator[None]:
-        """Inside, a backward pass adds to this process's gradients, and is not the last of its step."""
-        complete = self.accelerator.sync_gradients
-        with self.accelerator.no_sync(self.model):
-            self.accelerator.sync_gradients = False
-            yield
-        self.accelerator.sync_gradients = complete
-
-    def _agree(self) -> None:
-        """Refuse a loss that is not finite, and note a stop, in any process.
-
-        One reduction and one look at a tensor per optimizer step, before its last backward pass, at whose
-        end DeepSpeed moves the weights.
+        Raises:
+            NonFiniteLossError: before anything was updated, in all processes.
         """
-        losses = torch.stack([loss for loss, _ in self._passes])
-        wrong = (~torch.isfinite(losses)).sum()
-        flags = torch.stack([wrong, torch.full_like(wrong, int(self.stop()))])
-        found, stops = self.accelerator.reduce(flags, "sum").tolist()
-        passes, self._passes = self._passes, []
-        self._stop_agreed = bool(stops)
-        if found:
-            self._refuse_non_finite(passes)
-
-    def _refuse_non_finite(self, passes: list[tuple[Tensor, Tensor]]) -> NoReturn:
-        """Name the windows behind each loss of this step that is inf or NaN, in all processes."""
-        own = [(loss.item(), start.tolist()) for loss, start in passes if not torch.isfinite(loss)]
-        every = gather_object(own)
-        windows = "; ".join(f"rows {starts}" for _, starts in every)
-        raise NonFiniteLossError(
-            f"the loss is {every[0][0]} at optimizer step {self.progress.global_step + 1}, nothing was "
-            f"updated and the checkpoints saved before are good; windows that start at {windows}. Lower "
-            "--learning_rate, set --max_grad_norm, or look for extreme values in these windows"
-        )
+        accelerator, shared, step = self.accelerator, StepValue(), self.progress.global_step
+        forwards: list[Loss] = []
+        starts: list[Tensor] = []
+        self.model.train()
+        for number, batch in enumerate(batches, start=1):
+            losses, shares = [], []
+            for part in channel_parts(batch, self.config.max_channels_per_step):
+                last = part.last and number == len(batches)
+                accelerator.sync_gradients = last  # gradients add up in each process until then
+                with nullcontext() if last else accelerator.no_sync(self.model):
+                    state = forecast_state(self.model, part.batch, MicroStep(shared, last))
+                    loss = self.objective(state, part.batch, step=step)
+                    losses.append(loss._replace(total=loss.total.detach()))
+                    shares.append(part.share)
+                    forwards.append(losses[-1])
+                    starts.append(batch.start)
+                    if last:
+                        stop = self.stop()
+                        self._stop_agreed = agree(accelerator, forwards, starts, stop=stop, step=step + 1)
+                    accelerator.backward(part.share * loss.total)
+            whole = Loss.mean_of(losses, shares)
+            self._count(whole)
+        if self.config.max_grad_norm:
+            accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        if not accelerator.optimizer_step_was_skipped:
+            self.rate = float(self.scheduler.get_last_lr()[0])
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return whole
 
     @torch.no_grad()
     def evaluate(

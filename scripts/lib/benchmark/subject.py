@@ -28,7 +28,7 @@ from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, trained_parameters
 from utils.training.precision import matmul_precision, subnormals_flushed
 from utils.training.precision_choice import settle
-from utils.types import Batch, ForecastState
+from utils.types import Batch, FitSource, ForecastState, unsolved
 
 BATCHES = 4
 """Different batches, taken in turn."""
@@ -79,7 +79,7 @@ class Subject:
         if description is not None:
             self._describe(description)
         self.model.to(self.device)
-        self.model.fit_statistics(data.source)
+        self.model.fit_statistics(FitSource(data.source, once=unsolved))
         if plain:
             make_plain(self.model)
         else:
@@ -96,7 +96,7 @@ class Subject:
 
     def _describe(self, text: str) -> None:
         d = self.config.data
-        self.model.prompt = PromptBuilder(
+        self.model.prompts.builder = self.model.prompt = PromptBuilder(
             self.model.prompt.tokenizer,
             text,
             seq_len=d.seq_len,

@@ -18,6 +18,7 @@ from utils.reporting.unused_flags import unread_flags, unread_reasons
 from utils.training.forward import forecast_state
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
+from utils.types import FitSource
 
 SMALL: dict[str, Any] = {
     "data": "synthetic",
@@ -97,7 +98,7 @@ def test_what_is_named_is_not_read_by_the_model(model, reads, tiny_llama):
     claimed = unread_reasons(config, MODELS[model]).keys() - TOLD_OF_TRAINING
     reads.clear()
     built = MODELS[model](config)
-    built.fit_statistics(data.source)
+    built.fit_statistics(FitSource(data.source, data.validation))
     if built.is_trainable:
         build_optimizer(built, config.training)
         Objective(config)(forecast_state(built, batch), batch, step=1).total.backward()

@@ -14,10 +14,10 @@ from utils.training.trainer import Trainer
 STEP = Trainer.train_step
 
 
-def failing(trainer: Trainer, batch: Any) -> Any:
+def failing(trainer: Trainer, batches: Any) -> Any:
     if os.environ["AT"] == os.environ["RANK"] and trainer.progress.global_step == 1:
         raise KeyError("planted")
-    return STEP(trainer, batch)
+    return STEP(trainer, batches)
 
 
 if __name__ == "__main__":

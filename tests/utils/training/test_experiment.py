@@ -19,10 +19,10 @@ from models.registry import MODELS, llm_outline
 from tests.utils.training.comparing import load, records, unequal
 from utils.config import Config
 from utils.training import experiment
+from utils.training.agreement import NonFiniteLossError
 from utils.training.checkpoint import CheckpointError
 from utils.training.experiment import Builders, RunResult
 from utils.training.tracking import TENSORBOARD_FOLDER
-from utils.training.trainer import NonFiniteLossError
 
 
 def step_file(run_dir: Path, step: int) -> Path:

@@ -11,7 +11,7 @@ import torch
 import run_main
 from utils.config import Config, ConfigError
 from utils.paths import PROJECT_ROOT
-from utils.training.distributed import fsdp as sharding
+from utils.training.distributed.fsdp import DividedLLM
 
 OURS = PROJECT_ROOT / "scripts/accelerate/fsdp.yaml"
 
@@ -21,15 +21,14 @@ def test_a_batch_size_is_not_found_by_trying(monkeypatch):
     config = Config.from_flat({"shard_llm": True, "auto_batch_size": True})
     gpus: Any = SimpleNamespace(num_processes=2, device=torch.device("cuda"))
     with pytest.raises(ConfigError, match="--auto_batch_size: on a GPU it tries batches"):
-        sharding.check(config, gpus)
+        DividedLLM(config, []).check(config, gpus)
     for processes, device, settings in (
         (2, "cpu", {}),
         (1, "cuda", {}),
-        (2, "cuda", {"shard_llm": False}),
         (2, "cuda", {"auto_batch_size": False}),
     ):
         engine: Any = SimpleNamespace(num_processes=processes, device=torch.device(device))
-        sharding.check(config.replace(**settings), engine)
+        DividedLLM(config, []).check(config.replace(**settings), engine)
 
 
 def test_one_process_and_a_model_without_an_llm_say_that_nothing_is_sharded(start_run, tiny, monkeypatch):

@@ -18,6 +18,7 @@ from utils.config import Config
 from utils.training import checkpoint as checkpoints
 from utils.training.by_part import NAMES
 from utils.training.experiment import RunResult
+from utils.types import FitSource
 
 Settings = dict[str, Any]
 
@@ -161,8 +162,7 @@ def data_of_run() -> Any:
         data = build_data(config)
         torch.manual_seed(0)
         model = MODELS["TimeLLM_Enhanced"](resolve(config, data))
-        model.fit_statistics(data.source)
-        model.fit_closed_form(data.source, data.validation)
+        model.fit_statistics(FitSource(data.source, data.validation))
         return model, first_items(data.test, 3, torch.device("cpu"))
 
     return make

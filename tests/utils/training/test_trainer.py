@@ -11,13 +11,14 @@ from torch.utils.data import DataLoader
 
 from utils.config import Config
 from utils.log import MetricsFile
+from utils.training.agreement import NonFiniteLossError
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer, build_schedule
 from utils.training.run_state import Hooks
 from utils.training.stopping import RunStopped
 from utils.training.time_estimate import clock_text
-from utils.training.trainer import NonFiniteLossError, Trainer
-from utils.types import Batch, ForecastState, PassOfStep
+from utils.training.trainer import Trainer
+from utils.types import Batch
 
 LOOKBACK, HORIZON = 4, 2
 
@@ -30,12 +31,8 @@ class Linear(nn.Module):
         self.map = nn.Linear(LOOKBACK, HORIZON)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_enc: Tensor, *, return_state: bool = False, **_: Any) -> Any:
-        prediction = self.map(self.dropout(x_enc).transpose(1, 2)).transpose(1, 2)
-        return ForecastState(prediction, None, None) if return_state else prediction
-
-    def begin_pass(self, place: PassOfStep) -> None:
-        pass
+    def forward(self, x_enc: Tensor, **_: Any) -> Any:
+        return self.map(self.dropout(x_enc).transpose(1, 2)).transpose(1, 2)
 
 
 def windows(count: int = 10, *, seed: int = 0) -> list[Batch]:

@@ -19,6 +19,7 @@ from utils.config import Config, ConfigError
 from utils.training import checkpoint as checkpoints
 from utils.training.experiment import resolve
 from utils.training.forward import forecast_state, stacked
+from utils.types import FitSource, unsolved
 
 BOTH = {"use_tapr": True, "use_gram": True}
 
@@ -88,7 +89,7 @@ def test_nothing_is_masked_across_series(other, tiny):
     bundle = build_data(config)
     torch.manual_seed(0)
     model = TimeLLM_Enhanced.Model(resolve(config, bundle)).eval()
-    model.fit_statistics(bundle.source)
+    model.fit_statistics(FitSource(bundle.source, once=unsolved))
     assert set(model.gram.retriever.memory_series.tolist()) == {bundle.source.series_id}
     batch = stacked([bundle.test[0]], torch.device("cpu"))
     moved = batch._replace(start=torch.tensor([0]))  # as the training rows, by number alone

@@ -27,7 +27,7 @@ from tests.conftest import forget_accelerator
 from tests.utils.training.comparing import note_items
 from utils.config import Config
 from utils.training.experiment import Builders, run
-from utils.types import Batch, DataBundle, WindowSource
+from utils.types import Batch, DataBundle, FitSource
 
 
 def at(weight: Tensor) -> tuple[int, int]:
@@ -98,7 +98,7 @@ class Watched:
         elif nudged is not None and PartialState().process_index == 1:
             fit = self.built.fit_statistics
 
-            def fit_and_nudge(source: WindowSource) -> None:
+            def fit_and_nudge(source: FitSource) -> None:
                 fit(source)
                 self.built.state_dict()[nudged].view(-1)[-1:].add_(1)
 

@@ -1,1 +1,1 @@
-"""Everything of a run that only several processes or GPUs need; `utils.training.experiment` enters here."""
+"""Everything of a run that only several processes or GPUs need; `wing.wing_of` is its one door."""

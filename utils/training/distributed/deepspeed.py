@@ -14,16 +14,16 @@ from logging import getLogger
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.utils import (
     DeepSpeedPlugin,
-    DistributedType,
     InitProcessGroupKwargs,
     convert_outputs_to_fp32,
 )
 from torch import Tensor, nn
 
 from utils.config import Config
+from utils.training.distributed.plain import Wing
 from utils.training.optim import trained_parameters
 from utils.training.run_state import RunContext
 
@@ -34,61 +34,63 @@ STEPS = "step"
 """What Adam's state holds once for all weights here."""
 
 
-def engine_options(config: Config) -> dict[str, Any]:
-    """What `Accelerator` is made with, beside or in place of a run's other options.
+class DeepSpeed(Wing):
+    """Gradients and optimizer are divided by DeepSpeed's engine, which makes the steps."""
 
-    The engine trains in fp32, weights and optimizer as without it; `autocast` brings in bf16. Without a
-    GPU accelerate knows DeepSpeed only where it is not told of the CPU, and then needs the backend.
-    """
-    clipping = config.training.max_grad_norm or 0.0
-    plugin = DeepSpeedPlugin(
-        zero_stage=2,
-        gradient_clipping=clipping,
-        gradient_accumulation_steps=config.training.gradient_accumulation_steps,
-        offload_optimizer_device="none",
-        offload_param_device="none",
-    )
-    plugin.deepspeed_config["gradient_clipping"] = clipping  # where 0 is left out, accelerate clips at 1
-    plugin.deepspeed_config["zero_optimization"] |= {
-        "reduce_bucket_size": BUCKET,
-        "allgather_bucket_size": BUCKET,
-    }
-    return {
-        "cpu": False,
-        "mixed_precision": "no",
-        "deepspeed_plugin": plugin,
-        "kwargs_handlers": [] if torch.cuda.is_available() else [InitProcessGroupKwargs(backend="gloo")],
-    }
+    def _processes(self) -> PartialState:
+        """As `engine_options` lets accelerate make it."""
+        return PartialState(cpu=False, **({} if torch.cuda.is_available() else {"backend": "gloo"}))
 
+    def engine_options(self, config: Config) -> dict[str, Any]:
+        """What `Accelerator` is made with, beside or in place of a run's other options.
 
-def process_options() -> dict[str, Any]:
-    """What `PartialState` is made with before: as `engine_options` lets accelerate make it."""
-    return {"cpu": False} | ({} if torch.cuda.is_available() else {"backend": "gloo"})
+        The engine trains in fp32, weights and optimizer as without it; `wrapped` brings in bf16. Without a
+        GPU accelerate knows DeepSpeed only where it is not told of the CPU, and then needs the backend.
+        """
+        clipping = config.training.max_grad_norm or 0.0
+        plugin = DeepSpeedPlugin(
+            zero_stage=2,
+            gradient_clipping=clipping,
+            gradient_accumulation_steps=config.training.gradient_accumulation_steps,
+            offload_optimizer_device="none",
+            offload_param_device="none",
+        )
+        plugin.deepspeed_config["gradient_clipping"] = clipping  # where 0 is left out, accelerate clips at 1
+        plugin.deepspeed_config["zero_optimization"] |= {
+            "reduce_bucket_size": BUCKET,
+            "allgather_bucket_size": BUCKET,
+        }
+        backend = [] if torch.cuda.is_available() else [InitProcessGroupKwargs(backend="gloo")]
+        return {
+            "cpu": False,
+            "mixed_precision": "no",
+            "deepspeed_plugin": plugin,
+            "kwargs_handlers": backend,
+        }
 
+    def wrapped(self, ctx: RunContext) -> nn.Module:
+        """The model itself, which the engine takes together with its optimizer.
 
-def in_use(accelerator: Accelerator) -> bool:
-    """Whether DeepSpeed trains."""
-    return bool(accelerator.distributed_type == DistributedType.DEEPSPEED)
+        It computes in bf16 where ``--mixed_precision`` asks for it, as accelerate would let it.
+        """
+        if ctx.config.training.mixed_precision == "bf16":
+            inside = torch.autocast(ctx.accelerator.device.type, torch.bfloat16)
+            ctx.plain.forward = convert_outputs_to_fp32(inside(ctx.plain.forward))
+        return ctx.plain
 
-
-def autocast(ctx: RunContext) -> None:
-    """Let the run's model compute in bf16 where ``--mixed_precision`` asks for it, as accelerate would."""
-    if ctx.config.training.mixed_precision == "bf16":
-        inside = torch.autocast(ctx.accelerator.device.type, torch.bfloat16)
-        ctx.plain.forward = convert_outputs_to_fp32(inside(ctx.plain.forward))
-
-
-def prepared(ctx: RunContext, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, DividedOptimizer]:
-    """The run's model in DeepSpeed's engine, and its optimizer divided, before it has a state."""
-    trained = trained_parameters(ctx.plain)
-    plugin = ctx.accelerator.deepspeed_plugin
-    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = ctx.plan.size
-    plugin.deepspeed_config["gradient_accumulation_steps"] = ctx.plan.passes
-    with _not_sent(ctx.plain):
-        model, wrapped = ctx.accelerator.prepare(ctx.plain, optimizer)
-    processes = ctx.accelerator.num_processes
-    log.info("DeepSpeed: gradients and optimizer are divided among %d process(es), ZeRO-2", processes)
-    return model, DividedOptimizer(wrapped.optimizer, trained)
+    def prepared(self, ctx: RunContext, optimizer: torch.optim.Optimizer, *, total_steps: int) -> Any:
+        """The optimizer divided, before it has a state, and the run's model in the engine."""
+        if not total_steps:
+            return super().prepared(ctx, optimizer, total_steps=total_steps)
+        trained = trained_parameters(ctx.plain)
+        plugin = ctx.accelerator.deepspeed_plugin
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = ctx.plan.size
+        plugin.deepspeed_config["gradient_accumulation_steps"] = ctx.plan.passes
+        with _not_sent(ctx.plain):
+            ctx.model, wrapped = ctx.accelerator.prepare(ctx.plain, optimizer)
+        processes = ctx.accelerator.num_processes
+        log.info("DeepSpeed: gradients and optimizer are divided among %d process(es), ZeRO-2", processes)
+        return DividedOptimizer(wrapped.optimizer, trained)
 
 
 @contextmanager

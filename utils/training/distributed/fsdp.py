@@ -16,63 +16,61 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.config import Config, ConfigError
 from utils.process_memory import mib
+from utils.training.distributed.plain import Wing
 from utils.training.run_state import RunContext
 
 log = getLogger(__name__)
 
 
-def check(config: Config, accelerator: Accelerator) -> None:
-    """Refuse what processes that wait for each other in every layer can not do.
+class DividedLLM(Wing):
+    """Each process keeps its share of every frozen layer."""
 
-    Raises:
-        ConfigError: a batch size is to be found by trying.
-    """
-    several = accelerator.num_processes > 1
-    tries = config.training.auto_batch_size and accelerator.device.type != "cpu"
-    if config.llm.shard_llm and several and tries and config.run.is_training:
-        raise ConfigError(
-            [
-                "--auto_batch_size: on a GPU it tries batches until one fits, and a process without room "
-                "would leave the others waiting in a layer; give --batch_size, or drop --shard_llm"
-            ]
+    def check(self, config: Config, accelerator: Accelerator) -> None:
+        """Refuse what processes that wait for each other in every layer can not do.
+
+        Raises:
+            ConfigError: a batch size is to be found by trying.
+        """
+        several = accelerator.num_processes > 1
+        tries = config.training.auto_batch_size and accelerator.device.type != "cpu"
+        if several and tries and config.run.is_training:
+            raise ConfigError(
+                [
+                    "--auto_batch_size: on a GPU it tries batches until one fits, and a process without room "
+                    "would leave the others waiting in a layer; give --batch_size, or drop --shard_llm"
+                ]
+            )
+
+    def divide(self, ctx: RunContext) -> None:
+        """Divide the frozen layers of the run's LLM, and say what came of it.
+
+        Before the model goes to its device: that never holds more than one whole layer.
+        """
+        processes = ctx.accelerator.num_processes
+        if not ctx.plain.uses_llm or processes == 1:
+            reason = "one process" if ctx.plain.uses_llm else f"{ctx.plain.name} has no LLM"
+            log.info("--shard_llm: %s: nothing is sharded", reason)
+            return
+        from layers.llm.fsdp import shard_layers
+
+        shard_layers(ctx.plain.llm_model, init_device_mesh(ctx.accelerator.device.type, (processes,)))
+        shares = [p for p in ctx.plain.parameters() if isinstance(p, DTensor)]
+        whole = sum(p.numel() * p.element_size() for p in shares)
+        held = sum(p.to_local().numel() * p.element_size() for p in shares)
+        self.lockstep = True
+        log.info(
+            "--shard_llm: the LLM's frozen layers (%s) are divided among %d processes, %s in this one; its "
+            "word embeddings and what is trained are whole in each",
+            mib(whole),
+            processes,
+            mib(held),
         )
 
-
-def shard(ctx: RunContext) -> None:
-    """Divide the frozen layers of the run's LLM where ``--shard_llm`` asks for it, and say what came of it.
-
-    Before the model goes to its device: that never holds more than one whole layer.
-    """
-    processes = ctx.accelerator.num_processes
-    if not ctx.config.llm.shard_llm:
-        return
-    if not ctx.plain.uses_llm or processes == 1:
-        reason = "one process" if ctx.plain.uses_llm else f"{ctx.plain.name} has no LLM"
-        log.info("--shard_llm: %s: nothing is sharded", reason)
-        return
-    ctx.plain.shard_llm(init_device_mesh(ctx.accelerator.device.type, (processes,)))
-    shares = [p for p in ctx.plain.parameters() if isinstance(p, DTensor)]
-    whole = sum(p.numel() * p.element_size() for p in shares)
-    held = sum(p.to_local().numel() * p.element_size() for p in shares)
-    ctx.sharded = True
-    log.info(
-        "--shard_llm: the LLM's frozen layers (%s) are divided among %d processes, %s in this one; its word "
-        "embeddings and what is trained are whole in each",
-        mib(whole),
-        processes,
-        mib(held),
-    )
-
-
-def prepared(ctx: RunContext) -> nn.Module:
-    """The run's model in its precision, on its device, wrapped for training on several processes."""
-    accelerator = ctx.accelerator
-    # frozen weights are the same files' everywhere, or shares: sent to all, mapped files would become copies
-    frozen = [name for name, weight in ctx.plain.named_parameters() if not weight.requires_grad]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(ctx.plain, frozen)
-    if not ctx.sharded:
-        return accelerator.prepare_model(ctx.plain, device_placement=False)
-    # accelerate wraps no model of which a part is divided; torch does, where it is told to pass over it
-    model = accelerator.prepare_model(ctx.plain, device_placement=False, evaluation_mode=True)
-    devices = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
-    return DistributedDataParallel(model, device_ids=devices, **accelerator.ddp_handler.to_kwargs())
+    def _data_parallel(self, ctx: RunContext) -> nn.Module:
+        if not self.lockstep:
+            return super()._data_parallel(ctx)
+        # accelerate wraps no model of which a part is divided; torch does, where it is told to pass over it
+        accelerator = ctx.accelerator
+        model = accelerator.prepare_model(ctx.plain, device_placement=False, evaluation_mode=True)
+        devices = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
+        return DistributedDataParallel(model, device_ids=devices, **accelerator.ddp_handler.to_kwargs())
