@@ -20,12 +20,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from layers.retrieval.futures import MOST_ROWS
 from layers.retrieval.search import Rows
 from layers.start_features import StartFeatures
-from layers.start_fitting import NO_EVIDENCE, UNKNOWN, Evidence, StartFit
+from layers.start_fitting import FOLDS, NO_EVIDENCE, UNKNOWN, Evidence, StartFit
 from utils.errors import UserError
+from utils.process_memory import mib
 from utils.types import Batch, StartForecast, WindowSource
 
+FLOAT = 4
+"""Bytes of a number."""
+LEFT_BY_A_FOLD = 0.6
+"""Share of the training windows that are fitted on with one block of four held out: those apart from it."""
+SECONDS_PER_PRODUCT = 1e-10
+"""Of a sum of products in float64, on one core of an Intel Xeon without AMX's instructions."""
+SECONDS_PER_COMPARISON = 2.8e-8
+"""Of a window with a row of the memory: what ETTh1 at horizon 96 took there (34 s), less its products."""
 DECISIONS = ("calendar", "retrieval")
 """What is decided: whether it is in the start."""
 
@@ -134,6 +144,21 @@ class SolvedStart(StartFeatures):
             self.retrieved.clear()
         self.advantages = solved.advantages.to(self.advantages)
         self._derive()
+
+    def cost_line(self, *, rows: int, variables: int) -> str:
+        """What a fit to so many training rows takes: seconds, where none is kept yet, and memory."""
+        rows = min(rows, MOST_ROWS)
+        products = self.base_width**2 + self.horizon * self.base_width
+        products += self.kinds * self.horizon * (self.base_width + 2 * self.horizon)
+        passes = 1 + FOLDS * LEFT_BY_A_FOLD
+        seconds = SECONDS_PER_PRODUCT * rows * products * passes
+        seconds += SECONDS_PER_COMPARISON * self.kinds * rows * rows / variables
+        held = FLOAT * rows * (self.retrieved.width + self.horizon) * bool(self.kinds)
+        meanwhile = 2 * FLOAT * (1 + FOLDS) * products
+        return (
+            f"start: solved from {rows} training rows in about {seconds:.0f} s of one core, unless the same "
+            f"is kept already; {mib(meanwhile)} meanwhile, {mib(held)} for its neighbours"
+        )
 
     def lines(self) -> list[str]:
         """What was decided, and by which evidence, a line for each decision that there was."""
