@@ -180,6 +180,7 @@ def test_two_processes_train_under_every_switch(found: Found, name: str) -> None
     assert not set(one["order"]) & set(two["order"])  # each trains on its own windows
     assert not unequal(one["model"], two["model"])
     assert all(tensor.isfinite().all() for tensor in one["model"].values())
+    assert not unequal(one["start"], two["start"])  # also what the first process alone solved for
     assert bool(_moved(one)) == bool(steps) and (name in PAIRWISE or _moved(one) == _trained(one))
     scores = [json.loads(process["results"])["last"] for process in (one, two)]
     assert scores[0] == scores[1]

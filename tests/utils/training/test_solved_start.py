@@ -104,7 +104,7 @@ def test_the_same_data_and_settings_are_solved_once_and_others_again(
     kept = checkpoints.load(other.run_dir / "checkpoint")["model"]
     before = checkpoints.load(begun[0].run_dir / "checkpoint")["model"]
     for name in (name for name in kept if name.startswith("start.")):
-        torch.testing.assert_close(kept[name], before[name], rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(kept[name], before[name]), name
     run_with(longer, as_words, top_k=3, max_steps=1)
     assert len(solved) == 1
     data = write_series(tmp_path / "waves.csv", 400, seed=1)
@@ -184,5 +184,5 @@ def test_weights_of_a_run_without_a_start_begin_one_that_is_solved(longer, as_wo
     settings = {**longer, "checkpoints": str(tmp_path), "max_steps": 1}
     old = run_with(settings, as_words, start="none")
     run = run_with(settings, as_words, init_from=str(old.run_dir / "checkpoint"))
-    assert run.results["start"]["penalties"][0] is not None
+    assert run.results["start"]["penalties"][0] > 0
     assert [event["step"] for event in events(run, "validation")] == [0, 1]
