@@ -8,7 +8,7 @@ from logging import getLogger
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
 from models.inspection import inspection_lines
-from models.registry import MODELS, llm_outline, model_name
+from models.registry import MODELS, llm_outline, parse_run
 from utils.cli import parse_config
 from utils.config import Config
 from utils.ending import ending
@@ -33,13 +33,16 @@ def train(config: Config, *, model: str) -> experiment.RunResult:
     return experiment.run(config, builders)
 
 
-def main(argv: Sequence[str] | None = None, *, model: str = "TimeLLM") -> experiment.RunResult:
+def main(
+    argv: Sequence[str] | None = None, *, model: str = "TimeLLM", first: Sequence[str] = ()
+) -> experiment.RunResult:
     """Parse ``argv`` (default: the command line) and run; exits as `utils.ending` has it where that fails.
 
-    ``model`` is what the entry point stands for; only the baseline's lets ``--model`` choose another.
+    ``model`` is what the entry point stands for, with the flags ``first`` before all others; only the
+    baseline's lets ``--model`` choose another.
     """
     with ending():
-        return _main(parse_config(argv, models=MODELS), model)
+        return _main(parse_config(argv, models=MODELS, first=first), model)
 
 
 def _main(config: Config, model: str) -> experiment.RunResult:
@@ -54,8 +57,7 @@ def _main(config: Config, model: str) -> experiment.RunResult:
 def command(argv: Sequence[str] | None = None) -> None:
     """``timellm-train`` of the installed package: either entry point, by the flags; ends as `main` does."""
     with ending():
-        config = parse_config(argv, models=MODELS)
-        model = model_name(config)
+        config, model = parse_run(argv)
         if config.run.model not in (None, model):
             raise UserError(
                 f"--model {config.run.model}: expected no --model beside --use_tapr or --use_gram, which are "

@@ -170,6 +170,7 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
             seq_len=data.seq_len,
             pred_len=data.pred_len,
             series_id=own.series.series_id,
+            marks=own.marks,
         ),
         standardisation=own.standardisation,
         columns=own.series.columns,

@@ -98,11 +98,21 @@ class TrainingWindows:
     Row ``r`` is variable ``r // W`` of window ``r % W``, whatever sampling the training uses.
     """
 
-    def __init__(self, values: Tensor, split: Split, *, seq_len: int, pred_len: int, series_id: int) -> None:
-        """Keep a view of the training rows of ``values`` [T, N] float32, standardised."""
+    def __init__(
+        self,
+        values: Tensor,
+        split: Split,
+        *,
+        seq_len: int,
+        pred_len: int,
+        series_id: int,
+        marks: Tensor | None = None,
+    ) -> None:
+        """Keep views of the training rows of ``values`` [T, N] float32, standardised, and of their marks."""
         self.split, self.seq_len, self.pred_len, self.series_id = split, seq_len, pred_len, series_id
         self.num_windows = split.num_windows(seq_len, pred_len)
         self.num_variables = values.shape[1]
+        self._marks = None if marks is None else marks[split.begin : split.end]
         part = values[split.begin : split.end]
         self._windows = part.unfold(0, seq_len + pred_len, 1)  # [W, N, L + H], a view
         self._lookbacks = part.unfold(0, seq_len, 1)  # [W + H, N, L], a view
@@ -128,6 +138,7 @@ class TrainingWindows:
             series_id=torch.full_like(index, self.series_id),
             variable=variable,
             start=window + self.split.begin,
+            marks=None if self._marks is None else self._marks[window + self.seq_len - 1],
         )
 
     def holds(self, series_id: Tensor) -> bool:

@@ -1,7 +1,6 @@
 """Linear: instance normalisation and one linear map, shared by all variables.
 
-Source: the RLinear of Li et al., "Revisiting Long-term Time Series Forecasting", 2023. With
-``--linear_path ridge`` it is that path alone, the control of the models that have it beside an LLM.
+Source: the RLinear of Li et al., "Revisiting Long-term Time Series Forecasting", 2023.
 """
 
 from __future__ import annotations
@@ -9,14 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from layers.linear_path import LinearPath
 from layers.normalization import InstanceNorm
 from models.base import ForecastModel
-from models.closed_form import begin_at_ridge
 from utils.config import Config
-from utils.types import Batch, WindowSource
 
 
 class Model(ForecastModel):
@@ -24,30 +19,19 @@ class Model(ForecastModel):
 
     name = "Linear"
     channel_independent = True
-    own_settings = frozenset({"input_dropout", "linear_path"})
+    own_settings = frozenset({"input_dropout"})
 
     def __init__(self, args: Config | Any) -> None:
         """``--input_dropout`` acts on the normalised lookback."""
         super().__init__(args)
-        d, b = self.config.data, self.config.backbone
+        d = self.config.data
         self.normalize_layers = InstanceNorm()
-        if b.linear_path == "none":
-            self.dropout = nn.Dropout(b.input_dropout)
-            self.linear = nn.Linear(d.seq_len, d.pred_len)
-        else:
-            self.linear_path = LinearPath(seq_len=d.seq_len, horizon=d.pred_len, dropout=b.input_dropout)
-
-    def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
-        """The linear path begins at the ridge solution, its penalty chosen by validation."""
-        if self.config.backbone.linear_path != "none":
-            begin_at_ridge(self.linear_path, training, validation)
+        self.dropout = nn.Dropout(self.config.backbone.input_dropout)
+        self.linear = nn.Linear(d.seq_len, d.pred_len)
 
     def forecast(self, x_enc: Tensor, x_mark_enc: Tensor | None, x_mark_dec: Tensor | None) -> Tensor:
         """[B, L, N] to [B, H, N]."""
         normalised, statistics = self.normalize_layers(x_enc, self.insample_mask(x_mark_enc))
         windows = normalised.transpose(1, 2)  # [B, N, L]
-        if self.config.backbone.linear_path == "none":
-            forecast = self.linear(self.dropout(windows))
-        else:
-            forecast = self.linear_path(windows)
-        return self.normalize_layers.denormalize(forecast.transpose(1, 2), statistics)
+        forecast = self.linear(self.dropout(windows)).transpose(1, 2)
+        return self.normalize_layers.denormalize(forecast, statistics)

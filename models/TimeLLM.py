@@ -23,7 +23,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.data import Dataset
 
 from layers.heads import FlattenHead
-from layers.linear_path import LinearPath
 from layers.llm.ablation import ablated, drawn_attention, pass_through
 from layers.llm.forward import Prefix
 from layers.llm.fsdp import held, shard_layers
@@ -33,21 +32,30 @@ from layers.normalization import InstanceNorm
 from layers.patching import PatchEmbedding
 from layers.prompt import PromptBuilder, WindowPrompts
 from layers.reprogramming import ReprogrammingLayer
+from layers.retrieval.search import Rows, query_rows
+from layers.solved_start import SolvedStart
 from layers.step_value import StepValue
 from layers.time_marks import TimeMarks
 from models.base import ForecastModel
-from models.closed_form import begin_at_ridge
-from utils.config import AUTO, BackboneConfig, Config
+from utils.config import AUTO, STD_FLOOR, BackboneConfig, Config
 from utils.data_sets import SHORT_TERM
 from utils.errors import UserError
 from utils.frequency import mark_names
 from utils.process_memory import give_back_where_scarce
 from utils.prompt_bank import GENERAL, describe, read_description
-from utils.types import Batch, ForecastState, InstanceStatistics, PassOfStep, WindowSource
+from utils.types import (
+    Batch,
+    ForecastParts,
+    ForecastState,
+    InstanceStatistics,
+    PassOfStep,
+    StartForecast,
+    WindowSource,
+)
 from utils.windows import per_series
 
 log = getLogger(__name__)
-LLM_PREFIX = "llm_model."
+LLM_PREFIX, START_PREFIX = "llm_model.", "start."
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_FREQUENCY = "h"
 """Of rows where neither the data nor the settings say."""
@@ -97,6 +105,8 @@ class Model(ForecastModel):
     channel_independent = True
     offers_ms = True
     uses_llm = True
+    has_memory = False
+    """Whether ``--use_gram`` gives it one."""
     own_settings = frozenset(item.name for item in fields(BackboneConfig))
 
     def __init__(self, args: Config | Any, *, llm: FrozenLLM | None = None) -> None:
@@ -128,6 +138,8 @@ class Model(ForecastModel):
         self._kept_prefix: tuple[Any, Prefix] | None = None
         self._kept_source: tuple[Any, Tensor] | None = None
         self._step_source = StepValue()
+        self._kept_idle: tuple[Any, bool] | None = None
+        self.leaves_out_idle_llm = True
         self._pass_of_step = PassOfStep(first=True, last=True)
         if config.backbone.d_ff > d_llm:
             raise UserError(
@@ -150,7 +162,7 @@ class Model(ForecastModel):
     def _build(self, config: Config, d_llm: int) -> None:
         """The trained parts, in the order that fixes their random initial weights."""
         b = config.backbone
-        self.normalize_layers = InstanceNorm()
+        self.normalize_layers = InstanceNorm(STD_FLOOR if config.begins_solved else None)
         self.patch_embedding = PatchEmbedding(
             channels=_channels(config),
             d_model=b.d_model,
@@ -173,16 +185,44 @@ class Model(ForecastModel):
         if b.use_time_marks:
             self.reads_time_marks = True
             self.time_marks = _time_marks(config)
-        if b.linear_path != "none":
-            self.linear_path = LinearPath(
-                seq_len=config.data.seq_len, horizon=config.data.pred_len, dropout=b.input_dropout
-            )
+        if config.begins_solved:
+            self.start = solved_start(config, retrieves=self.has_memory and config.gram.use_gram)
             self.output_projection.begin_at_zero()
 
+    @property
+    def begins_solved(self) -> bool:
+        """Whether there is a start, which an untrained forecast is."""
+        return self.config.begins_solved
+
+    def fit_statistics(self, source: WindowSource) -> None:
+        """Fill the start's memory from the training windows."""
+        if self.begins_solved:
+            self.start.fill(source)
+
+    def recalibrate(self, source: WindowSource) -> None:
+        """Fill the start's memory from this run's training windows, on which it is solved anew."""
+        if self.begins_solved:
+            self.start.fill(source)
+
     def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
-        """The linear path begins at the ridge solution, its penalty chosen by validation."""
-        if self.config.backbone.linear_path != "none":
-            begin_at_ridge(self.linear_path, training, validation)
+        """Solve for the start."""
+        if self.begins_solved:
+            self.start.fit(training, validation)
+
+    @property
+    def closed_form_settings(self) -> dict[str, Any] | None:
+        """What the start depends on beside the data."""
+        return closed_form_settings(self.config, self.start) if self.begins_solved else None
+
+    @property
+    def closed_form_lines(self) -> list[str]:
+        """What was decided for the start."""
+        return self.start.lines() if self.begins_solved else []
+
+    @property
+    def closed_form_facts(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return self.start.facts() if self.begins_solved else {}
 
     def train(self, mode: bool = True) -> Model:
         """Training mode for the trained parts; the frozen LLM stays in eval mode (its dropout is off)."""
@@ -196,6 +236,10 @@ class Model(ForecastModel):
 
     def starting_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Weights of a run without adapters start one with them: the adapters begin as they were drawn."""
+        if self.begins_solved:  # it is solved anew, and other weights need not have one
+            kept = {name: weight for name, weight in weights.items() if not name.startswith(START_PREFIX)}
+            mine = self.state_dict().items()
+            weights = kept | {name: weight for name, weight in mine if name.startswith(START_PREFIX)}
         own = {name: weight for name, weight in self.state_dict().items() if is_adapter(name)}
         if not own or any(is_adapter(name) for name in weights):
             return weights
@@ -212,6 +256,7 @@ class Model(ForecastModel):
 
     def use_reference_forward(self) -> None:
         """From now on compute every state of the LLM by its own forward pass, for comparison."""
+        self.leaves_out_idle_llm = False
         self._pass = self._pass.plain()
 
     @property
@@ -241,9 +286,17 @@ class Model(ForecastModel):
         windows are read back from an accelerator. Time marks are read with ``--use_time_marks`` alone.
         """
         series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
-        states = self.decode([], series, self.embed(series, x_mark_enc), prompt)
-        prediction = self.denormalise(self.project(states, series, x_mark_dec), series.statistics)
-        return ForecastState(prediction, None, None) if return_state else prediction
+        begun = None
+        forecast = self.answer([], series, self.embed(series, x_mark_enc), prompt, x_mark_dec)
+        if self.begins_solved:
+            shape = series.statistics.mean[:, 0]  # [B, M]
+            query = query_rows(shape, start=start, series_id=series_id, variable=variable)
+            begun = self.begin(series, query, x_mark_enc, target)
+            forecast = begun.joint + forecast
+        prediction = self.denormalise(forecast, series.statistics)
+        if not return_state:
+            return prediction
+        return ForecastState(prediction, None, None, begun, self.parts(begun, forecast, series.statistics))
 
     # The steps of a forecast, shared with the enhanced model.
 
@@ -279,11 +332,62 @@ class Model(ForecastModel):
             _given(marks, "x_mark_enc"), series.statistics.mean.shape[-1]
         )
 
+    def begin(
+        self, series: Series, query: Rows, marks: Tensor | None, target: Tensor | None
+    ) -> StartForecast:
+        """Where the forecasts of series from ``query`` begin, in normalised units.
+
+        ``marks`` [B, L, F] are the lookback's; ``target`` [B, H, M] is read by the retrieval oracle alone.
+        """
+        variables = series.statistics.mean.shape[-1]
+        begun: StartForecast = self.start(
+            series.lookback,
+            query,
+            marks=None if marks is None else marks[:, -1].repeat_interleave(variables, dim=0),
+            target=None if target is None else per_series(target),
+        )
+        return begun
+
+    def answer(
+        self,
+        leading: list[Tensor],
+        series: Series,
+        patches: Tensor,
+        prompt: Tensor | None,
+        marks: Tensor | None,
+    ) -> Tensor:
+        """What the LLM makes of the patches, [S, H]: the forecast, or what it adds to the start's.
+
+        An evaluation whose head gives zero whatever the LLM says, as before the first step, does without.
+        """
+        if self._llm_is_idle():
+            return series.normalised.new_zeros(len(series.normalised), self.config.data.pred_len)
+        return self.project(self.decode(leading, series, patches, prompt), series, marks)
+
+    def _llm_is_idle(self) -> bool:
+        """Whether nothing that the LLM says reaches a forecast; the weights are looked at once."""
+        if torch.is_grad_enabled() or not (self.begins_solved and self.leaves_out_idle_llm):
+            return False
+        parts: list[nn.Module] = [self.output_projection]
+        if self.config.backbone.use_time_marks:
+            parts.append(self.time_marks.to_share)
+        state = tuple(map(_state_of, parts))
+        if self._kept_idle is None or self._kept_idle[0] != state:
+            self._kept_idle = state, not any(bool(w.any()) for part in parts for w in part.parameters())
+        return self._kept_idle[1]
+
+    def parts(
+        self, begun: StartForecast | None, forecast: Tensor, statistics: InstanceStatistics
+    ) -> ForecastParts | None:
+        """The start, and the forecast [S, H] that the LLM has added to; None without a start."""
+        if begun is None:
+            return None
+        grown = (begun.plain, begun.joint, forecast.detach())
+        return ForecastParts(*(self.denormalise(part, statistics) for part in grown))
+
     def project(self, states: Tensor, series: Series, marks: Tensor | None) -> Tensor:
         """States at the patches [S, P, d_ff] to forecasts [S, H]; ``marks`` [B, H, F] are the future's."""
         forecast = self.output_projection(states)
-        if self.config.backbone.linear_path != "none":
-            forecast = self.linear_path(series.normalised) + forecast
         if not self.config.backbone.use_time_marks:
             return forecast
         future = _given(marks, "x_mark_dec")[:, -self.config.data.pred_len :]
@@ -416,6 +520,35 @@ def _time_marks(config: Config) -> TimeMarks:
         stride=b.stride,
         pad_end=b.padding_patch == "end",
     )
+
+
+def solved_start(config: Config, *, retrieves: bool) -> SolvedStart:
+    """The start of a configuration's forecasts, with a joint map where it ``retrieves``; not yet fitted."""
+    d = config.data
+    return SolvedStart(
+        seq_len=d.seq_len,
+        horizon=d.pred_len,
+        season=min(d.season or DEFAULT_SEASON, d.seq_len),
+        retrieves=retrieves,
+        marks=() if d.freq is None else mark_names(d.freq),
+        top_k=config.gram.top_k,
+        control=config.gram.retrieval_control,
+        draw=config.training.seed,
+    )
+
+
+def closed_form_settings(config: Config, start: SolvedStart) -> dict[str, Any]:
+    """What a start depends on beside the data and their division."""
+    d, control = config.data, config.gram.retrieval_control
+    return {
+        "lengths": [d.seq_len, d.pred_len, d.eval_stride],
+        "season": d.season,
+        "frequency": d.freq,
+        "retrieves": start.retrieves,
+        "top_k": config.gram.top_k,
+        "control": control,
+        "seed": config.training.seed if control in ("random", "same_phase") else None,
+    }
 
 
 def _given(marks: Tensor | None, name: str) -> Tensor:

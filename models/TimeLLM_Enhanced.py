@@ -22,14 +22,22 @@ from layers.fusion import (
     class_confidence,
     trend_bound,
 )
-from layers.GRAM import GRAM
-from layers.retrieval.search import query_rows
+from layers.GRAM import GRAM, Neighbours, neighbours_from
+from layers.retrieval.memory import unmatched_share
+from layers.retrieval.search import MemoryRows, Rows, query_rows
 from layers.TAPR import TAPR
 from models import TimeLLM
 from models.TimeLLM import DEFAULT_SEASON
 from utils.config import Config
 from utils.trend import MAGNITUDES, ORDINAL_BINS, ordinal_probabilities, trend_measure
-from utils.types import ForecastState, RetrievalRecord, TrendRecord, WindowSource
+from utils.types import (
+    ForecastState,
+    InstanceStatistics,
+    RetrievalRecord,
+    StartForecast,
+    TrendRecord,
+    WindowSource,
+)
 from utils.windows import per_series
 
 log = getLogger(__name__)
@@ -42,6 +50,7 @@ class Model(TimeLLM.Model):
 
     name = "TimeLLM_Enhanced"
     is_named_by_flag = False
+    has_memory = True
 
     def _build(self, config: Config, d_llm: int) -> None:
         """The baseline's parts first, then those of the modules that are on."""
@@ -117,6 +126,10 @@ class Model(TimeLLM.Model):
         """
         series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
         patches = self.embed(series, x_mark_enc)
+        shape = series.statistics.mean[:, 0]  # [B, M]
+        query = query_rows(shape, start=start, series_id=series_id, variable=variable)
+        future = None if target is None else per_series(target)
+        begun = self.begin(series, query, x_mark_enc, target) if self.begins_solved else None
         leading: list[Tensor] = []
         trend: TrendRecord | None = None
         retrieval: RetrievalRecord | None = None
@@ -124,24 +137,68 @@ class Model(TimeLLM.Model):
             patches, token, trend = self.tapr(patches, lookback=series.lookback, statistics=series.statistics)
             leading.append(token)
         if self.config.gram.use_gram:
-            shape = series.statistics.mean[:, 0]  # [B, M]
-            query = query_rows(shape, start=start, series_id=series_id, variable=variable)
             patches, tokens, retrieved, retrieval = self.gram(
                 patches,
                 lookback=series.lookback,
                 normalised=series.normalised,
                 query=query,
-                target=None if target is None else per_series(target),
+                target=future,
+                found=None if begun is None else self._neighbours(begun, series.lookback),
             )
             leading.append(tokens)
-        forecast = self.project(self.decode(leading, series, patches, prompt), series, x_mark_dec)
-        forecast = forecast.float()  # [S, H]
+        forecast = self.answer(leading, series, patches, prompt, x_mark_dec).float()  # [S, H]
+        if begun is not None and retrieval is not None:
+            forecast, retrieval = self._choose(forecast, begun, retrieval, query, series.statistics)
+        elif begun is not None:
+            forecast = begun.plain + forecast
+        parts = self.parts(begun, forecast, series.statistics) if return_state else None
         if retrieval is not None and self.config.gram.retrieval_fusion != "feature":
-            forecast = self.retrieval_fusion(forecast, retrieved, 1 - retrieval.gate.float())
+            forecast, retrieval = self._fuse_retrieved(forecast, retrieved, retrieval, series.statistics)
         if trend is not None:
             forecast = self._apply_trend_fusion(forecast, trend, series.normalised[:, -1:])
         prediction = self.denormalise(forecast, series.statistics)
-        return ForecastState(prediction, trend, retrieval) if return_state else prediction
+        return ForecastState(prediction, trend, retrieval, begun, parts) if return_state else prediction
+
+    def _neighbours(self, begun: StartForecast, lookback: Tensor) -> Neighbours | None:
+        """Those that the start found already, where GRA-M looks for the same; else it searches itself."""
+        if not self.shares_search:
+            return None
+        return neighbours_from(self.start.retrieved, begun.rows, lookback, config=self.config.gram)
+
+    def _choose(
+        self,
+        forecast: Tensor,
+        begun: StartForecast,
+        record: RetrievalRecord,
+        query: Rows,
+        statistics: InstanceStatistics,
+    ) -> tuple[Tensor, RetrievalRecord]:
+        """What the LLM adds [S, H] on top of the forecast that the gate chooses: joint + g (plain - joint).
+
+        In this form, so that at both ends it is the one alone, to the bit.
+        """
+        gate = record.gate.float()
+        chosen = (1 - gate) * begun.joint + gate * begun.plain
+        record = self._chosen_from(record, begun.plain, begun.joint, statistics)
+        known = self.start.advantage(query.series_id, query.variable, query.start)
+        return chosen + forecast, record._replace(advantage=known[:, None])
+
+    def _fuse_retrieved(
+        self, forecast: Tensor, retrieved: Tensor, record: RetrievalRecord, statistics: InstanceStatistics
+    ) -> tuple[Tensor, RetrievalRecord]:
+        """Move a forecast [S, H] towards the retrieved one as far as the gate lets it; record both."""
+        fused = self.retrieval_fusion(forecast, retrieved, 1 - record.gate.float())
+        if record.plain.shape[1]:  # it chooses from those of the start
+            return fused, record
+        whole = self.retrieval_fusion(forecast, retrieved, torch.ones_like(record.gate).float())
+        return fused, self._chosen_from(record, forecast, whole, statistics)
+
+    def _chosen_from(
+        self, record: RetrievalRecord, plain: Tensor, joint: Tensor, statistics: InstanceStatistics
+    ) -> RetrievalRecord:
+        """The record with the two forecasts [S, H], normalised, that the gate chooses from."""
+        both = (per_series(self.denormalise(made.detach(), statistics)) for made in (plain, joint))
+        return record._replace(**dict(zip(("plain", "joint"), both, strict=True)))
 
     def _apply_trend_fusion(self, forecast: Tensor, trend: TrendRecord, last: Tensor) -> Tensor:
         """Correct a forecast [S, H] by the trend, in normalised units, the same in training and test.
@@ -167,13 +224,34 @@ class Model(TimeLLM.Model):
             bins = ordinal_probabilities(own, trend.thresholds.float(), trend.label_cuts)
         return forecast + bound * self.trend_fusion(trend.path.float(), probabilities, bins).float()
 
+    @property
+    def shares_search(self) -> bool:
+        """Whether GRA-M's neighbours are those of the start: one search and one memory serve both."""
+        gram = self.config.gram
+        is_same = gram.retrieval_key == "raw" and gram.retrieval_scope == "variable"
+        return self.begins_solved and gram.use_gram and is_same
+
+    @property
+    def memory(self) -> MemoryRows:
+        """What GRA-M's neighbours are rows of."""
+        return self.start.retrieved.contents if self.shares_search else self.gram.retriever.contents
+
+    def unmatched_share(self, source: WindowSource) -> float:
+        """Share of the training rows for which the memory holds no admissible row."""
+        d, scope = self.config.data, self.config.gram.retrieval_scope
+        return unmatched_share(
+            self.memory.places, source, span=d.seq_len + d.pred_len, same_variable=scope == "variable"
+        )
+
     def fit_statistics(self, source: WindowSource) -> None:
-        """Fix TAPR's class cuts and fill GRA-M's memory from the training windows."""
+        """Fix TAPR's class cuts and fill the memories from the training windows."""
+        super().fit_statistics(source)
         self._calibrate(source, place_thresholds=True)
         self.rebuild_memory(source)
 
     def recalibrate(self, source: WindowSource) -> None:
         """Fix the class cuts anew; thresholds stay as learned, and the memory but with ``--build_memory``."""
+        super().recalibrate(source)
         self._calibrate(source, place_thresholds=False)
         if self.config.gram.build_memory:
             self.rebuild_memory(source)
@@ -194,10 +272,12 @@ class Model(TimeLLM.Model):
     def rebuild_memory(self, source: WindowSource) -> None:
         """Draw the memory's rows from the training windows, by the run's seed alone."""
         if self.config.gram.use_gram:
-            generator = torch.Generator().manual_seed(self.config.training.seed)
-            rows = self.gram.retriever.build(source, generator=generator)
+            if not self.shares_search:
+                generator = torch.Generator().manual_seed(self.config.training.seed)
+                self.gram.retriever.build(source, generator=generator)
+            rows = len(self.memory.places.start)
             log.info("memory: built from %d of %d training rows", rows, source.num_rows)
-            unmatched = self.gram.retriever.unmatched_share(source)
+            unmatched = self.unmatched_share(source)
             if unmatched:
                 log.warning(
                     "memory: %.1f%% of the training rows overlap all of it and will find nothing; "
@@ -207,5 +287,5 @@ class Model(TimeLLM.Model):
 
     def refresh(self, source: WindowSource) -> None:
         """Encode the memory's keys anew, where encoders that learn made them."""
-        if self.config.gram.use_gram:
+        if self.config.gram.use_gram and not self.shares_search:
             self.gram.retriever.refresh(source)

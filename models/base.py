@@ -103,6 +103,26 @@ class ForecastModel(nn.Module):
     def fit_statistics(self, source: WindowSource) -> None:
         """Learn from the training windows what is counted rather than trained."""
 
+    @property
+    def begins_solved(self) -> bool:
+        """Whether a forecast is one before the first optimizer step, which then counts as any other."""
+        return False
+
+    @property
+    def closed_form_settings(self) -> dict[str, Any] | None:
+        """What `fit_closed_form` depends on beside the data, where its result is worth keeping."""
+        return None
+
+    @property
+    def closed_form_lines(self) -> list[str]:
+        """What `fit_closed_form` found, in words."""
+        return []
+
+    @property
+    def closed_form_facts(self) -> dict[str, Any]:
+        """The same as plain values, for the results."""
+        return {}
+
     def fit_closed_form(self, training: WindowSource, validation: Dataset[Batch]) -> None:
         """Solve for the weights, where they have a closed form; settings by validation alone."""
 

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from layers.linear_path import LinearPath
-from utils.batches import batched
+from layers.ridge import Moments, solve
+from utils.batches import window_batches
 from utils.errors import UserError
-from utils.types import Batch, DataBundle, WindowRows, WindowSource
+from utils.types import Batch, DataBundle, WindowSource
 
 log = getLogger(__name__)
 Array = NDArray[np.float64]
@@ -27,7 +27,6 @@ ForecastRule = Callable[[Array], Array]
 
 RIDGE_ALPHAS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 """Penalties that are tried, for a sum of squares over all training rows (56,511 on ETTh1)."""
-WINDOWS_PER_BLOCK = 256
 ROWS_PER_BLOCK = 4096
 """A block of 4,096 rows of 512 values is 16 MiB in float64."""
 
@@ -53,42 +52,6 @@ def seasonal_naive(x: Array, horizon: int, season: int) -> Array:
     if not 1 <= season <= x.shape[1]:
         raise ValueError(f"season: expected 1 to {x.shape[1]} rows (the lookback), found {season}")
     return x[:, -season:][:, np.arange(horizon) % season]
-
-
-class Moments:
-    """Sums that determine a linear map's weighted squared error, gathered block by block.
-
-    So memory does not grow with the rows.
-    """
-
-    def __init__(self, features: int, horizon: int) -> None:
-        """Nothing is counted yet."""
-        self.gram = np.zeros((features, features))
-        self.cross = np.zeros((features, horizon))
-        self.energy = self.weight = 0.0
-        self.rows = self.values = 0
-
-    def add(self, x: Array, y: Array, weight: Array | None = None) -> None:
-        """Count the rows x [R, A] with their futures y [R, H], each with its weight [R, 1] or 1."""
-        weighed, futures = (x, y) if weight is None else (x * weight, y * weight)
-        self.gram += weighed.T @ x
-        self.cross += weighed.T @ y
-        self.energy += float(np.sum(futures * y))
-        self.weight += len(x) if weight is None else float(weight.sum())
-        self.rows += len(x)
-        self.values += y.size
-
-    def require(self, part: str) -> None:
-        """Raise UserError where no row was counted, or a value is not finite."""
-        if not self.values:
-            raise UserError(f"ridge: expected {part} windows, found none")
-        if not np.isfinite(self.energy) or not np.isfinite(self.gram).all():
-            raise UserError(f"ridge: expected finite {part} values, found NaN or infinity")
-
-    def mse(self, coefficients: Array) -> float:
-        """Weighted sum of squares that ``x @ coefficients`` leaves, over the number of values."""
-        explained = 2 * np.sum(coefficients * self.cross) - np.sum(coefficients * (self.gram @ coefficients))
-        return float(self.energy - explained) / self.values
 
 
 @dataclass(frozen=True)
@@ -119,7 +82,8 @@ class RidgeMap:
         Raises:
             ValueError: where either holds no rows, or a value is not a finite number.
         """
-        return cls(*solve(_sum_up(training, "training"), _sum_up(validation, "validation"), alphas))
+        coefficients, alpha = solve(_sum_up(training, "training"), _sum_up(validation, "validation"), alphas)
+        return cls(coefficients.numpy(), alpha)
 
     def predict(self, x: Array) -> Array:
         """Forecasts [n, H, N] of the lookbacks x [n, L, N]."""
@@ -153,17 +117,6 @@ def fit_ridge(training: WindowSource, validation: Dataset[Batch]) -> RidgeMap:
     )
 
 
-def begin_at_ridge(path: LinearPath, training: WindowSource, validation: Dataset[Batch]) -> None:
-    """The path's fixed coefficients become those of `fit_ridge`.
-
-    Both take the lookback's mean out; dividing by its deviation, as instance normalisation does too,
-    and multiplying the forecast by it changes no linear map.
-    """
-    fit = fit_ridge(training, validation)
-    path.coefficients.copy_(torch.from_numpy(fit.coefficients.T))
-    log.info("linear path: ridge, whose penalty %g has the least error on validation", fit.alpha)
-
-
 def evaluate_baselines(bundle: DataBundle) -> dict[str, Scores]:
     """Test errors of ``persistence``, ``seasonal_naive`` and ``ridge``, over every test window.
 
@@ -184,19 +137,6 @@ def evaluate_baselines(bundle: DataBundle) -> dict[str, Scores]:
     return {name: evaluate(rule, bundle.test) for name, rule in rules.items()}
 
 
-def solve(train: Moments, valid: Moments, penalties: Iterable[float]) -> tuple[Array, float]:
-    """The ridge map [A, H] of the training rows whose penalty errs least on the validation rows, and that.
-
-    Weights count relative to their mean. One decomposition serves every penalty:
-    (G + a I)^-1 C = V (e + a)^-1 V'C.
-    """
-    scale = train.rows / train.weight
-    eigenvalues, vectors = np.linalg.eigh(train.gram * scale)
-    rotated = vectors.T @ (train.cross * scale)
-    fits = [(vectors @ (rotated / (np.maximum(eigenvalues, 0.0) + p)[:, None]), p) for p in penalties]
-    return min(fits, key=lambda fit: valid.mse(fit[0]))
-
-
 def _sum_up(blocks: Iterable[tuple[Array, Array]], part: str) -> Moments:
     """The moments of all blocks, rows less their lookback's mean; an error where there are none."""
     moments = Moments(0, 0)
@@ -204,7 +144,7 @@ def _sum_up(blocks: Iterable[tuple[Array, Array]], part: str) -> Moments:
         if not moments.rows:
             moments = Moments(x.shape[1], y.shape[1])
         mean = x.mean(axis=1, keepdims=True)
-        moments.add(x - mean, y - mean)
+        moments.add(torch.from_numpy(x - mean), torch.from_numpy(y - mean))
     moments.require(part)
     return moments
 
@@ -221,20 +161,8 @@ def _window_blocks(windows: Dataset[Batch]) -> Iterator[tuple[Array, Array]]:
         yield batch.x.double().numpy()[..., -y.shape[-1] :], y
 
 
-def window_batches(windows: Dataset[Batch]) -> Iterator[Batch]:
-    """Every window once, in order, `WINDOWS_PER_BLOCK` at a time."""
-    count = len(windows)  # type: ignore[arg-type]  # torch's Dataset does not declare __len__
-    for begin in range(0, count, WINDOWS_PER_BLOCK):
-        yield batched([windows[i] for i in range(begin, min(begin + WINDOWS_PER_BLOCK, count))])
-
-
 def _source_blocks(source: WindowSource) -> Iterator[tuple[Array, Array]]:
     """Lookbacks [R, L] and futures [R, H] of every training row."""
-    for rows in row_blocks(source):
-        yield rows.lookback.double().numpy(), rows.future.double().numpy()
-
-
-def row_blocks(source: WindowSource) -> Iterator[WindowRows]:
-    """Every training row once, in order, `ROWS_PER_BLOCK` at a time."""
     for index in torch.arange(source.num_rows).split(ROWS_PER_BLOCK):
-        yield source.rows(index)
+        rows = source.rows(index)
+        yield rows.lookback.double().numpy(), rows.future.double().numpy()

@@ -126,8 +126,9 @@ def _hooks(record: PassRecord) -> dict[str, Hook]:
         add("TAPR-C2F magnitude", output.magnitude_logits, "logits: strong and weak, down and up")
         add("TAPR-C2F path", output.path, "series, horizon")
 
-    def retrieved(module: nn.Module, args: Any, output: Any) -> None:
-        add("GRA-M retrieval", output.values, "series, neighbours, horizon")
+    def lifted(module: nn.Module, args: Any, output: Any) -> None:
+        add("GRA-M retrieval", args[0], "series, neighbours, horizon")
+        add("GRA-M lift", output, "each future lifted to d_model")
 
     return {
         "normalize_layers": lambda m, a, out: add("Instance Norm", out[0]),
@@ -136,8 +137,7 @@ def _hooks(record: PassRecord) -> dict[str, Hook]:
             "TAPR-DM", out.multi_scale_out, f"{len(out.trend_features)} scales"
         ),
         "tapr.coarse_to_fine": head,
-        "gram.retriever": retrieved,
-        "gram.value_lift": lambda m, a, out: add("GRA-M lift", out, "each future lifted to d_model"),
+        "gram.value_lift": lifted,
         "gram.gating": lambda m, a, out: add("GRA-M gating", out.patches, "patches after the gate"),
         "reprogramming_layer": lambda m, a, out: add("Reprogramming", out, "series, patches, d_llm"),
         "output_projection": lambda m, a, out: add("FlattenHead", out, "series, horizon"),
@@ -156,6 +156,8 @@ def _part(model: nn.Module, name: str) -> nn.Module | None:
 def _watch_llm(model: Any, record: PassRecord, closing: ExitStack) -> None:
     """Record what goes into the frozen LLM, and the states that are read."""
     taken = model._pass
+    closing.callback(setattr, model, "leaves_out_idle_llm", model.leaves_out_idle_llm)
+    model.leaves_out_idle_llm = False
 
     class Watched:
         """The model's own pass, looked at."""

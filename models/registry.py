@@ -1,6 +1,6 @@
 """The models, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from layers.llm.load import outline_of
 from models import (
@@ -16,6 +16,7 @@ from models import (
     TimeLLM_Enhanced,
 )
 from models.base import ForecastModel
+from utils.cli import parse_config
 from utils.config import Config
 from utils.types import LLMOutline
 
@@ -37,6 +38,18 @@ def llm_outline(name: str) -> Callable[[Config], LLMOutline | None]:
     """From a configuration to the widths of the LLM that the model of this name reads; None without one."""
     uses_llm = MODELS[name].uses_llm
     return lambda config: outline_of(config.llm) if uses_llm else None
+
+
+ENHANCED_FLAGS = ("--start", "auto")
+"""What run_main_enhanced.py asks for where its command line says nothing else."""
+
+
+def parse_run(argv: Sequence[str] | None = None) -> tuple[Config, str]:
+    """What a command line of either entry point asks for, and the model that it trains."""
+    config = parse_config(argv, models=MODELS)
+    if model_name(config) == "TimeLLM_Enhanced":
+        config = parse_config(argv, models=MODELS, first=ENHANCED_FLAGS)
+    return config, model_name(config)
 
 
 def model_name(config: Config) -> str:

@@ -19,9 +19,8 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 import torch
 
 from data_provider.data_factory import build_data, training_loader
-from models.registry import MODELS, llm_outline, model_name
+from models.registry import MODELS, llm_outline, model_name, parse_run
 from models.TimeLLM import DTYPES
-from utils.cli import parse_config
 from utils.config import Config
 from utils.ending import command
 from utils.log import setup_logging
@@ -55,7 +54,7 @@ NO_TIMING, TRACE = "--no_timing", "--trace"
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the lines; exit status 2 where a user can mend what is wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
-    config = parse_config([w for w in words if w not in (NO_TIMING, TRACE)], models=MODELS)
+    config, _ = parse_run([w for w in words if w not in (NO_TIMING, TRACE)])
     setup_logging(main_process=True)
     for line in lines(config, timing=NO_TIMING not in words, trace=TRACE in words):
         print(line, flush=True)

@@ -102,20 +102,25 @@ def build_parser(prog: str | None = None, models: Models | None = None) -> argpa
 
 
 def parse_config(
-    argv: Sequence[str] | None = None, *, prog: str | None = None, models: Models | None = None
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    models: Models | None = None,
+    first: Sequence[str] = (),
 ) -> Config:
     """The configuration that a command line asks for; all mistakes in one message, and exit status 2.
 
     ``models`` are those that ``--model`` may name: what does not fit the one named is a mistake too.
+    ``first`` are flags that the entry point stands for, before all others.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [*first, *(sys.argv[1:] if argv is None else argv)]
     parser = build_parser(prog, models)
     preset = parser.parse_known_args(arguments)[0].preset
     if preset is not None:
         path = PRESETS / f"{preset}.args"
         if not path.is_file():
             parser.error(f"--preset: expected one of {', '.join(preset_names())}, found {preset}")
-        arguments = [f"@{path}", *arguments]
+        arguments = [*first, f"@{path}", *arguments[len(first) :]]
     namespace, strays = parser.parse_known_args(arguments)
     values = vars(namespace)
     values.pop("preset")

@@ -17,14 +17,18 @@ from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from utils.config_checks import Models, expected_items, expected_number, joint_problems, spaced
-from utils.data_sets import DATA_SETS, default_flags, known_as, name_problem
+from utils.data_sets import DATA_SETS, SHORT_TERM, default_flags, known_as, name_problem
 from utils.errors import UserError
 from utils.file_names import safe_name
 
 KEY_SEASONS = 7
 """Seasons in the raw retrieval key (cut to the lookback): 168 rows of hourly data."""
-RAW_KEY_ROWS = 100_000
-"""Memories of more rows have raw keys by default: others are computed anew after every epoch."""
+MEMORY_ROWS = 100_000
+"""Training rows that a memory holds by default, at most."""
+NEIGHBOURS = 50
+"""Retrieved where no other number is given."""
+LEARNED_TEMPERATURE = 0.1
+"""Of the softmax over the distances of learned keys, which learn through it, where none is given."""
 SCALE_BASE = 4
 """Each scale of TAPR is this many times coarser than the one before: 1x, 4x, 16x, 64x."""
 STD_FLOOR = 0.1
@@ -254,8 +258,10 @@ class BackboneConfig:
     )
     dropout: float = setting(0.15, "dropout rate of the trained parts", at_least=0, below=1)
     input_dropout: float = setting(0.0, "dropout rate on the normalised lookback", at_least=0, below=1)
-    linear_path: Literal["none", "ridge"] = setting(
-        "none", "a linear map from lookback to forecast beside the LLM, begun at the ridge solution"
+    start: Literal["auto", "solved", "none"] = setting(
+        "none",
+        "solved: forecasts begin at linear maps in closed form, and the LLM adds to them from zero on; auto: "
+        "that, unless what is resumed or tested was begun without",
     )
     use_time_marks: bool = setting(
         False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"
@@ -329,18 +335,39 @@ class GRAMConfig:
 
     needs: ClassVar[tuple[Need, ...]] = ("llm", "gram")
     use_gram: bool = setting(False, "switch GRA-M on")
-    top_k: int = setting(5, "neighbours retrieved", at_least=1)
+    top_k: int | None = setting(
+        None,
+        f"neighbours retrieved (default: {NEIGHBOURS}; the start also reads 32 of the same phase)",
+        then=5,
+        at_least=1,
+    )
     lambda_retrieval: float = setting(0.3, "weight of all GRA-M losses", at_least=0)
+    gate_loss: Literal["errors", "document"] = setting(
+        "errors",
+        "the gate learns which forecast errs less, with history or without; document: its gate and losses",
+        then="document",
+    )
     build_memory: bool = setting(False, "rebuild the memory (empty ones are built anyway)", decides="course")
     d_repr: int = setting(128, "width of the learned retrieval key", at_least=1, needs="learned_key")
-    temperature: float = setting(0.1, "softmax temperature over the neighbours' distances", at_least=1e-6)
-    memory_size: int | Literal["all"] = setting(5000, "memory rows, or all training rows", at_least=1)
+    temperature: float | None = setting(
+        None,
+        "softmax temperature over distances (default: 0.1 for learned keys, equal weights for raw ones)",
+        then=0.1,
+        at_least=1e-6,
+    )
+    memory_size: int | Literal["all"] = setting(
+        MEMORY_ROWS, "most memory rows, drawn from the training rows, or all of those", then=5000, at_least=1
+    )
     max_memory_size: int = setting(
-        10000, "most rows that --memory_size may ask for as a number", at_least=1, needs="memory_limit"
+        MEMORY_ROWS,
+        "most rows that --memory_size may ask for as a number",
+        then=10000,
+        at_least=1,
+        needs="memory_limit",
     )
     memory_dtype: Literal["fp32", "fp16"] = setting("fp32", "numbers of the memory's keys and futures")
-    retrieval_key: Literal["auto", "raw", "learned", "hybrid"] = setting(
-        "auto", "what is compared; auto: hybrid, and raw in a memory of more than 100,000 rows"
+    retrieval_key: Literal["raw", "learned", "hybrid"] = setting(
+        "raw", "what is compared: the latest shape as it is, an encoder's key, or both", then="auto"
     )
     retrieval_fusion: Literal["feature", "prediction", "both"] = setting(
         "feature", "where the retrieved futures enter"
@@ -351,6 +378,23 @@ class GRAMConfig:
     retrieval_control: Literal["none", "random", "same_phase", "oracle"] = setting(
         "none", "study control: replace the neighbours found by these"
     )
+
+    @property
+    def neighbours(self) -> int:
+        """How many are retrieved."""
+        return NEIGHBOURS if self.top_k is None else self.top_k
+
+    @property
+    def softmax_temperature(self) -> float:
+        """That of the neighbours' weights; infinite where all weigh the same.
+
+        A control's do too: weighing them by distance would be half a retrieval.
+        """
+        if self.retrieval_control != "none":
+            return math.inf
+        if self.temperature is not None:
+            return self.temperature
+        return math.inf if self.retrieval_key == "raw" else LEARNED_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -609,6 +653,11 @@ class Config:
     def patch_count(self) -> int:
         """Number of patches P."""
         return self.backbone.patch_count(self.data.seq_len)
+
+    @property
+    def begins_solved(self) -> bool:
+        """Whether forecasts begin at a solved start; series of `SHORT_TERM` are padded, and have none."""
+        return self.backbone.start != "none" and self.run.task_name != SHORT_TERM
 
     def identity(self) -> dict[str, Any]:
         """The settings that change what is trained, but for those that a run counts as having unsaid.

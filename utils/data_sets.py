@@ -58,7 +58,7 @@ M4_ONLY: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "eval_data": (None,),
         "data_path": (None,),
         "use_time_marks": (False,),
-        "linear_path": ("none",),
+        "start": ("none", "auto"),
     }
 )
 """Settings that M4 leaves no choice in."""

@@ -28,11 +28,16 @@ REMOVED: dict[str, Removed] = {
         False, "leave it out: every process holds the whole memory, which --memory_dtype fp16 halves"
     ),
     "compile": Removed(False, "it gained no more than the noise of a measurement; leave it out"),
+    "linear_path": Removed("none", "--start solved took its place, whose map without history is ridge's"),
     "embed": Removed("timeF", "time features are always numbers, as timeF has them; leave it out"),
     "dec_in": Removed(None, None),
     "c_out": Removed(None, None),
 }
 """By name; scripts of the Time-LLM family pass the last three."""
+
+
+AUTO_WAS = {"retrieval_key": "hybrid"}
+"""What ``auto`` came to, and was saved as, where it is no value any more."""
 
 
 def removed_line(name: str, value: Any) -> str | None:
@@ -61,7 +66,7 @@ def left_unsaid(settings: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[s
     That is each setting with today's default in ``settings`` and in ``saved`` what it counts as unsaid; the
     one is as a `utils.config.Config` has it, the other may come from JSON.
     """
-    then, now = settings_then(), {name: item.default for _, name, item in iter_settings()}
+    then, now = settings_then() | AUTO_WAS, {name: item.default for _, name, item in iter_settings()}
     return {
         name: then[name]
         for name in settings

@@ -59,6 +59,8 @@ class WindowRows(NamedTuple):
     """[R] int64."""
     start: Tensor
     """[R] int64, absolute position of the lookback's first row."""
+    marks: Tensor | None = None
+    """[R, F], time marks of the lookback's last row, as in `Batch`; None of a source without dates."""
 
 
 @runtime_checkable
@@ -150,7 +152,7 @@ class RetrievalRecord(NamedTuple):
     """What GRA-M found, and all that its losses need; one row a series, window by window."""
 
     gate: Tensor
-    """[S, 1] in (0, 1]: 1 trusts the current window alone, 0 history alone."""
+    """[S, 1] in [0, 1]: 1 trusts the current window alone, 0 history alone."""
     confidence: Tensor
     """[S, 1] in [0, 1), how well the neighbours match; 0 where there are none."""
     weights: Tensor
@@ -161,6 +163,38 @@ class RetrievalRecord(NamedTuple):
     """[S, K], squared distance to each neighbour, inf at the missing ones."""
     matched: Tensor
     """[S] bool, whether any admissible row was found."""
+    plain: Tensor
+    """[S, H], the forecast without history, which the gate chooses at 1: standardised units, no gradient;
+    [S, 0] where the model does not make two forecasts for it to choose from."""
+    joint: Tensor
+    """[S, H], the one with history, which it chooses at 0; [S, 0] likewise."""
+    advantage: Tensor
+    """[S, 1], by how much more ``plain`` errs than ``joint`` where neither was fitted on the window, in
+    squared deviations of it, NaN where that is not known; [S, 0] where it is known of none."""
+
+
+class StartForecast(NamedTuple):
+    """Where a forecast begins (`layers.solved_start`), in deviations of the window from its mean."""
+
+    plain: Tensor
+    """[S, H], without history."""
+    joint: Tensor
+    """[S, H], with it; the same as ``plain`` where retrieval is not there."""
+    rows: Tensor
+    """[S, k] int64, the memory's rows that were retrieved, kind after kind; -1 where there are too few."""
+    weights: Tensor
+    """[S, k], each one's share in what was retrieved: 1 in all, 0 where there are none."""
+
+
+class ForecastParts(NamedTuple):
+    """The forecast as it grows part by part, each [B, H, M] in standardised units; ``prediction`` is last."""
+
+    plain: Tensor
+    """The solved map of the lookback alone."""
+    joint: Tensor
+    """The solved map of lookback and history."""
+    llm: Tensor
+    """With what the LLM adds."""
 
 
 class PassOfStep(NamedTuple):
@@ -177,6 +211,8 @@ class ForecastState(NamedTuple):
     """[B, H, M], standardised units."""
     trend: TrendRecord | None
     retrieval: RetrievalRecord | None
+    start: StartForecast | None = None
+    parts: ForecastParts | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from layers.retrieval.keys import WindowKeys, mean_key
-from layers.retrieval.search import Rows
+from layers.retrieval.search import MemoryRows, Rows
 from utils.config import GRAMConfig
 from utils.errors import UserError
 from utils.types import WindowSource
@@ -82,24 +82,14 @@ class RetrievalMemory(nn.Module):
         self._encode(source)
         return count
 
-    @torch.no_grad()
     def unmatched_share(self, source: WindowSource) -> float:
         """Share of the training rows for which the memory holds no admissible row."""
-        series, variable, start = (column.cpu() for column in self._places)
-        if (series != series[:1]).any():  # every row may see those of another series
-            return 0.0
-        if self.config.retrieval_scope == "all":
-            variable = torch.zeros_like(variable)
-        lowest = torch.full((source.num_variables,), NOWHERE).scatter_reduce_(0, variable, start, "amin")
-        highest = torch.full((source.num_variables,), -NOWHERE).scatter_reduce_(0, variable, start, "amax")
-        unmatched = 0
-        for wanted in range(source.num_variables):
-            first = int(source.rows(torch.tensor([wanted * source.num_windows])).start)
-            windows = torch.arange(first, first + source.num_windows)
-            held = 0 if self.config.retrieval_scope == "all" else wanted
-            apart = (windows - lowest[held] >= self.span) | (highest[held] - windows >= self.span)
-            unmatched += int((~apart).sum())
-        return unmatched / source.num_rows
+        return unmatched_share(
+            self.contents.places,
+            source,
+            span=self.span,
+            same_variable=self.config.retrieval_scope == "variable",
+        )
 
     @torch.no_grad()
     def refresh(self, source: WindowSource) -> None:
@@ -133,8 +123,13 @@ class RetrievalMemory(nn.Module):
         self.key_centre = mean_key(self.memory_keys).float()
 
     @property
-    def _places(self) -> Rows:
-        return Rows(self.memory_series, self.memory_variable, self.memory_start)
+    def contents(self) -> MemoryRows:
+        """All that is remembered."""
+        return MemoryRows(
+            self.memory_keys,
+            self.memory_values,
+            Rows(self.memory_series, self.memory_variable, self.memory_start),
+        )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """A memory of any size, of values any width."""
@@ -157,6 +152,26 @@ class RetrievalMemory(nn.Module):
         flat = tensor.reshape(-1, 1, tensor.shape[-1]).float()
         resized = F.interpolate(flat, size=target_dim, mode="linear", align_corners=True)
         return resized.reshape(*tensor.shape[:-1], target_dim).to(tensor.dtype)
+
+
+@torch.no_grad()
+def unmatched_share(places: Rows, source: WindowSource, *, span: int, same_variable: bool) -> float:
+    """Share of the training rows for which none of a memory's ``places`` is admissible; ``span`` = L + H."""
+    series, variable, start = (column.cpu() for column in places)
+    if (series != series[:1]).any():  # every row may see those of another series
+        return 0.0
+    if not same_variable:
+        variable = torch.zeros_like(variable)
+    lowest = torch.full((source.num_variables,), NOWHERE).scatter_reduce_(0, variable, start, "amin")
+    highest = torch.full((source.num_variables,), -NOWHERE).scatter_reduce_(0, variable, start, "amax")
+    unmatched = 0
+    for wanted in range(source.num_variables):
+        first = int(source.rows(torch.tensor([wanted * source.num_windows])).start)
+        windows = torch.arange(first, first + source.num_windows)
+        held = wanted if same_variable else 0
+        apart = (windows - lowest[held] >= span) | (highest[held] - windows >= span)
+        unmatched += int((~apart).sum())
+    return unmatched / source.num_rows
 
 
 def make_room(module: nn.Module, names: Iterable[str], state_dict: Mapping[str, Any], prefix: str) -> None:

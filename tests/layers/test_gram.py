@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import layers.retrieval.search as search
@@ -20,13 +22,15 @@ from layers.GRAM import (
     PatternEncoder,
     PatternValueDualRetriever,
     RetrievalAugmentedPrompt,
+    within_bounds,
 )
+from layers.retrieval import compare as retrieval_compare
 from layers.retrieval import keys as retrieval_keys
 from layers.retrieval import memory as retrieval_memory
 from layers.retrieval.keys import WindowKeys, raw_key, value_statistics
 from layers.retrieval.search import Rows
 from tests.pairwise import each_pair
-from utils.config import GRAMConfig
+from utils.config import LEARNED_TEMPERATURE, GRAMConfig
 
 L, H, N, T = 20, 6, 2, 130
 SPAN = L + H
@@ -189,7 +193,7 @@ def test_neighbours_weights_and_distances_equal_brute_force(key: str, series: in
         assert found.rows[s].tolist() == best
         distance = reference[s, best]
         torch.testing.assert_close(found.distance[s].double(), distance, rtol=1e-3, atol=1e-5)
-        weight = torch.exp(-(distance - distance.min()) / retriever.config.temperature)
+        weight = torch.exp(-(distance - distance.min()) / retriever.config.softmax_temperature)
         torch.testing.assert_close(found.weights[s].double(), weight / weight.sum(), rtol=5e-3, atol=1e-3)
         for j, m in enumerate(best):
             v, start = int(retriever.memory_variable[m]), int(retriever.memory_start[m])
@@ -416,7 +420,7 @@ def test_controls_weigh_what_they_found_equally(key: str, control: str, rows: in
     expected = torch.where(present, 1 / counts.clamp(min=1), 0.0)
     torch.testing.assert_close(found.weights, expected)
     far = found.distance[present].max() - found.distance[present].min()
-    assert far > retriever.config.temperature  # weighing by distance would have shown
+    assert far > LEARNED_TEMPERATURE  # weighing by distance would have shown
     (found.weights[..., None] * found.values).square().sum().backward()
     for name, parameter in retriever.named_parameters():
         assert parameter.grad is not None, name
@@ -556,6 +560,38 @@ def test_refresh_is_idempotent_and_follows_the_encoders(key: str) -> None:
     assert changed == (set() if key == "raw" else {"memory_keys", "distance_scale", "key_centre"})
 
 
+@each_pair(key=["learned", "hybrid"], scope=["variable", "all"], windows=[5, 512])
+def test_learned_keys_are_held_against_raw_ones(
+    key: str, scope: str, windows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training can make a key worse, which no score of the forecast shows."""
+    monkeypatch.setattr(retrieval_compare, "WINDOWS_ASKED", windows)
+    monkeypatch.setattr(retrieval_compare, "ROWS_READ", 37)
+    retriever, raw = (
+        retriever_of(retrieval_key=kind, top_k=4, retrieval_scope=scope, memory_size=90)
+        for kind in (key, "raw")
+    )
+    count = min(windows, SOURCE.num_rows)
+    asked = SOURCE.rows(torch.tensor([i * SOURCE.num_rows // count for i in range(count)]))
+    by_key = [r(asked.lookback, Rows(asked.series_id, asked.variable, asked.start)) for r in (retriever, raw)]
+    errors, common, present = [], 0, 0
+    for found in by_key:
+        wrong = [
+            (asked.lookback[s, -1] + found.weights[s].detach() @ found.values[s] - asked.future[s])
+            .square()
+            .mean()
+            for s in range(count)
+            if found_rows(found, s)
+        ]
+        errors.append(torch.stack(wrong).mean().item())
+    for s in range(count):
+        own, other = (set(found_rows(found, s)) for found in by_key)
+        common, present = common + len(own & other), present + len(own)
+    compared = retriever.compared_with_raw(SOURCE)
+    assert compared == pytest.approx((*errors, common / present), rel=1e-4)
+    assert 0 < compared.common < 1 and compared.learned != compared.raw
+
+
 def test_keys_carry_no_gradient_after_refresh() -> None:
     """A graph through the whole memory is kept until the memory runs out."""
     retriever = retriever_of()
@@ -640,7 +676,7 @@ def test_values_are_divided_by_the_querys_floored_deviation() -> None:
 
 
 def plain_gate(gating: AdaptiveKnowledgeGating, patches: Tensor, retrieved: Tensor, weights: Tensor) -> Any:
-    """Gate, confidence and context by the document's steps, float64."""
+    """What the gating gives by its steps, neighbour by neighbour, float64."""
     gating = copy.deepcopy(gating).double()
     patches, retrieved, weights = patches.double(), retrieved.double(), weights.double()
     current = gating.current_encoder(torch.cat([patches.mean(1), patches[:, -1]], -1))
@@ -650,26 +686,138 @@ def plain_gate(gating: AdaptiveKnowledgeGating, patches: Tensor, retrieved: Tens
         pair = torch.cat([current, history[:, j], current * history[:, j]], -1)
         confidence += weights[:, j : j + 1] * torch.sigmoid(gating.match_scorer(pair))
         context += weights[:, j : j + 1] * history[:, j]
-    gate = torch.sigmoid(gating.gate_network(torch.cat([current, context, confidence], -1)))
+    opinion = gating.gate_network(torch.cat([current, context, confidence], -1))
     attended, _ = gating.cross_attention(patches, history, history)
-    return patches + (1 - gate)[..., None] * attended, context, gate, confidence
+    if gating.document_gate:
+        gate = torch.sigmoid(opinion)
+        return patches + (1 - gate)[..., None] * attended, context, gate, confidence, confidence
+    gate = opinion.clamp(0, 1)
+    told = gate * gating.no_match + (1 - gate) * context
+    return patches + (1 - gate)[..., None] * attended, told, gate, confidence, (1 - gate) * confidence
 
 
-def test_gating_is_its_formula() -> None:
-    """gate 1 keeps the patches, gate 0 adds all of history."""
+def decision_of(gating: AdaptiveKnowledgeGating) -> torch.nn.Linear:
+    decision = gating.gate_network[2]
+    assert isinstance(decision, torch.nn.Linear)
+    return decision
+
+
+def gating_of(*, fuse: bool = True, document: bool = False, spread: float = 0.0) -> AdaptiveKnowledgeGating:
+    """``spread`` of the gate's opinions about 0.5."""
     torch.manual_seed(0)
-    gating = AdaptiveKnowledgeGating(8, dropout=0.0, fuse_features=True)
-    patches, retrieved = draw(4, 5, 8), draw(4, 3, 8, seed=1)
-    weights = draw(4, 3, seed=2).softmax(-1)
-    found = gating(patches, retrieved, weights=weights, found=torch.ones(4, 3, dtype=torch.bool))
+    gating = AdaptiveKnowledgeGating(8, dropout=0.0, fuse_features=fuse, document_gate=document)
+    if spread:
+        with torch.no_grad():
+            decision_of(gating).weight.copy_(spread * draw(1, 8, seed=5))
+            decision_of(gating).bias.fill_(0.5)
+    return gating
+
+
+@pytest.mark.parametrize("document", [True, False])
+def test_gating_is_its_formula(document: bool) -> None:
+    """gate 1 keeps the patches, gate 0 adds all of history; the document's tokens pass whatever it is."""
+    gating = gating_of(document=document, spread=4.0)
+    patches, retrieved = draw(40, 5, 8), draw(40, 3, 8, seed=1)
+    weights = draw(40, 3, seed=2).softmax(-1)
+    found = gating(patches, retrieved, weights=weights, found=torch.ones(40, 3, dtype=torch.bool))
+    ends = (found.gate == 0).any(), (found.gate == 1).any(), ((found.gate > 0) & (found.gate < 1)).any()
+    assert ends == (not document, not document, True)
     for a, b in zip(found, plain_gate(gating, patches, retrieved, weights), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5)
 
 
+# The gate.
+
+
+@given(
+    value=st.floats(-3, 3, width=32) | st.sampled_from([0.0, 1.0]),
+    gradient=st.floats(-2, 2, width=32),
+)
+def test_bounds_pass_every_gradient_but_that_which_leads_further_out(value: float, gradient: float) -> None:
+    """Clamped, a gate past its end never came back; straight through, it went out without an end."""
+    asked = torch.tensor(value, requires_grad=True)
+    bounded = within_bounds(asked)
+    assert bounded.item() == min(max(value, 0.0), 1.0)
+    bounded.backward(torch.tensor(gradient))
+    further_out = (value < 0 and -gradient < 0) or (value > 1 and -gradient > 0)
+    assert asked.grad is not None and asked.grad.item() == (0.0 if further_out else gradient)
+
+
+def test_the_gate_begins_at_nothing_but_history_and_can_move_at_once() -> None:
+    """An untrained gate must not choose; at 0 exactly, and yet with a slope."""
+    gating = gating_of()
+    patches, retrieved = draw(6, 5, 8).requires_grad_(), draw(6, 3, 8, seed=1)
+    found = torch.ones(6, 3, dtype=torch.bool)
+    decided = gating(patches, retrieved, weights=torch.full((6, 3), 1 / 3), found=found)
+    assert (decided.gate == 0).all()
+    (-decided.gate).sum().backward()  # history misleads: the gate is to rise
+    for parameter in gating.gate_network[2].parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_at_gate_one_nothing_depends_on_the_neighbours_to_the_bit(fuse: bool) -> None:
+    """The retrieval tokens passed ungated: "without history" was not without it."""
+    gating = gating_of(fuse=fuse)
+    with torch.no_grad():
+        decision_of(gating).bias.fill_(1.5)
+    patches, found = draw(6, 5, 8), torch.ones(6, 3, dtype=torch.bool)
+    weights = draw(6, 3, seed=3).softmax(-1)
+    one, other = (
+        gating(patches, scale * draw(6, 3, 8, seed=seed), weights=weights, found=found)
+        for seed, scale in ((1, 1.0), (2, 50.0))
+    )
+    for name in ("patches", "context", "gate", "told_confidence"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    nothing = gating(patches, draw(6, 3, 8), weights=0 * weights, found=~found)
+    assert torch.equal(one.patches, nothing.patches) and torch.equal(one.context, nothing.context)
+    assert torch.equal(one.told_confidence, nothing.told_confidence)
+
+
+def test_the_gate_goes_to_the_ends_that_its_loss_names_and_back() -> None:
+    """A coin flipped by its own losses; or one that sticks where it first went."""
+    gating = gating_of(fuse=False)
+    optimizer = torch.optim.Adam(gating.parameters(), lr=0.02)
+    patches = draw(32, 5, 8)
+    misleads = torch.arange(32) % 2 == 0
+    patches[misleads] += 2  # the window shows it
+    retrieved, found = draw(32, 3, 8, seed=1), torch.ones(32, 3, dtype=torch.bool)
+
+    def train(wrong: Tensor, steps: int) -> Tensor:
+        for _ in range(steps):
+            gate = gating(patches, retrieved, weights=torch.full((32, 3), 1 / 3), found=found).gate[:, 0]
+            optimizer.zero_grad()
+            torch.where(wrong, 1 - gate, gate).mean().backward()
+            optimizer.step()
+        decided: Tensor = gating(patches, retrieved, weights=torch.full((32, 3), 1 / 3), found=found).gate[
+            :, 0
+        ]
+        return decided.detach()
+
+    assert (train(torch.zeros(32, dtype=torch.bool), 20) == 0).all()  # history helps: it stays
+    assert torch.equal(train(misleads, 100), misleads.float())
+    assert torch.equal(train(~misleads, 150), (~misleads).float())
+
+
+@pytest.mark.parametrize("key", ["learned", "hybrid"])
+def test_what_teaches_the_gate_does_not_teach_the_keys(key: str) -> None:
+    """Training made the learned key worse: it was bent to please the gate's losses."""
+    gram = gram_of(retrieval_key=key)
+    with torch.no_grad():
+        decision_of(gram.gating).weight.copy_(0.1 * draw(1, 8))
+        decision_of(gram.gating).bias.fill_(0.5)
+    lookback, query, _ = queries()
+    _, tokens, _, record = run(gram, lookback, query, draw(len(lookback), 5, 8))
+    record.gate.sum().backward(retain_graph=True)
+    assert all(p.grad is None or not p.grad.any() for p in gram.retriever.parameters())
+    assert gram.value_lift.weight.grad is not None and gram.value_lift.weight.grad.any()
+    tokens.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in gram.retriever.parameters())
+
+
 def test_missing_neighbours_change_nothing_in_the_gate() -> None:
     """Padding up to k must be invisible: its lifted value is a bias, not zero."""
-    torch.manual_seed(0)
-    gating = AdaptiveKnowledgeGating(8, dropout=0.0, fuse_features=True)
+    gating = gating_of(spread=1.0)
     patches, retrieved = draw(4, 5, 8), draw(4, 3, 8, seed=1)
     weights = draw(4, 2, seed=2).softmax(-1)
     present = torch.ones(4, 2, dtype=torch.bool)

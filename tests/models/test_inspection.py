@@ -45,7 +45,7 @@ def shapes(model, batch: Batch) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("order", ["document", "prompt_first"])
 def test_every_stage_of_the_documents_table_is_there(build, order):
-    model, batch = build(**BOTH, token_order=order)
+    model, batch = build(**BOTH, token_order=order, top_k=5)
     found = shapes(model, batch)
     length = found["LLM Input"][1]
     prompt = model.prompt.tokens(model.normalise(batch.x).lookback)[0].shape[1]
@@ -85,7 +85,7 @@ def test_the_shapes_follow_the_run_at_hand(build):
 
 @pytest.mark.parametrize("order", ["document", "prompt_first"])
 def test_the_parts_of_the_llms_input_add_up_in_their_order(build, order):
-    model, batch = build(**BOTH, token_order=order)
+    model, batch = build(**BOTH, token_order=order, top_k=5)
     with watched(model) as record, torch.no_grad():
         forecast_state(model, batch)
     note = next(stage.note for stage in record.stages if stage.name == "LLM Input")

@@ -1,10 +1,11 @@
-"""How the run in the folder beside this was made, once, at the commit that the folder is named after.
+"""How the runs in the folders beside this were made, once, at the commits that the folders are named after.
 
-    git checkout a52b72f && python make.py tests/old_checkpoints/a52b72f
+    git checkout a52b72f && python make.py tests/old_checkpoints/a52b72f --use_tapr
+    git checkout 6e4f05b && python make.py tests/old_checkpoints/6e4f05b --preset document --d_repr 8
 
-A series, a tiny Llama of random weights with its tokenizer, a run of 8 steps with TAPR that was saved after
-4, its forecast from those weights and its scores at the end. It is not made again: that it still loads,
-predicts and goes on is what `tests/test_old_checkpoints.py` holds.
+A series, a tiny Llama of random weights with its tokenizer, a run of 8 steps that was saved after 4, its
+forecast from those weights and its scores at the end. They are not made again: that they still load, predict
+and go on is what `tests/test_old_checkpoints.py` holds.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, ".")
 
 import run_main_enhanced
 from models import Forecaster
+from utils.config import Config
 
 SETTINGS = {
     "data": "custom",
@@ -96,10 +98,11 @@ def main() -> None:
     (home / "llm").mkdir(parents=True, exist_ok=True)
     write_series(home / "series.csv")
     write_llm(home / "llm")
-    words = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
+    settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
+    (home / "defaults.json").write_text(json.dumps(Config().flat(), indent=1) + "\n", encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         places = ["--root_path", str(home), "--llm_model_path", str(home / "llm"), "--checkpoints", folder]
-        run = run_main_enhanced.main([*words, *places, "--cpu", "--use_tapr"])
+        run = run_main_enhanced.main([*sys.argv[2:], *settings, *places, "--cpu"])
         for name in ("config.json", "environment.json", "checkpoint_step_4/checkpoint.pt"):
             (home / "run" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(run.run_dir / name, home / "run" / name)

@@ -32,7 +32,7 @@ def gone(monkeypatch):
 @given(st.sets(st.sampled_from(NAMES)))
 def test_what_a_version_did_not_know_counts_as_it_did_then(missing):
     """Any setting that only one side knew made a checkpoint another run's."""
-    config = Config.from_flat({"use_tapr": True, "seed": 7, "d_model": 32})
+    config = Config.from_flat({"use_tapr": True, "seed": 7, "d_model": 32, "memory_size": "all"})
     saved = json.loads(json.dumps({k: v for k, v in config.flat().items() if k not in missing}))
     settings, lost = read_settings(saved)
     wanted = {**config.flat(), **{name: settings_then()[name] for name in missing}}

@@ -46,7 +46,7 @@ def out_of_memory_text(sizes: MemorySizes, cause: str, *, passes: int) -> str:
 
 def document_measures(sizes: MemorySizes, *, passes: int) -> Iterator[str]:
     """The document's nine measures, as far as they are open to this run."""
-    values = sizes.config.flat()
+    values = sizes.config.flat() | {"top_k": sizes.config.gram.neighbours}
     for name, ladder in LADDERS.items():
         lower = next((value for value in ladder if value < values[name]), None)
         if lower is None or not values.get(MODULE_OF.get(name, ""), True):

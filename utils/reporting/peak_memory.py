@@ -346,7 +346,7 @@ def _modules(sizes: MemorySizes, series: int) -> float:
             attention = SOFTMAX_COPIES * ATTENTION_HEADS * coarser * coarser
             held += TREND_COPIES * coarser * c.backbone.d_model + attention
     if c.gram.use_gram:
-        held += c.gram.top_k * (
+        held += c.gram.neighbours * (
             2 * _key_width(c) + 2 * c.data.pred_len + NEIGHBOUR_COPIES * c.backbone.d_model
         )
     if c.gram.use_gram and c.gram.retrieval_key != "raw":
@@ -392,7 +392,7 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
     forecast = min(forecast, config.training.max_channels_per_step or forecast)
     variables = 1 if config.data.channel_sampling == "single" else forecast
     llm = _llm_sizes(model.llm_model) if hasattr(model, "llm_model") else None
-    retriever = model.gram.retriever if config.gram.use_gram and hasattr(model, "gram") else None
+    retrieves = config.gram.use_gram and hasattr(model, "gram")
     return MemorySizes(
         config=config,
         llm=llm,
@@ -400,7 +400,7 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
         kind=model._pass.kind if llm else "plain",
         variables=variables,
         forecast=forecast,
-        memory_rows=len(retriever.memory_start) if retriever is not None else 0,
+        memory_rows=len(model.memory.places.start) if retrieves else 0,
         trained=float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)),
         on_gpu=on_gpu,
     )

@@ -98,7 +98,7 @@ def cost_lines(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) ->
     """Memory, checkpoint and retrieval, a line each."""
     lines = [memory_line(config, data, model, on_gpu=on_gpu), checkpoint_line(model)]
     if config.gram.use_gram and hasattr(model, "gram"):
-        lines.append(retrieval_line(model.gram.retriever, data))
+        lines.append(retrieval_line(model, data))
     return lines
 
 
@@ -132,9 +132,9 @@ def checkpoint_line(model: Any) -> str:
     return f"checkpoint: {(saved + 2 * trained) / 1e6:.1f} MB"
 
 
-def retrieval_line(retriever: Any, data: DataBundle) -> str:
+def retrieval_line(model: Any, data: DataBundle) -> str:
     """The memory, and how much of the training finds nothing in it."""
-    rows, share = len(retriever.memory_start), retriever.unmatched_share(data.source)
+    rows, share = len(model.memory.places.start), model.unmatched_share(data.source)
     return (
         f"retrieval: {rows} rows of {data.source.num_rows} in memory; {share:.1%} of the training windows "
         "have no admissible neighbour"

@@ -27,7 +27,15 @@ STANDARDISED = "standardised units"
 UNLOGGED = "no step was logged"
 FEW = 8
 """Variables whose names stand upright below their bars, and whose bars have numbers."""
-LOSS_TERMS = ("direction", "magnitude", "consistency", "ordinal", "gate_consistency", "gate_entropy")
+LOSS_TERMS = (
+    "direction",
+    "magnitude",
+    "consistency",
+    "ordinal",
+    "gate_errors",
+    "gate_consistency",
+    "gate_entropy",
+)
 
 
 @dataclass(frozen=True)

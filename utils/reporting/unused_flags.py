@@ -8,8 +8,8 @@ from typing import Any
 from utils.config import GROUPS, Config, Need, iter_settings
 from utils.data_sets import M4
 
-USUAL = {"retrieval_key": "hybrid"}
-"""What auto comes to in a memory of ordinary size: not to be told as a flag either."""
+OWN = ("llm", "part", "gram")
+"""What a model may be without and read a setting of all the same, by its ``own_settings``."""
 
 
 def unread_flags(config: Config, model: Any) -> list[str]:
@@ -21,7 +21,7 @@ def unread_flags(config: Config, model: Any) -> list[str]:
     return [
         f"--{name} ({reasons[name]})"
         for _, name, item in iter_settings()
-        if name in reasons and values[name] not in (item.default, USUAL.get(name, item.default))
+        if name in reasons and values[name] != item.default
     ]
 
 
@@ -31,7 +31,7 @@ def unread_settings(config: Config, model: Any) -> dict[str, str]:
     for lacking, reason in _lacking(config, model):
         for group, name, item in iter_settings():
             needed = (*getattr(GROUPS[group], "needs", ()), *item.metadata["needs"])
-            if lacking in needed and not (lacking == "part" and name in model.own_settings):
+            if lacking in needed and not (lacking in OWN and name in model.own_settings):
                 reasons.setdefault(name, reason)
     return reasons
 

@@ -27,8 +27,9 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from utils.config import RAW_KEY_ROWS, Config, ConfigError, settings_where
+from utils.config import AUTO, Config, ConfigError, settings_where
 from utils.config_checks import season_problem
+from utils.data_sets import SHORT_TERM
 from utils.ending import errors_kept
 from utils.errors import UserError
 from utils.evaluation_batch import windows_per_pass
@@ -37,7 +38,7 @@ from utils.process_memory import keep_freed
 from utils.reporting.run_header import environment, llm_text, opening_lines
 from utils.threads import fit_threads
 from utils.training import checkpoint as checkpoints
-from utils.training import checkpoint_state, final_evaluation
+from utils.training import checkpoint_state, closed_form, final_evaluation
 from utils.training import run_folder as folders
 from utils.training.batch_size import choose_batch_size, out_of_memory_explained, plan_batches
 from utils.training.checkpoint import CheckpointError
@@ -130,9 +131,10 @@ def _set_up(
     setup_logging(main_process=state.is_main_process)
     threads = fit_threads()
     data, outline = main_first(state, lambda: (builders.data(config), builders.llm(config)))
-    asked, config = config, resolve(config, data)
     naming = {"model": builders.model_name, "llm_name": outline.name if outline else "none"}
     with agreed(state):
+        asked = start_as_begun(config, data, **naming)
+        config = resolve(asked, data)
         name = asked.run_name(**naming)
         begun = folders.as_begun(config, asked, name=name, model_name=builders.model_name)
         asked, config = asked.replace(**begun), config.replace(**begun)
@@ -189,17 +191,34 @@ def _set_up(
     ), payload
 
 
+def start_as_begun(config: Config, data: DataBundle, *, model: str, llm_name: str) -> Config:
+    """``--start auto`` of a run that is resumed or tested, and was begun without a start: without one."""
+    run = config.run
+    if config.backbone.start != AUTO or (run.resume_from_checkpoint is None and run.is_training):
+        return config
+    without = config.replace(start="none")
+    if run.resume_from_checkpoint not in (None, AUTO):
+        path = folders.checkpoint_to_resume(config, name="")
+        assert path is not None
+        saved = checkpoints.load_weights(path).get("config", {})
+        return without if saved.get("start") == "none" else config
+    home, begins = Path(run.checkpoints), config.run_name_begins(model)
+    if folders.numbered_folders(home, config.run_name(model=model, llm_name=llm_name)):
+        return config
+    return without if folders.was_begun(home, begins, resolve(without, data).flat()) else config
+
+
 def resolve(config: Config, data: DataBundle) -> Config:
-    """The configuration with what the data decide: season, number of variables, frequency, retrieval key."""
-    key, wanted = config.gram.retrieval_key, config.gram.memory_size
-    if key == "auto":
-        many = (data.source.num_rows if wanted == "all" else int(wanted)) > RAW_KEY_ROWS
-        key = "raw" if many else "hybrid"
+    """The configuration with what the data decide: season, number of variables, frequency.
+
+    ``--start auto`` becomes what it means where nothing is resumed (`start_as_begun`).
+    """
+    start = "none" if config.run.task_name == SHORT_TERM else config.backbone.start
     return config.replace(
         season=min(data.season, config.data.seq_len),
         enc_in=len(data.columns),
         freq=data.frequency,
-        retrieval_key=key,
+        start="solved" if config.backbone.start == AUTO and config.begins_solved else start,
     )
 
 
@@ -324,9 +343,11 @@ def _prepare_model(ctx: RunContext, payload: dict[str, Any] | None) -> None:
             weights = ctx.plain.starting_weights(checkpoints.load_weights(path)["model"])
             _take_weights(ctx, {"model": weights}, source=f"--init_from {path}")
             ctx.plain.recalibrate(ctx.data.source)
+            if ctx.plain.begins_solved:
+                closed_form.solve(ctx)
         else:
             ctx.plain.fit_statistics(ctx.data.source)
-            ctx.plain.fit_closed_form(ctx.data.source, ctx.data.validation)
+            closed_form.solve(ctx)
         if payload is None or not ctx.config.run.is_training:
             # A resumed run goes on with the keys it had; a test wants those of the weights tested.
             ctx.plain.refresh(ctx.data.source)
@@ -389,6 +410,7 @@ def _trainer(ctx: RunContext, builders: Builders, payload: dict[str, Any] | None
         save_steps=steps_per_epoch if config.run.save_steps is None else config.run.save_steps,
         total_steps=total,
         stop=ctx.stop.asked,
+        validates_start=ctx.plain.begins_solved,
         lockstep=ctx.sharded,
         evaluation_seconds=lambda: _evaluation_seconds(ctx, trainer, steps_per_epoch),
     )

@@ -13,6 +13,7 @@ from utils.atomic_files import whole_file
 from utils.reporting.text_tables import interval_table
 from utils.training import checkpoint as checkpoints
 from utils.training import run_folder as folders
+from utils.training.by_part import PartSums, part_line
 from utils.training.by_variable import VariableSums, constant_lines
 from utils.training.forward import forecasts, stacked
 from utils.training.intervals import IntervalSums, calibration_of_best
@@ -27,6 +28,8 @@ INTERVALS = "intervals"
 """Where the results say what the intervals covered."""
 BY_VARIABLE = "by_variable"
 """Where the results have the test's errors of each variable."""
+BY_PART = "by_part"
+"""Where the results have the test's errors as the forecast grows, where it begins at a solved start."""
 SHOWN_WINDOWS = 6
 """Test windows whose forecasts are kept for a plot."""
 
@@ -59,8 +62,12 @@ def evaluate(ctx: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, A
         )
         for line in constant_lines(entry[BY_VARIABLE], ctx.data.constant):
             log.info("%s", line)
+        if BY_PART in entry:
+            log.info("%s", part_line(entry[BY_PART]))
         if INTERVALS in entry:
             log.info("%s", interval_table(entry[INTERVALS]))
+    if training and ctx.plain.begins_solved:
+        log.info("%s", _what_training_added(trainer))
     results = {
         "run_dir": str(ctx.folder),
         "data": ctx.data.name,
@@ -68,6 +75,7 @@ def evaluate(ctx: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, A
         "notes": dict(ctx.data.notes),
         "llm": ctx.llm,
         "precision": ctx.precision,
+        "start": ctx.plain.closed_form_facts,
         **tested,
         "phases": ctx.phases,
         "saving": {"saves": len(ctx.saves), "seconds": sum(ctx.saves)},
@@ -79,6 +87,17 @@ def evaluate(ctx: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, A
         _write(ctx, results, tested if training else {})
     ctx.accelerator.wait_for_everyone()
     return results
+
+
+def _what_training_added(trainer: Trainer) -> str:
+    """Whether validation found any step better than the solved start, in words."""
+    progress = trainer.progress
+    if progress.best_step:
+        return f"training helped: validation is best after step {progress.best_step}, not at the solved start"
+    return (
+        f"training added nothing: of {progress.global_step} steps none was better on validation than the "
+        "solved start that they began at (step 0), whose weights are the best"
+    )
 
 
 def _scores(ctx: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, dict[str, Any]]:
@@ -96,13 +115,15 @@ def _test(
         log.info("intervals: not measured on %s, whose errors they were not calibrated on", ctx.data.tested)
         calibration = None
     sums = IntervalSums(calibration, levels) if calibration and levels else None
-    details, own = DetailSums(), VariableSums(len(ctx.data.test_targets))
-    watchers = [details.add, own.add] if sums is None else [details.add, own.add, sums.add]
+    details, own, parts = DetailSums(), VariableSums(len(ctx.data.test_targets)), PartSums()
+    watchers = [details.add, own.add, parts.add, *([] if sums is None else [sums.add])]
     with ctx.phase("test"):
         entry: dict[str, Any] = {"test": trainer.evaluate(loaders.test, name="test", watchers=watchers)}
     reduced = partial(ctx.accelerator.reduce, reduction="sum")
     device = ctx.accelerator.device
     entry[BY_VARIABLE] = own.reduce(reduced, names=ctx.data.test_targets, device=device)
+    if ctx.plain.begins_solved:
+        entry[BY_PART] = parts.reduce(reduced, device=device)
     if sums is not None:
         entry[INTERVALS] = sums.reduce(reduced, targets=ctx.data.targets, device=device)
     return entry, details.gather()
@@ -128,7 +149,10 @@ def _trained_scores(
     found = best["val_loss_min"]
     validation = found if np.isfinite(found) else None
     return {
-        "last": {"step": progress.global_step, **(last or {n: entry[n] for n in ("test", BY_VARIABLE)})},
+        "last": {
+            "step": progress.global_step,
+            **(last or {name: entry[name] for name in ("test", BY_VARIABLE, BY_PART) if name in entry}),
+        },
         "best": {
             "step": best["global_step"],
             **entry,
@@ -140,7 +164,7 @@ def _trained_scores(
 def _write(ctx: RunContext, results: dict[str, Any], tested: dict[str, dict[str, Any]]) -> None:
     """``results.json``, and the scores of a trained run in the metrics."""
     for name, entry in tested.items():
-        told = {key: value for key, value in entry.items() if key not in (INTERVALS, BY_VARIABLE)}
+        told = {key: value for key, value in entry.items() if key not in (INTERVALS, BY_VARIABLE, BY_PART)}
         ctx.metrics.append(event="test", weights=name, **told)
     folders.write_json(ctx.folder / _named(ctx, folders.RESULTS_FILE), results)
 

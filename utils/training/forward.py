@@ -13,7 +13,7 @@ from torch import Tensor
 
 from utils.batches import batched
 from utils.errors import UserError
-from utils.types import Batch, ForecastState, PromptMaker, RetrievalRecord
+from utils.types import Batch, ForecastParts, ForecastState, PromptMaker, RetrievalRecord
 
 
 class ShapeError(UserError):
@@ -92,7 +92,10 @@ def joined(states: Sequence[ForecastState]) -> ForecastState:
     records = [state.retrieval for state in states if state.retrieval is not None]
     columns = [torch.cat(column) for column in zip(*records, strict=True)]
     retrieval = RetrievalRecord(*columns) if columns else None
-    return ForecastState(torch.cat([state.prediction for state in states], dim=-1), None, retrieval)
+    grown = [state.parts for state in states if state.parts is not None]
+    parts = ForecastParts(*(torch.cat(part, dim=-1) for part in zip(*grown, strict=True))) if grown else None
+    prediction = torch.cat([state.prediction for state in states], dim=-1)
+    return ForecastState(prediction, None, retrieval, parts=parts)
 
 
 @torch.no_grad()

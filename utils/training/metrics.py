@@ -12,7 +12,7 @@ from torch import Tensor
 
 from utils.m4_scores import owa
 from utils.trend import DIRECTIONS, MAGNITUDES, TrendLabel, direction_of, magnitude_of, trend_measure
-from utils.types import Batch, ForecastState, SeriesReference, TrendRecord
+from utils.types import Batch, ForecastState, RetrievalRecord, SeriesReference, TrendRecord
 from utils.windows import per_series
 
 _LEVELS = {"direction": (DIRECTIONS, direction_of), "magnitude": (MAGNITUDES, magnitude_of)}
@@ -27,6 +27,9 @@ _PLAIN = (
     "confidence",
     "matched",
     "series",
+    "chosen",
+    "gate_right",
+    "history_helped",
     *_COMPETITION,
 )
 _SLOTS = (
@@ -72,6 +75,25 @@ class ScoreSums:
                 matched=state.retrieval.matched.sum(),
                 series=len(gate),
             )
+            if state.retrieval.plain.shape[1]:
+                self._add_choice(state.retrieval, per_series(batch.y))
+
+    def _add_choice(self, record: RetrievalRecord, future: Tensor) -> None:
+        """Count on which side of 0.5 the gate is, and which of its two forecasts of futures [S, H] errs less.
+
+        Of series that found something and where the two err differently; at 0.5 it is on neither side.
+        """
+        plain, joint = (
+            (made - future).double().square().mean(dim=1) for made in (record.plain, record.joint)
+        )
+        decides = record.matched & (plain != joint)
+        gate = record.gate.double().squeeze(1)
+        right = torch.where(joint < plain, gate < 0.5, gate > 0.5)
+        self._count(
+            chosen=decides.sum(),
+            gate_right=(decides & right).sum(),
+            history_helped=(decides & (joint < plain)).sum(),
+        )
 
     def _add_competition(self, reference: SeriesReference, prediction: Tensor, batch: Batch) -> None:
         """Count M4's measures of forecasts [B, H, 1], and the benchmark's beside them."""
@@ -140,6 +162,9 @@ class ScoreSums:
             scores["gate_std"] = max(total["gate_square"] / total["series"] - mean**2, 0.0) ** 0.5
             scores["confidence_mean"] = total["confidence"] / total["series"]
             scores["matched_share"] = total["matched"] / total["series"]
+        if total["chosen"]:
+            for name in ("gate_right", "history_helped"):
+                scores[name] = total[name] / total["chosen"]
         return scores
 
 
@@ -178,7 +203,8 @@ def module_text(scores: dict[str, float]) -> str:
     """What the modules did, for a line of the log.
 
     TAPR: direction and magnitude accuracy beside the majority class and the forecast's own class.
-    GRA-M: the gate's mean and deviation, and the share of series for which anything was found.
+    GRA-M: the gate's mean and deviation, the share of series for which anything was found, and of those how
+    often the gate sides with the forecast that errs less, beside how often that is the one with history.
     """
     parts = [
         f" | {level.title()[:3]} Acc: {scores[f'{level}_accuracy']:.1%}"
@@ -191,4 +217,6 @@ def module_text(scores: dict[str, float]) -> str:
             f" | Gate: {scores['gate_mean']:.2f} +- {scores['gate_std']:.2f}"
             f" (matched {scores['matched_share']:.0%})"
         )
+    if "gate_right" in scores:
+        parts.append(f" right {scores['gate_right']:.0%} (history helps {scores['history_helped']:.0%})")
     return "".join(parts)

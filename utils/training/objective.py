@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.config import STD_FLOOR, Config, TAPRConfig, TrainingConfig
+from utils.config import STD_FLOOR, Config, GRAMConfig, TAPRConfig, TrainingConfig
 from utils.trend import direction_of, magnitude_of, ordinal_bin_of, ordinal_scale, trend_measure
 from utils.types import Batch, ForecastState, RetrievalRecord, TrendRecord
-from utils.windows import per_series
+from utils.windows import floored_std, per_series
 
 SMALLEST_SIZE = 1e-8
 """Of what SMAPE divides by, in standardised units."""
@@ -78,7 +78,7 @@ class Objective:
             auxiliary = auxiliary + self.config.tapr.lambda_trend * _weighted(trend_terms, self.config.tapr)
             terms.update(trend_terms)
         if state.retrieval is not None:
-            retrieval_terms = retrieval_losses(state.retrieval, batch.y.shape[-1])
+            retrieval_terms = retrieval_losses(state.retrieval, batch, self.config.gram)
             auxiliary = auxiliary + self.config.gram.lambda_retrieval * sum(retrieval_terms.values())
             terms.update(retrieval_terms)
         warmup = warmup_factor(step, training.aux_warmup_steps)
@@ -165,8 +165,36 @@ def _weighted(terms: dict[str, Tensor], config: TAPRConfig) -> Tensor:
     )
 
 
-def retrieval_losses(record: RetrievalRecord, variables: int) -> dict[str, Tensor]:
-    """GRA-M's two losses on the gate g of a pass's windows, each of ``variables`` series; each a scalar.
+def retrieval_losses(record: RetrievalRecord, batch: Batch, config: GRAMConfig) -> dict[str, Tensor]:
+    """GRA-M's losses on the gate, each a scalar; none where it has no two forecasts to choose from."""
+    if config.gate_loss == "document":
+        return document_gate_losses(record, batch.y.shape[-1])
+    return {"gate_errors": gate_errors(record, batch)} if record.plain.shape[1] else {}
+
+
+def gate_errors(record: RetrievalRecord, batch: Batch) -> Tensor:
+    """What the gate's choices cost, a scalar: how far it is from the forecast that errs less.
+
+    That is g where history helps and 1 - g where it misleads, times the difference of the two squared errors
+    in deviations of the window, which counts by its deviation, as where the two are fitted; the mean over the
+    windows. So the gate is driven to its ends. Windows of which the difference is not known cost nothing.
+    """
+    own = per_series(batch.x[..., -batch.y.shape[-1] :])
+    std = floored_std(own)  # [S]
+    if record.advantage.shape[1]:
+        advantage = record.advantage.squeeze(1).nan_to_num()
+    else:  # the window itself tells: no forecast is fitted without it
+        future = per_series(batch.y)
+        apart = (record.plain - future).square() - (record.joint - future).square()
+        advantage = apart.mean(dim=1) / std.square()
+    advantage = torch.where(record.matched, advantage, 0.0)
+    gate = record.gate.float().squeeze(1)
+    wrong = torch.where(advantage < 0, 1 - gate, gate)
+    return (std * advantage.abs() * wrong).mean()
+
+
+def document_gate_losses(record: RetrievalRecord, variables: int) -> dict[str, Tensor]:
+    """The document's two losses on the gate g of a pass's windows, each of ``variables`` series.
 
     Consistency: mean(confidence * 4 g (1 - g)), confidence without gradient: a confident match
     makes the gate leave 0.5. Diversity: the mean over the variables of ln 2 - H(m), lowest where a

@@ -132,6 +132,12 @@ def find_same(checkpoints: Path, begins: str, settings: dict[str, Any], llm_hash
     return None
 
 
+def was_begun(checkpoints: Path, begins: str, settings: dict[str, Any]) -> bool:
+    """Whether a run of these resolved settings was begun, under any name that ``begins`` so."""
+    free = _free_in_another_name() | settings_where("on_resume", "machine")
+    return any(True for _ in _folders_of(checkpoints, begins, settings, free=free, same_words=True))
+
+
 def _free_in_another_name() -> frozenset[str]:
     """Settings in which a run may differ from itself under another name."""
     return settings_where("decides", "place", "course", "test") | settings_where("on_resume", "llm")

@@ -66,11 +66,13 @@ def windows_to_evaluate(
 ) -> int:
     """Windows of all validations after ``step`` and of the tests: at most, if patience does not run out.
 
-    A validation follows each ``--eval_steps``-th optimizer step, or each epoch, and the last step; the
-    last and the best weights are tested. Intervals take one validation more.
+    A validation follows each ``--eval_steps``-th optimizer step, or each epoch, and the last step, and one
+    comes before the first where there is a solved start; the last and the best weights are tested. Intervals
+    take one validation more.
     """
     every = config.training.eval_steps or steps_per_epoch
     validations = total_steps // every - step // every + bool(total_steps % every)
+    validations += config.begins_solved and not step
     calibrations = bool(config.training.levels)
     tests = 2 + validations * config.training.eval_test_each_epoch
     evaluated = (validations + calibrations) * len(data.validation)  # type: ignore[arg-type]

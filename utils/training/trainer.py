@@ -67,12 +67,14 @@ class Trainer:
         save_steps: int,
         total_steps: int,
         stop: Callable[[], bool],
+        validates_start: bool = False,
         lockstep: bool = False,
         evaluation_seconds: Callable[[], float] = lambda: math.nan,
     ) -> None:
         """``model`` is the wrapped one; ``save_steps`` 0 writes no step checkpoints.
 
-        ``stop`` tells whether this process has been asked to stop; ``lockstep`` whether all processes
+        ``stop`` tells whether this process has been asked to stop; ``validates_start`` whether the weights
+        before the first step count as any others; ``lockstep`` whether all processes
         must make the same number of passes; ``evaluation_seconds`` how long the validations and tests
         to come will take.
         """
@@ -89,7 +91,7 @@ class Trainer:
         self.rate = math.nan
         """Learning rate of the last optimizer step."""
         self.stop, self.evaluation_seconds = stop, evaluation_seconds
-        self.lockstep = lockstep
+        self.validates_start, self.lockstep = validates_start, lockstep
         self.step_is_saved = True
         """Whether there is nothing to save at the step that `fit` begins at."""
         self._stop_agreed = False
@@ -108,6 +110,8 @@ class Trainer:
             disable=None if self.accelerator.is_main_process else True,
         )
         clock = Clock(self.progress.global_step)
+        if self.validates_start and self.progress.global_step == 0 and self.progress.best_step == -1:
+            self.progress.validation_due = True
         unfinished = self.progress.validation_due or not self.step_is_saved
         saved = -1 if unfinished else self.progress.global_step
         with bar:
@@ -134,8 +138,9 @@ class Trainer:
         """
         if self.progress.validation_due or not self.total_steps:
             self._validate(validation_loader, hooks)
-        if not self.save_steps or not self.total_steps or self.progress.global_step % self.save_steps:
-            return None
+        step = self.progress.global_step
+        if not self.save_steps or not self.total_steps or not step or step % self.save_steps:
+            return None  # of step 0, what validation saved is whole
         hooks.save_step()
         return self.progress.global_step
 

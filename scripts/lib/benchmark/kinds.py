@@ -79,7 +79,7 @@ def processor_flags(info: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 def preset_scenarios() -> list[Scenario]:
     """The presets for a CPU on the built-in series, each beside its own plain path."""
-    plain = Case(PLAIN, {"source_tokens": "mapping", "linear_path": "none"}, plain=True)
+    plain = Case(PLAIN, {"source_tokens": "mapping", "start": "none"}, plain=True)
     found = []
     for name in CPU_PRESETS:
         words = ["--preset", name, "--data", "synthetic", "--use_tapr", "--use_gram"]

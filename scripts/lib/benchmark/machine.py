@@ -75,7 +75,7 @@ class Retrieval:
     def __init__(self, n_keys: int, *, seed: int) -> None:
         """``n_keys`` is M."""
         generator = torch.Generator().manual_seed(seed)
-        config = GRAMConfig(use_gram=True, top_k=NEIGHBOURS, retrieval_key="raw", retrieval_scope="all")
+        config = GRAMConfig(use_gram=True, top_k=NEIGHBOURS, temperature=0.1, retrieval_scope="all")
         self.retriever = PatternValueDualRetriever(
             config, seq_len=WIDTH, horizon=HORIZON, patch_len=16, season=24
         )
@@ -101,7 +101,7 @@ class Retrieval:
         differences = self.query[:, None] - self.retriever.memory_keys[None]  # [S, M, d]
         distance = (differences.square() * keys.column_weights(differences)).sum(dim=-1)
         nearest, rows = distance.topk(NEIGHBOURS, dim=1, largest=False)
-        share = (-nearest / self.retriever.config.temperature).softmax(dim=1)
+        share = (-nearest / self.retriever.config.softmax_temperature).softmax(dim=1)
         return self._backward((share[..., None] * self.retriever.memory_values[rows]).sum(dim=1))
 
     def _backward(self, futures: Tensor) -> Tensor:

@@ -49,8 +49,7 @@ def named(config: Config, model: str) -> set[str]:
         ("TimeLLM", {"top_k": 3, "n_scales": 2, "d_model": 32}, {"top_k", "n_scales"}),
         ("TimeLLM_Enhanced", {"use_tapr": True, "top_k": 3, "n_scales": 2}, {"top_k"}),
         ("TimeLLM_Enhanced", {"use_gram": True, "retrieval_key": "raw", "d_repr": 32}, {"d_repr"}),
-        ("TimeLLM_Enhanced", {"use_tapr": True, "retrieval_key": "hybrid"}, set()),  # what auto has become
-        ("TimeLLM_Enhanced", {"use_tapr": True, "retrieval_key": "raw"}, {"retrieval_key"}),
+        ("TimeLLM_Enhanced", {"use_tapr": True, "retrieval_key": "hybrid"}, {"retrieval_key"}),
         ("Linear", {"llm_layers": 2, "input_dropout": 0.1, "d_ff": 32}, {"llm_layers", "d_ff"}),
         ("PatchTST", {"d_model": 32, "num_tokens": 9, "lambda_dir": 0.1}, {"num_tokens", "lambda_dir"}),
         ("DLinear", {"e_layers": 4, "moving_avg": 9, "input_dropout": 0.1}, {"e_layers", "input_dropout"}),

@@ -50,7 +50,7 @@ def trend_of(size: int, seed: int = 3) -> TrendRecord:
 def retrieval_of(gate: Tensor, confidence: Tensor, matched: Tensor) -> RetrievalRecord:
     size = len(gate)
     none = torch.zeros(size, 2)
-    return RetrievalRecord(gate, confidence, none, none.long(), none, matched)
+    return RetrievalRecord(gate, confidence, none, none.long(), none, matched, *[none[:, :0]] * 3)
 
 
 def scores_of(*batches: tuple[ForecastState, Batch], label: TrendLabel = "level") -> dict[str, float]:

@@ -14,7 +14,9 @@ from torch import Tensor
 from utils.config import Config
 from utils.training.objective import (
     Objective,
+    document_gate_losses,
     forecast_loss,
+    gate_errors,
     ordinal_loss,
     retrieval_losses,
     trend_losses,
@@ -67,6 +69,9 @@ def retrieval_of(gate: Tensor, confidence: Tensor, *, matched: Any = None) -> An
         rows=torch.zeros(size, 2).long(),
         distance=torch.ones(size, 2),
         matched=torch.ones(size, dtype=torch.bool) if matched is None else matched,
+        plain=gate[:, :0],
+        joint=gate[:, :0],
+        advantage=gate[:, :0],
     )
 
 
@@ -262,7 +267,7 @@ def test_ordinal_gradient_does_not_vanish_where_the_path_is_most_wrong(level: in
     assert thresholds.abs().sum() > 0
 
 
-# The gate's losses.
+# The document's losses on the gate.
 
 
 def plain_retrieval_losses(gate: Tensor, confidence: Tensor, matched: Tensor) -> dict[str, float]:
@@ -291,7 +296,7 @@ def test_retrieval_losses_are_their_formulas(windows: int, variables: int, seed:
     gate, matched = (3 * (gate - 0.5)).sigmoid() ** 2, found > 0.5
     gate[~matched] = 1.0  # by rule
     record = retrieval_of(gate.view(-1, 1), confidence.view(-1, 1), matched=matched.view(-1))
-    losses = {name: value.item() for name, value in retrieval_losses(record, variables).items()}
+    losses = {name: value.item() for name, value in document_gate_losses(record, variables).items()}
     assert losses == pytest.approx(plain_retrieval_losses(gate, confidence, matched), abs=1e-6)
 
 
@@ -300,14 +305,14 @@ def test_consistency_is_lower_when_the_gate_leaves_a_half(value: float) -> None:
     """The usual way pays for 0.5: a confident match would make the gate undecided."""
     gate = torch.full((S, 1), value, requires_grad=True)
     confidence = torch.full((S, 1), 0.9, requires_grad=True)
-    loss = retrieval_losses(retrieval_of(gate, confidence), N)["gate_consistency"]
+    loss = document_gate_losses(retrieval_of(gate, confidence), N)["gate_consistency"]
     slopes: Any = torch.autograd.grad(loss, (gate, confidence), allow_unused=True)
     slope, other = slopes
     assert other is None  # else the loss is lowest where nothing is trusted
     assert (slope.sign() == math.copysign(1, 0.5 - value)).all()  # descent moves away from 0.5
-    at_half = retrieval_losses(retrieval_of(torch.full((S, 1), 0.5), confidence), N)["gate_consistency"]
+    at_half = document_gate_losses(retrieval_of(torch.full((S, 1), 0.5), confidence), N)["gate_consistency"]
     assert loss < at_half
-    none = retrieval_losses(retrieval_of(gate, torch.zeros(S, 1)), N)["gate_consistency"]
+    none = document_gate_losses(retrieval_of(gate, torch.zeros(S, 1)), N)["gate_consistency"]
     assert none.item() == 0
 
 
@@ -315,7 +320,7 @@ def test_consistency_is_lower_when_the_gate_leaves_a_half(value: float) -> None:
 def test_diversity_pushes_the_mean_towards_a_half(mean: float, direction: int) -> None:
     """A gate that says the same for every window is no gate; the wrong sign makes it so."""
     gate = torch.full((S, 1), mean, requires_grad=True)
-    loss = retrieval_losses(retrieval_of(gate, torch.zeros(S, 1)), N)["gate_entropy"]
+    loss = document_gate_losses(retrieval_of(gate, torch.zeros(S, 1)), N)["gate_entropy"]
     (slope,) = torch.autograd.grad(loss, gate)
     # of a mean over the N variables of a function of a mean over B windows
     torch.testing.assert_close(slope, torch.full((S, 1), math.log(mean / (1 - mean)) / S), atol=1e-6, rtol=0)
@@ -326,7 +331,7 @@ def test_diversity_pushes_the_mean_towards_a_half(mean: float, direction: int) -
 def test_diversity_of_a_shut_gate_is_finite(value: float) -> None:
     """The slope of an entropy at 0 and 1 is infinite."""
     logit = torch.full((S, 1), -200.0 if value == 0 else 200.0, requires_grad=True)
-    loss = retrieval_losses(retrieval_of(logit.sigmoid(), torch.ones(S, 1)), N)
+    loss = document_gate_losses(retrieval_of(logit.sigmoid(), torch.ones(S, 1)), N)
     (slope,) = torch.autograd.grad(sum(loss.values(), start=torch.zeros(())), logit)
     assert all(v.isfinite() for v in loss.values())
     assert slope.isfinite().all()
@@ -343,7 +348,9 @@ def test_gate_losses_decompose_over_variables() -> None:
         for part in torch.arange(variables).chunk(parts):
             columns = (one[:, part].reshape(-1, 1) for one in (gate, confidence))
             record = retrieval_of(*columns, matched=matched[:, part].reshape(-1))
-            losses.append(sum(retrieval_losses(record, len(part)).values(), start=torch.zeros(())) / parts)
+            losses.append(
+                sum(document_gate_losses(record, len(part)).values(), start=torch.zeros(())) / parts
+            )
         (found,) = torch.autograd.grad(torch.stack(losses).sum(), gate)
         return found
 
@@ -355,11 +362,46 @@ def test_series_without_a_match_do_not_count_as_decisions() -> None:
     """Their gate is 1 by rule; counted, they would push every other gate down."""
     gate = torch.tensor([[0.6], [0.6], [1.0], [1.0]], requires_grad=True)
     matched = torch.tensor([True, True, False, False])
-    loss = retrieval_losses(retrieval_of(gate, torch.zeros(4, 1), matched=matched), 1)["gate_entropy"]
-    alone = retrieval_losses(retrieval_of(gate[:2], torch.zeros(2, 1)), 1)["gate_entropy"]
+    loss = document_gate_losses(retrieval_of(gate, torch.zeros(4, 1), matched=matched), 1)["gate_entropy"]
+    alone = document_gate_losses(retrieval_of(gate[:2], torch.zeros(2, 1)), 1)["gate_entropy"]
     assert loss.item() == pytest.approx(alone.item(), abs=1e-6)
     (slope,) = torch.autograd.grad(loss, gate)
     assert (slope[~matched] == 0).all() and (slope[matched] > 0).all()
+
+
+# The gate's loss.
+
+
+@given(windows=st.integers(1, 5), seed=st.integers(0, 10**6), out_of_fold=st.booleans())
+def test_gate_errors_are_their_formula(windows: int, seed: int, out_of_fold: bool) -> None:
+    """Also where nothing was found, or where it is not known which forecast errs less."""
+    x, y = draw(windows, 7, N, seed=seed), draw(windows, H, N, seed=seed + 1)
+    x[0] *= 0.01  # a deviation below the floor
+    batch = batch_of()._replace(x=x, y=y)
+    size = windows * N
+    gate = draw(size, 1, seed=seed + 2).clamp(0, 1)
+    plain, joint = draw(size, H, seed=seed + 3), draw(size, H, seed=seed + 4)
+    matched, known = draw(size, seed=seed + 5) > -1, draw(size, seed=seed + 6) > -1
+    advantage = draw(size, 1, seed=seed + 7).masked_fill(~known[:, None], torch.nan)
+    record = retrieval_of(gate, torch.zeros(size, 1), matched=matched)
+    record = record._replace(plain=plain, joint=joint, advantage=advantage if out_of_fold else gate[:, :0])
+    cost = 0.0
+    for b in range(windows):
+        for n in range(N):
+            s, std = b * N + n, max(x[b, :, n].double().std(unbiased=False).item(), 0.1)
+            errors = [
+                ((made[s] - y[b, :, n]).double() ** 2).mean().item() / std**2 for made in (plain, joint)
+            ]
+            helps = advantage[s, 0].item() if out_of_fold else errors[0] - errors[1]
+            if matched[s] and helps == helps:
+                cost += std * abs(helps) * (gate[s, 0].item() if helps > 0 else 1 - gate[s, 0].item()) / size
+    assert gate_errors(record, batch).item() == pytest.approx(cost, rel=1e-4, abs=1e-6)
+
+
+def test_a_gate_without_two_forecasts_to_choose_from_has_no_loss() -> None:
+    """Which of them errs less was made up where there is one."""
+    config = Config().gram
+    assert retrieval_losses(retrieval_of(torch.rand(S, 1), torch.rand(S, 1)), batch_of(), config) == {}
 
 
 # All together.
@@ -376,6 +418,7 @@ def test_total_is_main_plus_warmup_times_the_weighted_terms() -> None:
         "lambda_path": 0.15,
         "lambda_retrieval": 0.3,
         "aux_warmup_steps": 500,
+        "gate_loss": "document",
     }
     batch, prediction = batch_of(), draw(B, H, N, seed=9).requires_grad_()
     state = state_of(prediction, trend_of(), retrieval_of(torch.rand(S, 1), torch.rand(S, 1)))
