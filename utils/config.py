@@ -76,6 +76,7 @@ def setting(
     decides: Decides = "training",
     on_resume: OnResume | None = None,
     needs: Need | tuple[Need, ...] = (),
+    switch: bool = False,
 ) -> Any:
     """A dataclass field with all that is so about one setting beside its name and type.
 
@@ -92,6 +93,7 @@ def setting(
         decides: see `Decides`.
         on_resume: see `OnResume`; by default free, and the same where it decides what is trained.
         needs: beside what its whole part needs, see `Need`.
+        switch: without it no other setting of its part is read.
     """
     facts = {
         "help": text,
@@ -103,6 +105,7 @@ def setting(
         "decides": decides,
         "on_resume": on_resume or ("same" if decides == "training" else "free"),
         "needs": (needs,) if isinstance(needs, str) else needs,
+        "switch": switch,
     }
     return field(default=default, metadata=facts)
 
@@ -146,6 +149,12 @@ class DataConfig:
     )
     round_dates: bool = setting(
         False, "round times that jitter around regular ones", on_resume="free", needs=("file", "table")
+    )
+    repeated_times: Literal["first", "last"] | None = setting(
+        None,
+        "row that is kept of those of one time (default: an error)",
+        on_resume="free",
+        needs=("file", "table"),
     )
     seasonal_patterns: Literal["Yearly", "Quarterly", "Monthly", "Weekly", "Daily", "Hourly"] = setting(
         "Monthly", "group of M4's series", needs="m4"
@@ -302,7 +311,7 @@ class TAPRConfig:
     """The trend-aware patch router and its losses."""
 
     needs: ClassVar[tuple[Need, ...]] = ("llm", "tapr")
-    use_tapr: bool = setting(False, "switch TAPR on")
+    use_tapr: bool = setting(False, "switch TAPR on", switch=True)
     n_scales: int = setting(3, "scales of the decomposition: 1x, 4x, 16x, 64x, ...", at_least=1)
     scale_mixing: Literal["apart", "together"] = setting(
         "apart",
@@ -334,7 +343,7 @@ class GRAMConfig:
     """The retrieval-augmented memory and its losses."""
 
     needs: ClassVar[tuple[Need, ...]] = ("llm", "gram")
-    use_gram: bool = setting(False, "switch GRA-M on")
+    use_gram: bool = setting(False, "switch GRA-M on", switch=True)
     top_k: int | None = setting(
         None,
         f"neighbours retrieved (default: {NEIGHBOURS}; the start also reads 32 of the same phase)",
@@ -555,9 +564,6 @@ GROUPS: dict[str, type] = {
     "run": RunConfig,
 }
 
-SWITCHES: dict[str, type] = {"use_tapr": TAPRConfig, "use_gram": GRAMConfig}
-"""A module's switch, and the part of which nothing else is read without it."""
-
 
 def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
     """``(group, name, field)`` of every setting, in the order of ``--help``."""
@@ -722,8 +728,11 @@ class Config:
 
 def unread_settings(*runs: Mapping[str, Any]) -> frozenset[str]:
     """Settings of the modules that are off in all of these: whatever they are, the same is trained."""
-    off = (part for switch, part in SWITCHES.items() if not any(values.get(switch) for values in runs))
-    return frozenset(item.name for part in off for item in dataclasses.fields(part)) - SWITCHES.keys()
+    switches = settings_where("switch", True)
+    off = {
+        group for group, name, _ in iter_settings() if name in switches and not any(r.get(name) for r in runs)
+    }
+    return frozenset(name for group, name, _ in iter_settings() if group in off) - switches
 
 
 def settings_then() -> dict[str, Any]:

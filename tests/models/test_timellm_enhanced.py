@@ -269,8 +269,7 @@ LEARNED_BY = (
     "retrieval_fusion",
 )
 LEARNING = pairwise(
-    {name: SWITCHES_OF[name] for name in LEARNED_BY}
-    | {"n_scales": [1, 2, 4], "start": ["none", "solved"]}
+    {name: SWITCHES_OF[name] for name in LEARNED_BY} | {"n_scales": [1, 2, 4], "start": ["none", "solved"]}
 )
 
 

@@ -16,13 +16,6 @@ from utils.family_flags import REFUSED
 from utils.paths import PRESETS
 
 
-def test_every_setting_has_a_flag_with_its_help_line():
-    actions = {a.dest: a for a in build_parser()._actions}
-    for _, name, item in iter_settings():
-        assert actions[name].option_strings[0] == f"--{name}"
-        assert (actions[name].help or "").replace("%%", "%").startswith(item.metadata["help"])
-
-
 def test_help_prints_every_flag_its_default_and_its_choices(capsys):
     with pytest.raises(SystemExit) as caught:
         parse_config(["--help"])

@@ -17,7 +17,7 @@ def unread_flags(config: Config, model: Any) -> list[str]:
 
     ``model`` is the run's `models.base.ForecastModel`, or its class.
     """
-    values, reasons = config.flat(), unread_settings(config, model)
+    values, reasons = config.flat(), unread_reasons(config, model)
     return [
         f"--{name} ({reasons[name]})"
         for _, name, item in iter_settings()
@@ -25,7 +25,7 @@ def unread_flags(config: Config, model: Any) -> list[str]:
     ]
 
 
-def unread_settings(config: Config, model: Any) -> dict[str, str]:
+def unread_reasons(config: Config, model: Any) -> dict[str, str]:
     """``{flag name: reason}`` of each setting that needs something which this run has not."""
     reasons: dict[str, str] = {}
     for lacking, reason in _lacking(config, model):
