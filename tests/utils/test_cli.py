@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from pathlib import Path
 
@@ -106,6 +107,14 @@ def test_each_preset_is_a_valid_configuration_and_documents_its_command(path):
     config = parse_config(["--preset", path.stem])
     assert config != Config() and config.llm.llm_model != "auto"
     assert f"--preset {path.stem}" in path.read_text() and path.read_text().startswith("#")
+
+
+def test_preset_document_keeps_trends_as_the_document_has_them():
+    """A default that moves on would take the document's own preset along."""
+    config = parse_config(["--preset", "document"]).tapr
+    for item in dataclasses.fields(config):
+        if item.default != item.metadata["then"]:
+            assert getattr(config, item.name) == item.metadata["then"], item.name
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
