@@ -125,6 +125,12 @@ def _read_file(path: Path) -> pd.DataFrame:
             names = header_of(file)
             if not names:
                 raise pd.errors.EmptyDataError
+            mark = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), None)
+            if mark is not None:
+                raise UserError(
+                    f"{path}: expected columns separated by commas, found {mark!r} between them; save the "
+                    "file with commas"
+                )
             file.seek(0)
             frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         frame = named_as_in_file(frame, names, path)

@@ -96,6 +96,7 @@ def test_every_kind_of_time_is_the_same_table(tmp_path):
         (HEAD + "2020-01-01,2020-01-02,NA,y\n", [], "found none in 1 rows"),
         (HEAD, [], "expected rows below the header"),
         ("", [], "found an empty file"),
+        ("end;text\n2020-01-01;x\n", [], "separated by commas, found ';'"),
         ("end,text\n2020-01-01,x,y,z\n", [], "found more"),
         ("end,text,text\n2020-01-01,x,y\n", [], "'text' more than once"),
     ],
