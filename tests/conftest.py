@@ -29,6 +29,7 @@ from transformers import (
 
 import run_main
 import run_main_enhanced
+from layers.llm import check
 from layers.llm.sources import CONVERTED, GGUF_PACKAGE
 from utils.paths import BASE_MODELS
 
@@ -276,6 +277,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def checks_of_llms(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the start-up check finds is kept for this run of the tests, not beside the user's models."""
+    check.KEPT = tmp_path_factory.mktemp("checks")
 
 
 def forget_accelerator() -> None:

@@ -204,7 +204,10 @@ class LLMConfig:
 
     needs: ClassVar[tuple[Need, ...]] = ("llm",)
     llm_model: str = setting(
-        "auto", "GPT2, SMOLLM2, LLAMA, QWEN, BERT, auto, or a hub id", on_resume="llm", needs="llm_by_name"
+        "auto",
+        "GPT2, SMOLLM2, LLAMA, QWEN, BERT, MINILM, auto, or a hub id",
+        on_resume="llm",
+        needs="llm_by_name",
     )
     llm_model_path: str | None = setting(
         None, "local folder, GGUF file or hub id of the LLM", on_resume="llm", path=True
