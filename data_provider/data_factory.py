@@ -101,6 +101,7 @@ def load_series(config: DataConfig, file: LocalFile | None, *, flags: bool = Tru
             date_format=config.date_format,
             time_zone=config.time_zone,
             round_dates=config.round_dates,
+            repeated_times=config.repeated_times,
             flags=flags,
         ),
     )
@@ -207,6 +208,7 @@ def transfer_config(data: DataConfig) -> DataConfig:
         date_format=None,
         time_zone=None,
         round_dates=False,
+        repeated_times=None,
         season=None,
         eval_data=None,
         eval_root_path=None,

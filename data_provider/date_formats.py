@@ -59,6 +59,7 @@ def read_text(
     kept: str | None = None,
     one_frequency: Judge,
     flags: bool = True,
+    column: str = "date",
 ) -> Written:
     """A column of text as times, by the one format that fits all rows.
 
@@ -71,10 +72,12 @@ def read_text(
         kept: the format of the run that the table is for: no other is looked for.
         one_frequency: whether times follow each other at one frequency.
         flags: whether ``--date_format`` is there to be named in advice.
+        column: what messages call the column.
 
     Raises:
         UserError: no format fits every row, or which one is meant cannot be told, or a year of two digits.
     """
+    where = f"{where}: column {column!r}"
     if date_format is not None:
         _check_format(date_format)
         return _in_format(text, where, date_format, "named by --date_format", flags=flags)
@@ -280,8 +283,7 @@ def _refuse_missing(times: pd.Series, text: pd.Series, where: object, expected: 
     first = int(missing[0])
     found = "nothing" if pd.isna(text.iloc[first]) else repr(text.iloc[first])
     raise UserError(
-        f"{where}: column 'date', {row_text(first)}: {expected}, found {found} ({missing.size} such rows); "
-        f"{advice}"
+        f"{where}, {row_text(first)}: {expected}, found {found} ({missing.size} such rows); {advice}"
     )
 
 
@@ -293,7 +295,7 @@ def _refuse_several(
     first = next(unlike, 0)
     shown = " or ".join(f"{_time_text(one.times.iloc[first])} ({one.date_format})" for one in readings)
     raise UserError(
-        f"{where}: column 'date', {row_text(first)}: expected dates that can be read in one way, found "
+        f"{where}, {row_text(first)}: expected dates that can be read in one way, found "
         f"{text.iloc[first]!r}, which is {shown}; {'all' if regular else 'none'} of these leave the "
         f"rows with one frequency: {_way_out([one.date_format or '' for one in readings], flags=flags)}"
     )
@@ -307,7 +309,7 @@ def _refuse_two_digits(text: pd.Series, where: object, date_format: str, *, flag
     formats = [_CENTURY.sub(f"{year}%y", date_format) for year in years]
     meaning = f" ({years[0]}%y: the hundred years from {years[0]} on)" if flags else ""
     raise UserError(
-        f"{where}: column 'date', {row_text(0)}: expected years of four digits, found {text.iloc[0]!r}: "
+        f"{where}, {row_text(0)}: expected years of four digits, found {text.iloc[0]!r}: "
         f"{years[0]} or {years[1]}? "
         f"{_way_out(formats, flags=flags)}{meaning}"
     )

@@ -9,10 +9,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from data_provider import date_formats
 from data_provider.date_formats import ISO, Written
@@ -39,6 +40,9 @@ _SHORT_ALIASES = {
 """The one-letter frequencies of the Informer family, in either case, as pandas writes them now."""
 
 
+RepeatedTimes = Literal["first", "last"]
+
+
 @dataclass(frozen=True)
 class DateRules:
     """How dates are to be read; what is None is found."""
@@ -51,6 +55,8 @@ class DateRules:
     """The zone of times that have none, and the one into which others are brought."""
     round_dates: bool = False
     """Whether times that jitter are rounded."""
+    repeated_times: RepeatedTimes | None = None
+    """Which row of those of one time is kept."""
     flags: bool = True
     """Whether these are flags of the command line, to be named in advice."""
 
@@ -65,6 +71,7 @@ class DatesKept(NamedTuple):
 
 
 NOTHING_KEPT = DatesKept()
+_REORDERED = "rows in the order of time"
 _BELOW_A_DAY = ("hour", "minute", "second")
 
 
@@ -78,6 +85,8 @@ class Times:
     kept: DatesKept = NOTHING_KEPT
     notes: Mapping[str, str] = field(default_factory=dict)
     """What to know of how they were read, by subject."""
+    rows: NDArray[np.int64] | None = None
+    """[T] which row of the table each is of; None where all rows are in the order of time."""
 
 
 def read_times(column: pd.Series, where: object, rules: DateRules, *, as_published: bool = False) -> Times:
@@ -87,10 +96,23 @@ def read_times(column: pd.Series, where: object, rules: DateRules, *, as_publish
         UserError: for what `parse_dates` and `check_frequency` refuse.
     """
     dates, written = _parsed(column, where, rules, NOTHING_KEPT, frequency=rules.freq)
-    _check_increasing(dates, where, only_warn=as_published)
+    rows, order_notes = (
+        _as_published(dates, where) if as_published else _in_order(dates, where, rules, frequency=None)
+    )
+    if rows is not None:
+        dates, where = dates[rows], f"{where} ({_REORDERED})"
     dates, notes = _rounded(dates, where, rules, frequency=_given(rules, dates))
     frequency = check_frequency(dates, rules.freq, where, flags=rules.flags)
-    return _times(dates, frequency, written, notes)
+    return _times(dates, frequency, written, order_notes | notes, rows)
+
+
+def times_as_written(column: pd.Series, where: object, rules: DateRules) -> pd.DatetimeIndex:
+    """The times of a table to look at [T]: in any order, with gaps, some repeated.
+
+    Raises:
+        UserError: for what `parse_dates` refuses.
+    """
+    return _parsed(column, where, rules, NOTHING_KEPT, frequency=rules.freq)[0]
 
 
 def read_times_like(
@@ -102,13 +124,21 @@ def read_times_like(
         UserError: for what `parse_dates` and `frequency_like` refuse.
     """
     dates, written = _parsed(column, where, rules, kept, frequency=expected)
-    _check_increasing(dates, where, only_warn=False)
+    rows, order_notes = _in_order(dates, where, rules, frequency=expected)
+    if rows is not None:
+        dates, where = dates[rows], f"{where} ({_REORDERED})"
     dates, notes = _rounded(dates, where, rules, frequency=expected)
     frequency = frequency_like(dates, expected, freq=rules.freq, where=where)
-    return _times(dates, frequency, written, notes)
+    return _times(dates, frequency, written, order_notes | notes, rows)
 
 
-def _times(dates: pd.DatetimeIndex, frequency: str, written: Written, notes: dict[str, str]) -> Times:
+def _times(
+    dates: pd.DatetimeIndex,
+    frequency: str,
+    written: Written,
+    notes: dict[str, str],
+    rows: NDArray[np.int64] | None,
+) -> Times:
     irregular = irregular_steps(dates, frequency)
     if irregular.size:
         notes["gaps"] = (
@@ -120,7 +150,7 @@ def _times(dates: pd.DatetimeIndex, frequency: str, written: Written, notes: dic
     zone = None if dates.tz is None else str(dates.tz)
     if zone is not None and not _is_zone(zone):  # an object of the caller's own, without a name
         zone = None
-    return Times(dates, frequency, DatesKept(written.date_format, zone), notes)
+    return Times(dates, frequency, DatesKept(written.date_format, zone), notes, rows)
 
 
 def date_column(frame: pd.DataFrame, where: object) -> pd.Series:
@@ -169,7 +199,9 @@ def _parsed(
             where,
             date_format=rules.date_format,
             kept=kept.date_format,
-            one_frequency=lambda dates: has_one_frequency(dates, alias),
+            one_frequency=lambda dates: has_one_frequency(
+                dates[::-1] if dates.is_monotonic_decreasing else dates, alias
+            ),
             flags=rules.flags,
         )
     return _in_zone(written, where, rules, kept), written
@@ -234,23 +266,83 @@ def _is_zone(name: str) -> bool:
         return False
 
 
-def _check_increasing(dates: pd.DatetimeIndex, where: object, *, only_warn: bool) -> None:
-    """Raise UserError, or only warn, at the first date that does not follow the one before."""
+def _in_order(
+    dates: pd.DatetimeIndex, where: object, rules: DateRules, *, frequency: str | None
+) -> tuple[NDArray[np.int64] | None, dict[str, str]]:
+    """The rows [T] to take, in the order of time, and what is to be said of it; None for all as they are.
+
+    Raises:
+        UserError: times repeat, and which row is meant is not said; or times go back, and have gaps even
+            where they are sorted: then one may be wrong.
+    """
+    steps = np.diff(dates.asi8)
+    if (steps > 0).all():
+        return None, {}
+    rows = np.argsort(dates.asi8, kind="stable")
+    again = np.diff(dates.asi8[rows]) == 0
+    count = int(again.sum())
+    if count and rules.repeated_times is None:
+        raise UserError(_repeated(dates, rows[1:][again], where, rules))
+    if count:
+        rows = rows[np.r_[True, ~again] if rules.repeated_times == "first" else np.r_[~again, True]]
+    notes = {}
+    if (steps < 0).any():
+        if not (rules.freq or rules.round_dates or has_one_frequency(dates[rows], frequency)):
+            raise UserError(_going_back(dates, rows, where, rules))
+        first = int(np.flatnonzero(steps < 0)[0]) + 1
+        notes["order"] = (
+            f"rows are not in the order of time ({row_text(first)} is of {dates[first]}, after "
+            f"{dates[first - 1]}): sorted"
+        )
+    if count:
+        notes["repeated_times"] = (
+            f"{count} rows of times that repeat left out (--repeated_times {rules.repeated_times})"
+        )
+    for note in notes.values():
+        logger.warning("%s: %s", where, note)
+    return rows, notes
+
+
+def _repeated(dates: pd.DatetimeIndex, again: NDArray[np.int64], where: object, rules: DateRules) -> str:
+    """What is wrong with times that are there before, in these rows, and the ways out."""
+    first = int(again.min())
+    ways = ["keep one row per time"]
+    if rules.flags:
+        ways.append("say which with --repeated_times first or last")
+    if rules.flags and dates.tz is None and not (dates == dates.normalize()).all():
+        ways.append("where a clock was set back, name its zone, such as --time_zone Europe/Berlin")
+    return (
+        f"{where}: column 'date', {row_text(first)}: expected each time once, found {dates[first]}, a "
+        f"duplicate ({len(again)} such rows); {', or '.join(ways)}"
+    )
+
+
+def _going_back(dates: pd.DatetimeIndex, rows: NDArray[np.int64], where: object, rules: DateRules) -> str:
+    """What is wrong with times that go back and do not follow one frequency even in these ``rows``' order."""
+    first = int(np.flatnonzero(np.diff(dates.asi8) < 0)[0]) + 1
+    way = "correct it, or sort the rows by date"
+    if rules.flags and len(rows) > 2 and 2 * len((found := find(dates[rows])).irregular) < len(rows) - 1:
+        way = f"correct it, or have the rows sorted, with gaps, with --freq {found.alias}"
+    return (
+        f"{where}: column 'date', {row_text(first)}: expected increasing times, found {dates[first]}, an "
+        f"earlier time than {dates[first - 1]} before it; {way}"
+    )
+
+
+def _as_published(dates: pd.DatetimeIndex, where: object) -> tuple[NDArray[np.int64] | None, dict[str, str]]:
+    """All rows as they are, with a warning of the first date that does not follow the one before."""
     backward = np.flatnonzero(np.diff(dates.asi8) <= 0)
     if not backward.size:
-        return
+        return None, {}
     first = int(backward[0]) + 1
-    if dates[first] == dates[first - 1]:
-        problem, advice = "a duplicate", "keep one row per time"
-    else:
-        problem, advice = f"an earlier time than {dates[first - 1]} before it", "sort the rows by date"
-    if dates.tz is None and dates[first] > dates[first - 1] - pd.Timedelta(hours=2):
-        advice += "; where a clock was set back, name its zone, such as --time_zone Europe/Berlin"
-    place = f"{where}: column 'date', {row_text(first)}"
-    text = f"{place}: expected increasing times, found {dates[first]}, {problem}"
-    if not only_warn:
-        raise UserError(f"{text}; {advice}")
-    logger.warning("%s (%d such rows); the published file is used as it is", text, backward.size)
+    same = dates[first] == dates[first - 1]
+    problem = "a duplicate" if same else f"an earlier time than {dates[first - 1]} before it"
+    logger.warning(
+        "%s: column 'date', %s: expected increasing times, found %s, %s (%d such rows); the published file "
+        "is used as it is",
+        where, row_text(first), dates[first], problem, backward.size,
+    )  # fmt: skip
+    return None, {}
 
 
 def _rounded(

@@ -5,7 +5,6 @@ Shape legend: T rows, N variables.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import unicodedata
@@ -26,16 +25,30 @@ from data_provider.dates import (
     read_times,
     read_times_like,
     row_text,
+    times_as_written,
 )
 from data_provider.long_format import long_format_problem
 from data_provider.suspicious import sentinels
-from data_provider.table_files import header_of, is_csv, open_csv, read_arrow, table_file
+from data_provider.table_files import (
+    header_of,
+    is_csv,
+    named_as_in_file,
+    open_csv,
+    read_arrow,
+    rows_of,
+    table_file,
+)
 from utils.errors import FileMissingError, UserError, using_file
 
 logger = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
 FillMissing = Literal["interpolate", "ffill"]
+DATA_ADVICE = (
+    "put a CSV file with a 'date' column and numeric columns there, or name another with --root_path and "
+    "--data_path"
+)
+"""What to do where a run's data file is not there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +178,7 @@ def read_csv(
         _check_target(target, columns, path)
         columns = [c for c in columns if c != target and features == "MS"] + [target]
     needed = columns if len(columns) == 1 else [target] if features != "M" else []
-    values = _numbers([frame[c] for c in columns], path, fill_missing, needed=needed)
+    values = _numbers([frame[c] for c in columns], path, fill_missing, needed=needed, rows=times.rows)
     return Series.from_values(
         table_file(path).stem,
         values=values,
@@ -175,6 +188,25 @@ def read_csv(
         dates_kept=times.kept,
         notes=times.notes,
     )
+
+
+def read_rows(path: str | Path, *, target: str, rules: DateRules) -> tuple[pd.DatetimeIndex, FloatArray]:
+    """One column of a file to look at: times [T] in their order and numbers [T].
+
+    Gaps, repeated times and missing numbers (NaN) stay as they are, and no other column is read.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        UserError: it is no table with times and these numbers.
+    """
+    path = Path(path)
+    frame = read_table(path, "name a table with a 'date' column and numbers")
+    target = column_name(target)
+    _check_target(target, [str(c) for c in frame.columns if c != "date"], path)
+    dates = times_as_written(date_column(frame, path), path, rules)
+    values = _read_numbers(frame[target], f"{path}: column {target!r}", needed=True)
+    order = np.argsort(dates.asi8, kind="stable")
+    return dates[order], values[order]
 
 
 def series_of(
@@ -223,7 +255,7 @@ def series_of(
     if "dates" in times.notes:
         logger.info("%s: %s", where, times.notes["dates"])
     own = [frame.iloc[:, names.index(c)].rename(c) for c in columns]
-    values = _numbers(own, where, fill_missing, needed=columns)
+    values = _numbers(own, where, fill_missing, needed=columns, rows=times.rows)
     for sentinel in sentinels(values, columns):
         logger.warning("%s: %s", where, sentinel.text)
     name = table_file(where).stem if isinstance(where, Path) else str(where)
@@ -238,8 +270,8 @@ def series_of(
     )
 
 
-def require_file(path: Path) -> None:
-    """Make sure that there is such a file, of a kind that is read.
+def require_file(path: Path, advice: str = DATA_ADVICE) -> None:
+    """Make sure that there is such a file, of a kind that is read; ``advice`` is for one that is not there.
 
     Raises:
         FileNotFoundError: there is none; the message says what to put there.
@@ -250,10 +282,7 @@ def require_file(path: Path) -> None:
         if path.is_file():
             path.open("rb").close()
             return
-    raise FileMissingError(
-        f"{path}: no such file; put a CSV file with a 'date' column and numeric columns there, "
-        "or name another with --root_path and --data_path"
-    )
+    raise FileMissingError(f"{path}: no such file; {advice}")
 
 
 def column_name(name: object) -> str:
@@ -283,14 +312,16 @@ def _check_target(target: str, columns: Sequence[str], where: object) -> None:
         )
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, advice: str = DATA_ADVICE) -> pd.DataFrame:
     """The file as a table with a ``date`` column (of text, in CSV) and at least one row.
+
+    ``advice`` is for a file that is not there.
 
     Raises:
         FileNotFoundError: where there is no such file.
         UserError: its kind is not read, or it is anything but rows under names that differ.
     """
-    require_file(path)
+    require_file(path, advice)
     ending = table_file(path).ending
     frame = _read_text(path, ending) if is_csv(ending) else read_arrow(path, ending)
     names = [column_name(c) for c in frame.columns]
@@ -307,25 +338,16 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def _read_text(path: Path, ending: str) -> pd.DataFrame:
     """A CSV file as a table, its columns called as in the file."""
-    try:
-        with open_csv(path, ending) as file:
-            names = header_of(file)
-            if not names:
-                raise pd.errors.EmptyDataError
-            _check_separator(names, path)
-            dates = {name: str for name in names if column_name(name) == "date"}
-            _check_names([column_name(name) for name in names], path)
-            file.seek(0)
-            frame = pd.read_csv(file, dtype=dates, encoding="utf-8-sig", low_memory=False)
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{path}: expected a header line and rows, found an empty file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text, found {error}; save the file as UTF-8") from None
-    except (pd.errors.ParserError, csv.Error) as error:
-        raise UserError(f"{path}: expected comma-separated rows of equal length, found: {error}") from None
-    if not isinstance(frame.index, pd.RangeIndex) or len(frame.columns) != len(names):
-        raise UserError(f"{path}: expected as many fields per row as in the header, found more")
-    return frame.set_axis(names, axis=1)  # as the file has them: pandas renames some
+    with rows_of(path), open_csv(path, ending) as file:
+        names = header_of(file)
+        if not names:
+            raise pd.errors.EmptyDataError
+        _check_separator(names, path)
+        dates = {name: str for name in names if column_name(name) == "date"}
+        _check_names([column_name(name) for name in names], path)
+        file.seek(0)
+        frame = pd.read_csv(file, dtype=dates, encoding="utf-8-sig", low_memory=False)
+    return named_as_in_file(frame, names, path)
 
 
 def _check_separator(names: Sequence[str], path: Path) -> None:
@@ -371,26 +393,33 @@ def _refuse_empty_rows(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _numbers(
-    columns: Sequence[pd.Series], table: object, fill_missing: FillMissing | None, *, needed: Sequence[str]
+    columns: Sequence[pd.Series],
+    table: object,
+    fill_missing: FillMissing | None,
+    *,
+    needed: Sequence[str],
+    rows: NDArray[np.int64] | None,
 ) -> FloatArray:
     """Columns as finite float64 [T, N], missing numbers filled where that is asked for.
 
-    ``needed`` are those that cannot be left out.
+    ``needed`` are those that cannot be left out; ``rows`` [T] are those of the table, None for all in order.
     """
     values = np.empty((len(columns[0]), len(columns)))
     for place, column in enumerate(columns):
         values[:, place] = _read_numbers(
             column, f"{table}: column {column.name!r}", needed=column.name in needed
         )
+    if rows is not None:
+        values = values[rows]
     bad: NDArray[np.bool_] = ~np.isfinite(values)
     bad_rows = np.flatnonzero(bad.any(axis=1))
     for place in np.flatnonzero(bad.any(axis=0)).tolist():
         name = str(columns[place].name)
-        problem = _missing_text(values[:, place], f"{table}: column {name!r}")
+        problem = _missing_text(values[:, place], f"{table}: column {name!r}", rows)
         if bad[:, place].all():
             way = "the model reads it: give its numbers" if name in needed else "remove it"
             raise UserError(f"{problem}; the column has none: {way}")
-        cut = _cutting(_ends(bad_rows, len(values)), within=len(bad_rows))
+        cut = "" if rows is not None else _cutting(_ends(bad_rows, len(values)), within=len(bad_rows))
         if fill_missing is None:
             ways = [
                 cut,
@@ -426,12 +455,13 @@ def _read_numbers(column: pd.Series, where: str, *, needed: bool) -> FloatArray:
     return values
 
 
-def _missing_text(values: FloatArray, where: str) -> str:
+def _missing_text(values: FloatArray, where: str, rows: NDArray[np.int64] | None) -> str:
     """The first number that is not finite, and how many there are."""
     bad = np.flatnonzero(~np.isfinite(values))
     first = int(bad[0])
     found = "nothing (or nan)" if np.isnan(values[first]) else str(values[first])
-    return f"{where}, {row_text(first)}: expected a finite number, found {found} ({bad.size} such rows)"
+    row = first if rows is None else int(rows[first])
+    return f"{where}, {row_text(row)}: expected a finite number, found {found} ({bad.size} such rows)"
 
 
 def _ends(bad: NDArray[np.int64], rows: int) -> tuple[int, int]:

@@ -4,7 +4,8 @@ It depends on its arguments alone (a numpy Generator of its own), needs no file 
 never called by the name of a real data set. T rows, N variables.
 
 ``python -m data_provider.synthetic my.csv --rows 17544 --variables 862`` writes one to a file, of any
-length, width and frequency, with gaps where they are asked for.
+length, width and frequency, with gaps where they are asked for; ``--events 0 --texts notices.csv`` one with
+events that texts in a file of their own announce (`event_series`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from data_provider.dates import frequency_alias
+from data_provider.event_series import with_events
 from data_provider.series import FloatArray, Series
 from data_provider.table_files import table_file, write_table
 from data_provider.time_features import season_rows
@@ -60,6 +62,10 @@ class SyntheticConfig:
     """Events of a few days, drawn from a small bank of shapes, that come back at random times."""
     noise: float = 0.3
     """Autoregressive noise."""
+
+
+QUIET = SyntheticConfig(trend=0.0, coupling=0.0, recurrences=0.0)
+"""Cycles and noise alone: what events add to it nothing else does."""
 
 
 def make_series(
@@ -266,8 +272,15 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(
             f"--{part.name}", type=float, default=part.default, help="strength of this part [%(default)s]"
         )
+    add = parser.add_argument
+    add(
+        "--events", type=int, metavar="SPLIT", help="events in the last column, by this split of the wordings"
+    )
+    add("--texts", action=PathFlag, kind=Path, metavar="FILE", help="the file of their notices")
     args = parser.parse_args(argv)
     kind = table_file(args.path)
+    if (args.events is None) != (args.texts is None):
+        raise UserError("--events and --texts: expected both or neither, found one")
     series = make_series(
         rows=args.rows,
         variables=args.variables,
@@ -275,6 +288,14 @@ def main(argv: list[str] | None = None) -> int:
         frequency=frequency_alias(args.frequency),
         parts=SyntheticConfig(**{part.name: getattr(args, part.name) for part in fields(SyntheticConfig)}),
     )
+    if args.events is not None:
+        announced = with_events(series, split=args.events, seed=args.seed)
+        series, notices = announced.series, table_file(args.texts)
+        with whole_file(args.texts) as file:
+            write_table(announced.texts, file, notices.ending, name=notices.stem)
+        print(
+            f"{args.texts}: {len(announced.texts)} notices, {int(announced.held_out.sum())} in held-out words"
+        )
     frame = with_gaps(series, missing=args.missing, dropped=args.dropped, seed=args.seed)
     with whole_file(args.path) as file:
         write_table(frame, file, kind.ending, name=kind.stem, digits=6)

@@ -14,7 +14,7 @@ import io
 import lzma
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -194,6 +194,34 @@ def write_table(frame: pd.DataFrame, file: BinaryIO, ending: str, *, name: str, 
         ".csv.xz": lzma.compress,
     }
     file.write(packed[ending](text))
+
+
+@contextlib.contextmanager
+def rows_of(path: Path) -> Iterator[None]:
+    """What pandas says of CSV text that it cannot read, in our words.
+
+    Raises:
+        UserError: in place of its errors.
+    """
+    try:
+        yield
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path}: expected a header line and rows, found an empty file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected UTF-8 text, found {error}; save the file as UTF-8") from None
+    except (pd.errors.ParserError, csv.Error) as error:
+        raise UserError(f"{path}: expected comma-separated rows of equal length, found: {error}") from None
+
+
+def named_as_in_file(frame: pd.DataFrame, names: Sequence[str], path: Path) -> pd.DataFrame:
+    """The table with its columns called as in the header: pandas renames some.
+
+    Raises:
+        UserError: rows have more fields than the header.
+    """
+    if not isinstance(frame.index, pd.RangeIndex) or len(frame.columns) != len(names):
+        raise UserError(f"{path}: expected as many fields per row as in the header, found more")
+    return frame.set_axis(names, axis=1)
 
 
 def header_of(file: BinaryIO) -> list[str]:

@@ -219,8 +219,9 @@ class AdaptiveKnowledgeGating(nn.Module):
         self.current_encoder = nn.Sequential(nn.Linear(2 * d_model, d_model), nn.GELU())
         self.retrieved_encoder = nn.Sequential(nn.Linear(d_model, d_model), nn.GELU())
         self.match_scorer = nn.Sequential(nn.Linear(3 * d_model, d_model), nn.GELU(), nn.Linear(d_model, 1))
-        decision = nn.Linear(d_model, 1)
-        self.gate_network = nn.Sequential(nn.Linear(2 * d_model + 1, d_model), nn.GELU(), decision)
+        self.gate_network = nn.Sequential(
+            nn.Linear(2 * d_model + 1, d_model), nn.GELU(), decision := nn.Linear(d_model, 1)
+        )
         self.no_match = nn.Parameter(torch.randn(d_model) * 0.02)
         if fuse_features:
             self.cross_attention = nn.MultiheadAttention(

@@ -223,7 +223,8 @@ class PromptBuilder:
 
         T is `width` whatever the windows, so equal prompts are computed alike in any batch; only where a
         prompt is longer after all, it is as long as that. Padding (mask 0) comes right behind the tokens
-        that all begin with, so each prompt's last token borders on what follows it. No value is read.
+        that all begin with, so each prompt's last token borders on what follows it; its ids are the prompt's
+        first, since a padding token may lie beyond the LLM's table. No value is read.
 
         Args:
             ids: [S, K] as `ids` gives them.
@@ -236,7 +237,7 @@ class PromptBuilder:
         source = torch.where(constant, place, place - missing)  # [S, T]
         mask = constant | (source >= self.n_constant)
         found = ids.gather(1, source.clamp(min=0, max=longest - 1))
-        return torch.where(mask, found, self.tokenizer.pad_token_id or 0), mask.to(torch.int64)
+        return torch.where(mask, found, found[:, :1]), mask.to(torch.int64)
 
     def tokens(self, x: Tensor, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`ids` of lookbacks [S, L], `padded`: token ids and mask, both [S, T] int64 on x's device."""

@@ -51,7 +51,9 @@ class StartFeatures(nn.Module):
         """
         super().__init__()
         self.seq_len, self.horizon, self.marks = seq_len, horizon, tuple(marks)
-        self.retrieves, self.block = retrieves, KEY_SEASONS * season
+        self.retrieves = retrieves
+        self.block = max(KEY_SEASONS * season, horizon)
+        """Windows of a block for standard errors; fewer than a horizon's would share what they forecast."""
         kinds = KINDS if top_k is None else [Kind(top_k, kind.same_phase) for kind in KINDS]
         self.retrieved = RetrievedFutures(
             seq_len=seq_len, horizon=horizon, season=season, kinds=kinds, control=control, draw=draw

@@ -53,12 +53,14 @@ class Evidence(NamedTuple):
     @property
     def text(self) -> str:
         """As it stands in a line."""
-        if math.isnan(self.difference):
+        if self == NO_EVIDENCE:
             return "unknown (too few windows)"
         return f"{self.difference:+.4f} (se {self.error:.4f})"
 
 
-NO_EVIDENCE = Evidence(math.nan, math.nan)
+NO_EVIDENCE = Evidence(0.0, 0.0)
+UNKNOWN = torch.finfo(torch.float32).max
+"""An out-of-fold error that there is none of: a state holds finite numbers alone."""
 
 
 class Block(NamedTuple):
@@ -164,7 +166,7 @@ class StartFit:
         self.start, self.training, self.validation = start, training, validation
         self.numbers = thinned_rows(training)
         self.kinds, self.given = start.kinds, calendar
-        self.evidence = torch.full((2, 2, 2), torch.nan)
+        self.evidence = torch.zeros(2, 2, 2)
         dated = start.calendar_width > 0 and len(self.numbers) > 0
         self.calendar = calendar is not False and dated and training.rows(self.numbers[:1]).marks is not None
         self.forms = [
@@ -399,7 +401,7 @@ class StartFit:
         if chosen.retrieval and len(held.start):
             better = (held.errors[plain] - held.errors[chosen]) / held.std.square()
             variables = torch.cat([block.query.variable for block in self._training_blocks()])
-            advantages = better[variables.argsort(stable=True)].float()
+            advantages = better[variables.argsort(stable=True)].float().nan_to_num(nan=UNKNOWN)
         return Solution(
             form=chosen,
             plain_map=maps[plain],

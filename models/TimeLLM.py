@@ -23,8 +23,9 @@ from torch.distributed.tensor import DTensor
 
 from layers.heads import FlattenHead
 from layers.llm.ablation import ablated, drawn_attention, pass_through
+from layers.llm.check import CheckTokens
 from layers.llm.forward import Prefix
-from layers.llm.load import FrozenLLM, load_llm, word_scale
+from layers.llm.load import FrozenLLM, load_llm, positions_of, seen_words, word_scale
 from layers.llm.lora import add_adapters, is_adapter, set_dropout
 from layers.normalization import InstanceNorm
 from layers.patching import PatchEmbedding
@@ -119,21 +120,10 @@ class Model(ForecastModel):
             add_adapters(llm.model, config.llm, seed=config.training.seed)
         self.llm_identity = llm.identity
         self.llm_model: Any = llm.model
-        self._word_scale = word_scale(llm.model)
         d_llm = llm.identity.hidden_size
         self.llm_attention = None
         if config.llm.llm_ablation == "attention":
             self.llm_attention = drawn_attention(d_llm, seed=config.training.seed)
-        self._pass: Any = pass_through(llm, self.llm_attention, config)
-        self._kept_prefix: tuple[Any, Prefix] | None = None
-        self._kept_source: tuple[Any, Tensor] | None = None
-        self._kept_idle: tuple[Any, bool] | None = None
-        self.leaves_out_idle_llm = True
-        if config.backbone.d_ff > d_llm:
-            raise UserError(
-                f"--d_ff: expected at most the LLM's hidden size ({d_llm}), found {config.backbone.d_ff}"
-            )
-        self._build(config, d_llm)
         self.prompt = PromptBuilder(
             llm.tokenizer,
             description=_description(config),
@@ -142,6 +132,22 @@ class Model(ForecastModel):
             digits=config.backbone.prompt_digits,
         )
         self.prompt_text = self.prompt.constant_text
+        tokens = self._tokens()
+        self._refuse_too_long(tokens.total)
+        self._pass: Any = pass_through(llm, self.llm_attention, config, tokens=tokens)
+        scale = word_scale(llm.model)
+        self._word_scale = self._pass.way.multiplier * (1.0 if scale is None else scale)
+        self._seen_words = seen_words(llm.model) if scale is None else None
+        self._kept_prefix: tuple[Any, Prefix] | None = None
+        self._kept_source: tuple[Any, Tensor] | None = None
+        self._kept_idle: tuple[Any, bool] | None = None
+        self.leaves_out_idle_llm = True
+        d_state = self._pass.way.width or d_llm
+        if config.backbone.d_ff > d_state:
+            raise UserError(
+                f"--d_ff: expected at most the LLM's hidden size ({d_state}), found {config.backbone.d_ff}"
+            )
+        self._build(config, d_llm)
         self.prompts = WindowPrompts(
             self.prompt,
             last_alone=config.data.features == "MS",
@@ -151,6 +157,15 @@ class Model(ForecastModel):
         self.register_load_state_dict_pre_hook(_pass_over_llm)
         self.register_load_state_dict_post_hook(_do_not_miss_llm)
         self.train(self.training)
+
+    def _tokens(self) -> CheckTokens:
+        """Of the longest sequence the LLM is given: what all begin with, the prompt's rest, the patches."""
+        config = self.config
+        leading = config.tapr.use_tapr + (config.gram.use_gram and 2)
+        patches, constant = config.patch_count, self.prompt.n_constant
+        if config.backbone.token_order == "prompt_first":
+            return CheckTokens(constant, self.prompt.width - constant, leading + patches)
+        return CheckTokens(leading + constant, self.prompt.width - constant, patches)
 
     def _build(self, config: Config, d_llm: int) -> None:
         """The trained parts, in the order that fixes their random initial weights."""
@@ -200,7 +215,7 @@ class Model(ForecastModel):
         if self.config.llm.peft != "none":
             set_dropout(self.llm_model, training=mode)
             self._kept_prefix = None
-        self._kept_source = None
+        self._kept_source = self._kept_idle = None
         return self
 
     def state(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -420,7 +435,8 @@ class Model(ForecastModel):
 
     def _words(self, token_ids: Tensor) -> Tensor:
         """Word embeddings [S, T, d_llm] of token ids [S, T], on their device."""
-        return self.llm_model.get_input_embeddings()(token_ids).to(token_ids.device)
+        words = self.llm_model.get_input_embeddings()(token_ids).to(token_ids.device)
+        return words if self._pass.way.multiplier == 1 else self._pass.way.multiplier * words
 
     def _prompt_prefix(self, token_ids: Tensor) -> Prefix | None:
         """Keys and values of what all prompts [S, T] begin with; None where that can not be.
@@ -447,7 +463,7 @@ class Model(ForecastModel):
 
     def _refuse_too_long(self, length: int) -> None:
         """The LLM has a position for each token, or there is a clear error."""
-        most = getattr(self.llm_model.config, "max_position_embeddings", None)
+        most = positions_of(self.llm_model)
         if most is not None and length > most:
             raise UserError(
                 f"--stride, --seq_len: expected at most {most} tokens, the positions of "
@@ -456,7 +472,12 @@ class Model(ForecastModel):
             )
 
     def _word_embeddings(self) -> Tensor:
-        """The LLM's input embedding matrix, [V, d_llm], without gradient."""
+        """The words that source tokens are made of, [V, d_llm], without gradient: rows of the LLM's table.
+
+        Where its layers see no multiple of these, it is the words as they see them.
+        """
+        if self._seen_words is not None:
+            return self._seen_words
         return self.llm_model.get_input_embeddings().weight.detach()
 
 

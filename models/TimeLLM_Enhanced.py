@@ -88,9 +88,9 @@ class Model(TimeLLM.Model):
                 d_llm=d_llm,
                 dropout=b.dropout,
             )
-            begin_as_a_word(
-                self.gram.prompt.confidence_embed, self._word_embeddings(), scale=self._word_scale
-            )
+            if config.gram.gate_loss != "document":  # whose tokens are as they were drawn
+                token = self.gram.prompt.confidence_embed
+                begin_as_a_word(token, self._word_embeddings(), scale=self._word_scale)
             if config.gram.retrieval_fusion != "feature":
                 self.retrieval_fusion = RetrievalFusion(d.pred_len)
 
@@ -230,10 +230,8 @@ class Model(TimeLLM.Model):
 
     @property
     def shares_search(self) -> bool:
-        """Whether GRA-M's neighbours are those of the start: one search and one memory serve both."""
-        gram = self.config.gram
-        is_same = gram.retrieval_key == "raw" and gram.retrieval_scope == "variable"
-        return self.begins_solved and gram.use_gram and is_same
+        """Whether GRA-M's neighbours are those of the start."""
+        return self.config.shares_search
 
     @property
     def memory(self) -> MemoryRows:

@@ -184,6 +184,27 @@ def _watch_llm(model: Any, record: PassRecord, closing: ExitStack) -> None:
     closing.callback(setattr, model, "_pass", taken)
 
 
+@contextmanager
+def without_neighbours(model: ForecastModel) -> Iterator[None]:
+    """While the block runs, GRA-M finds nothing for any window: its gate is 1, as where there is no match.
+
+    Raises:
+        ValueError: the model has no GRA-M.
+    """
+    gating = _part(model, "gram.gating")
+    if gating is None:
+        raise ValueError(f"{model.name}: expected a model with GRA-M, found one without")
+
+    def find_nothing(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, kwargs | {name: torch.zeros_like(kwargs[name]) for name in ("weights", "found")}
+
+    handle = gating.register_forward_pre_hook(find_nothing, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @torch.no_grad()
 def prompts_of(model: ForecastModel, x: Tensor, x_mark: Tensor | None = None) -> list[Prompt]:
     """The exact prompts of one window [1, L, N], one for each variable that is forecast.

@@ -95,7 +95,7 @@ def patches_of(model: TimeLLM.Model, run: Callable[[], Any]) -> Tensor:
 
 def _embeddings(model: TimeLLM.Model) -> Tensor:
     """All words [V, d_llm]."""
-    return model.llm_model.get_input_embeddings().weight.detach().float()
+    return model._word_embeddings().float()
 
 
 def _cosines(vectors: Tensor, embeddings: Tensor) -> Tensor:

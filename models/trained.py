@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from data_provider import scaling
 from data_provider.data_factory import build_data, data_file, load_series
 from data_provider.dataset import WindowDataset
-from data_provider.dates import DateRules, DatesKept, dates_after
+from data_provider.dates import DateRules, DatesKept, RepeatedTimes, dates_after
 from data_provider.forecast_windows import forecast_windows, same_series
 from data_provider.series import FillMissing, Series, read_table, series_of
 from models.base import ForecastModel
@@ -72,6 +72,8 @@ class ReadOptions:
     """Into which the dates are brought, or which those without have."""
     round_dates: bool = False
     """Whether times that jitter are rounded (where the run did so, they are anyway)."""
+    repeated_times: RepeatedTimes | None = None
+    """Which row of those of one time is kept, where not the one that the run kept."""
     fill_missing: FillMissing | None = None
 
 
@@ -149,6 +151,7 @@ class TrainedModel:
                 date_format=how.date_format,
                 time_zone=how.time_zone,
                 round_dates=how.round_dates or self.config.data.round_dates,
+                repeated_times=how.repeated_times or self.config.data.repeated_times,
             ),
             kept=self.dates_kept,
             fill_missing=how.fill_missing or self.config.data.fill_missing,

@@ -1,9 +1,9 @@
 """Why a run forecasts a window as it does: ``python scripts/explain.py RUN --window 2017-11-03T00:00``.
 
-Which past windows GRA-M retrieved (when, how near, what came after, what the gate decided), the trend that
-TAPR saw, the weights of the scales, and the words that the source prototypes lean on: in short on screen,
-whole as JSON, and as a picture. ``--dump_prompt`` and ``--debug_shapes`` print, and write nothing. Exit
-status 2 where a user can mend what is wrong.
+Which past windows GRA-M retrieved (when, how near, what came after, what the gate decided, how far they move
+the forecast), the trend that TAPR saw, the weights of the scales, and the words that the source prototypes
+lean on: in short on screen, whole as JSON, and as a picture. ``--dump_prompt`` and ``--debug_shapes`` print,
+and write nothing. Exit status 2 where a user can mend what is wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from utils.ending import command
 from utils.errors import UserError
 from utils.file_names import safe_names
 from utils.log import setup_logging
-from utils.reporting.window_plot import plain_word, plot_window
+from utils.reporting.window_plot import NEIGHBOURS_SHOWN, plain_word, plot_window
 from utils.training.run_folder import write_json
 
 
@@ -112,11 +112,17 @@ def _retrieval_lines(retrieval: Mapping[str, Any] | None) -> Iterator[str]:
     elif not retrieval["matched"]:
         yield "retrieval: no admissible window in the memory; the gate is 1 by rule"
     else:
-        yield f"retrieval: confidence {retrieval['confidence']:.2f}, gate {retrieval['gate']:.3f}"
+        yield (
+            f"retrieval: confidence {retrieval['confidence']:.2f}, gate {retrieval['gate']:.3f}; history "
+            f"moves the forecast by {retrieval['moved']:.4g} on average, {retrieval['share']:.1%} of its way"
+        )
         yield "  (gate 1: the window alone, 0: history alone; distance 1: two random rows of the memory)"
-        for n in retrieval["neighbours"]:
+        for n in retrieval["neighbours"][:NEIGHBOURS_SHOWN]:
             how_near = f"distance {n['distance']:.4f}, weight {n['weight']:.3f}"
             yield f"  {n['variable']} until {n['lookback'][1]}: {how_near}, then to {n['future'][1]}"
+        more = len(retrieval["neighbours"]) - NEIGHBOURS_SHOWN
+        if more > 0:
+            yield f"  and {more} more"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -77,6 +77,7 @@ def _forecast(forecaster: Forecaster, args: argparse.Namespace) -> pd.DataFrame:
             date_format=args.date_format,
             time_zone=args.time_zone,
             round_dates=args.round_dates,
+            repeated_times=args.repeated_times,
         ),
     }
     if args.backtest is None:
@@ -172,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--date_format", help="how dates are written, where not as in training: strptime's, or ISO8601")
     add("--time_zone", help="zone of the dates, such as Europe/Berlin (default: the file's, the run's)")
     add("--round_dates", action="store_true", help="round times that jitter around regular ones")
+    add("--repeated_times", choices=("first", "last"), help="row that is kept of those of one time")
     add(
         "--llm_model_path",
         action=PathFlag,

@@ -29,6 +29,7 @@ from transformers import (
 
 import run_main
 import run_main_enhanced
+from layers.llm import check
 from layers.llm.sources import CONVERTED, GGUF_PACKAGE
 from utils.paths import BASE_MODELS
 
@@ -40,20 +41,14 @@ TinySettings = Callable[[Path, Path], Settings]
 AsWords = Callable[[Settings], list[str]]
 MakeRun = Callable[..., Path]
 HIDDEN = 32
+COMMON: dict[str, Any] = {"vocab_size": 300, "initializer_range": 0.2, "pad_token_id": 2}
 GROUPED_HEADS: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": HIDDEN,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
+    **{**COMMON, "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 1024},
+    **{"hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 3},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2},
 }
 """Sizes of the Llama and the Qwen2: 4 heads on 2 key-value heads."""
+LLAMAS = ("num_key_value_heads", "bos_token_id", "eos_token_id")
 LINES = [
     "About the data: hourly readings of a transformer, its load and the temperature of its oil.",
     "Goal: continue a column by 96 rows after 512 known ones.",
@@ -98,19 +93,15 @@ def _write(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenize
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a GPT-2: 3 layers, hidden 32, with dropout in its config."""
-    config = GPT2Config(
-        vocab_size=300,
-        n_positions=1024,
-        n_embd=HIDDEN,
-        n_layer=3,
-        n_head=4,
-        resid_pdrop=0.1,
-        embd_pdrop=0.1,
-        attn_pdrop=0.1,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": 300,
+        "n_positions": 1024,
+        "n_embd": HIDDEN,
+        "n_layer": 3,
+        "n_head": 4,
+    }
+    ends: dict[str, Any] = {"initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1}
+    config = GPT2Config(**sizes, **ends, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
     return _write(tmp_path_factory.mktemp("llm") / "tiny-gpt2", config, _tokenizer(frame=None))
 
 
@@ -131,16 +122,8 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a BERT: 2 layers, hidden 32; its tokenizer frames each text as <s> text </s>."""
-    config = BertConfig(
-        vocab_size=300,
-        hidden_size=HIDDEN,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=1024,
-        initializer_range=0.2,
-        pad_token_id=2,
-    )
+    sizes = {name: n for name, n in GROUPED_HEADS.items() if name not in LLAMAS}
+    config = BertConfig(**{**sizes, "num_hidden_layers": 2})
     tokenizer = _tokenizer(frame=("<s>", "</s>"))
     tokenizer.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>"})
     return _write(tmp_path_factory.mktemp("llm") / "tiny-bert", config, tokenizer)
@@ -232,8 +215,7 @@ def make_run(
     def make(main: Callable[[list[str]], Any], *words: str, **changes: Any) -> Path:
         home = tmp_path_factory.mktemp("run")
         settings = tiny_settings(write_series(home / "waves.csv", 400), home / "checkpoints")
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
+        forget_accelerator()
         return main([*as_words({**settings, **changes}), *words]).run_dir
 
     return make
@@ -281,31 +263,15 @@ def etth1_root() -> str:
     return root
 
 
-LONGEST = (
-    "test_not_a_toy.py",
-    "test_crash.py",
-    "test_processes.py",
-    "test_sharded.py",
-    "test_quiet_ranks.py",
-    "test_linear_models.py",
-    "test_ablation.py",
-    "test_llm.py",
-    "test_time_marks.py",
-    "test_experiment.py",
-    "test_three_processes.py",
-    "test_processes_resume.py",
-    "test_adapters.py",
-    "test_bench.py",
-    "test_fast_paths.py",
-    "test_stopping.py",
-    "test_launch.py",
-)
+LONGEST = """not_a_toy crash processes sharded quiet_ranks linear_models ablation llm three_processes
+processes_resume experiment simulated_device forecaster resuming time_marks launch bench stopping""".split()
 """Files that begin first, so that none of them is left to one worker at the end; see scripts/test.sh."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; skip what needs a GPU where there is none, and say so."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
     if torch.cuda.is_available():
         return
     for item in items:
@@ -313,8 +279,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> None:
-    """Accelerate keeps its state in singletons; a run in one test must not bind the next."""
+@pytest.fixture(scope="session", autouse=True)
+def checks_of_llms(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the start-up check finds is kept for this run of the tests, not beside the user's models."""
+    check.KEPT = tmp_path_factory.mktemp("checks")
+
+
+def forget_accelerator() -> None:
+    """Accelerate keeps its state in singletons: a run must not bind the next."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> None:
+    forget_accelerator()

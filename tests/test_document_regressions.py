@@ -14,68 +14,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
 
 import run_main
-from data_provider.dataset import TrainingWindows
-from data_provider.splits import Split
 from layers.retrieval.keys import WindowKeys
 from models import TimeLLM_Enhanced
-from tests.models.test_timellm_enhanced import BOTH, SEASON, SIZES, H, L, state_of
-from utils.config import Config
+from tests.models.test_timellm_enhanced import BOTH, SEASON, L, batch_of, config_of, shake, state_of
+from tests.models.test_timellm_enhanced import model_of as fitted
 from utils.training.objective import Objective
 from utils.trend import direction_of, magnitude_of, trend_measure
-from utils.types import Batch, FitSource
-
-ROWS = 240
 
 
-def values_of(variables: int) -> Tensor:
-    """A season on a wandering level, [ROWS, N], each variable another."""
-    walk = torch.randn(ROWS, variables, generator=torch.Generator().manual_seed(3)).cumsum(0) * 0.3
-    return walk + torch.sin(2 * torch.pi * torch.arange(ROWS) / SEASON)[:, None]
-
-
-def config_of(llm: Path, **settings: Any) -> Config:
-    small = {**SIZES, **BOTH, "llm_model_path": str(llm), "llm_layers": 1, "memory_size": 60}
-    return Config.from_flat({**small, "aux_warmup_steps": Config().training.aux_warmup_steps, **settings})
-
-
-def model_of(llm: Path, *, variables: int = 2, **settings: Any) -> Any:
+def model_of(llm: Path, **settings: Any) -> Any:
     """A fitted enhanced model, its zero-initialised maps set to something."""
-    torch.manual_seed(0)
-    model = TimeLLM_Enhanced.Model(config_of(llm, **settings))
-    values = values_of(variables)
-    model.fit_statistics(
-        FitSource(TrainingWindows(values, Split(0, ROWS), seq_len=L, pred_len=H, series_id=1))
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad and not parameter.any():
-                parameter.normal_(std=0.3)
+    model = fitted(llm, **{**BOTH, "llm_layers": 1, "memory_size": 60, **settings})
+    shake(model, 0.1)
     return model
 
 
-def batch_of(*starts: int, variables: int = 2, device: str = "cpu") -> Batch:
-    values = values_of(variables)
-    x, y = (torch.stack([values[s + a : s + b] for s in starts]) for a, b in ((0, L), (L, L + H)))
-    start = torch.tensor(starts)
-    marks = torch.zeros(len(starts), 0)
-    variable = torch.arange(variables).repeat(len(starts), 1)
-    batch = Batch(x, y, marks, marks, start, torch.ones_like(start), variable)
-    return Batch(*(column.to(device) for column in batch))
-
-
-# 4.1, row 1, and 8.1 "Expected all tensors to be on the same device".
-
-
-@pytest.mark.gpu
-def test_41_1_a_training_pass_stays_on_the_gpu(tiny_gpt2: Path) -> None:
-    model = model_of(tiny_gpt2, retrieval_fusion="both").cuda().train()
-    batch = batch_of(0, 60, device="cuda")
-    loss = Objective(model.config)(state_of(model, batch), batch, step=100)
-    loss.total.backward()
-    assert loss.total.is_cuda and torch.isfinite(loss.total)
+# 4.1, row 1, and 8.1 "Expected all tensors to be on the same device": tests/models/test_simulated_device.py.
 
 
 # 4.1, row 2, and 8.1 "size mismatch for direction_logits".
@@ -134,7 +90,7 @@ def test_41_3_the_memory_tells_windows_of_equal_mean_apart(tiny_gpt2: Path, kind
 
 def test_41_4_the_modules_losses_weigh_what_the_document_says(tiny_gpt2: Path) -> None:
     """At a fifth of these weights the modules did not learn; the log showed 0.02."""
-    model = model_of(tiny_gpt2)
+    model = model_of(tiny_gpt2, gate_loss="document")
     batch = batch_of(0, 60, 100)
     loss = Objective(model.config)(state_of(model, batch), batch, step=500)
     t = {name: value.item() for name, value in loss.terms.items()}

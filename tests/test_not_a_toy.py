@@ -8,75 +8,47 @@ import pytest
 import torch
 from torch import Tensor
 
-import run_main
+import run_main_enhanced
 from data_provider.data_factory import build_data
 from data_provider.series import Series
 from layers.prompt import PromptBuilder
 from models.TimeLLM_Enhanced import Model
+from tests.conftest import forget_accelerator
 from tests.planted import planted_recurrences, planted_trends
 from utils.config import Config
 from utils.training import checkpoint
 from utils.training.experiment import RunResult
+from utils.training.run_folder import CONFIG_FILE, read_json
 
 pytestmark = pytest.mark.slow
 
-LOOKBACK, HORIZON = 96, 24
-SMALL = {
-    "data": "custom",
-    "llm_layers": 2,
-    "seq_len": LOOKBACK,
-    "label_len": 0,
-    "pred_len": HORIZON,
-    "d_model": 32,
-    "d_ff": 16,
-    "n_heads": 4,
-    "num_tokens": 50,
-    "dropout": 0.0,
-    "eval_stride": 4,
-    "eval_batch_size": 256,
-    "max_grad_norm": 1.0,
-    "aux_warmup_steps": 50,
-    "save_steps": 0,
-    "levels": (),
-    "cpu": True,
-}
+LOOKBACK, HORIZON = 48, 12
+SMALL = f"""--data custom --llm_layers 1 --seq_len {LOOKBACK} --label_len 0 --pred_len {HORIZON} --d_model 32
+--d_ff 16 --n_heads 4 --num_tokens 50 --dropout 0 --eval_stride 4 --eval_batch_size 256 --max_grad_norm 1
+--aux_warmup_steps 50 --save_steps 0 --levels --cpu""".split()
 
 
-def _train(series: Series, folder: Path, llm: Path, **settings: Any) -> tuple[Config, RunResult]:
-    """Train on ``series`` by the ordinary entry point."""
-    path = folder / f"{series.name}.csv"
+def _train(series: Series, folder: Path, llm: Path, *, steps: int, words: str) -> tuple[Config, RunResult]:
+    """Train on ``series`` by the ordinary command."""
     table = pd.DataFrame(series.values, columns=list(series.columns))
     table.insert(0, "date", series.dates)
-    table.to_csv(path, index=False)
-    config = Config.from_flat(
-        {
-            **SMALL,
-            "root_path": str(folder),
-            "data_path": path.name,
-            "llm_model_path": str(llm),
-            "checkpoints": str(folder / "runs"),
-            **settings,
-        }
-    )
-    return config, run_main.train(config, model="TimeLLM_Enhanced")
+    table.to_csv(folder / "series.csv", index=False)
+    places = ["--root_path", folder, "--data_path", "series.csv", "--llm_model_path", llm]
+    places += ["--checkpoints", folder / "runs", "--max_steps", steps, "--eval_steps", steps]
+    forget_accelerator()
+    run = run_main_enhanced.main([*map(str, places), *SMALL, *words.split()])
+    return Config.from_flat(read_json(run.run_dir / CONFIG_FILE)), run
 
 
 @pytest.fixture(scope="module")
 def recurrences(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Any:
     """Runs with retrieval and with its random control on planted recurrences."""
     series = planted_recurrences(seed=1, seq_len=LOOKBACK, pred_len=HORIZON, motifs=6)
-    settings = {
-        "use_gram": True,
-        "memory_size": "all",
-        "max_steps": 300,
-        "eval_steps": 300,
-        "learning_rate": 0.003,
-    }
+    words = "--use_gram --memory_size all --learning_rate 0.003 --retrieval_control"
+    folders = {control: tmp_path_factory.mktemp(control) for control in ("none", "random")}
     return {
-        control: _train(
-            series, tmp_path_factory.mktemp(control), tiny_llama, retrieval_control=control, **settings
-        )
-        for control in ("none", "random")
+        control: _train(series, folder, tiny_llama, steps=300, words=f"{words} {control}")
+        for control, folder in folders.items()
     }
 
 
@@ -96,10 +68,8 @@ def test_gate_of_a_trained_model_is_not_constant(recurrences: Any) -> None:
 
 def test_direction_accuracy_on_planted_trends(tmp_path: Path, tiny_llama: Path) -> None:
     """A trend head that does not learn: directions that the lookback shows must be named."""
-    series = planted_trends(seed=1, seq_len=LOOKBACK, pred_len=HORIZON, rows=6000)
-    _, run = _train(
-        series, tmp_path, tiny_llama, use_tapr=True, max_steps=150, eval_steps=150, learning_rate=0.002
-    )
+    series = planted_trends(seed=1, seq_len=LOOKBACK, pred_len=HORIZON, rows=4000)
+    _, run = _train(series, tmp_path, tiny_llama, steps=100, words="--use_tapr --learning_rate 0.002")
     scores = run.results["best"]["test"]
     print(f"\ndirection {scores['direction_accuracy']:.1%}, majority {scores['direction_majority']:.1%}")
     assert scores["direction_accuracy"] >= 0.8

@@ -14,10 +14,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 
 import run_main_enhanced
 from models import Forecaster
+from tests.conftest import forget_accelerator
 from utils.config import iter_settings, settings_then
 from utils.flag_history import REMOVED
 from utils.training import checkpoint as checkpoints
@@ -96,8 +96,7 @@ def test_an_old_checkpoint_predicts_what_it_did(home):
 @pytest.mark.parametrize("where", ["auto", "path"])
 def test_an_old_run_goes_on_to_the_end_it_had(home, where, caplog):
     """Under another name today, `auto` passed it over; a new flag made it another run's."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
     step = saved_step(home)
     with caplog.at_level(logging.INFO):
         run = run_main_enhanced.main(

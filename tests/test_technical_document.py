@@ -99,7 +99,15 @@ def whole_model(tiny_gpt2: Path) -> TimeLLM_Enhanced.Model:
     """A tiny model with every part that there is."""
     settings = {"llm_model_path": str(tiny_gpt2), "llm_layers": 1, "d_ff": 16, "num_tokens": 20}
     return TimeLLM_Enhanced.Model(
-        Config.from_flat({**settings, "use_tapr": True, "use_gram": True, "retrieval_fusion": "both"})
+        Config.from_flat(
+            {
+                **settings,
+                "use_tapr": True,
+                "use_gram": True,
+                "retrieval_fusion": "both",
+                "retrieval_key": "hybrid",
+            }
+        )
     )
 
 

@@ -57,8 +57,9 @@ OnResume = Literal["same", "free", "llm", "batch", "machine"]
 content is compared); what gives the same LLM, by content, or the same batch in all; or ``auto``, which is
 what the checkpoint's machine came to."""
 Need = Literal[
-    "llm", "part", "layers", "tokens", "lora", "tapr", "gram", "learned_key", "memory_limit", "modules",
-    "llm_by_name", "file", "m4", "table", "selection", "steps", "step_files",
+    "llm", "part", "layers", "tokens", "lora", "tapr", "gram", "learned_key", "memory_limit",
+    "own_memory", "choice", "modules", "llm_by_name", "file", "m4", "table", "selection",
+    "steps", "step_files",
 ]  # fmt: skip
 """What a run must have for a setting to be read; `utils.reporting.unused_flags` says when it has not."""
 _AS_DEFAULT = object()
@@ -76,6 +77,7 @@ def setting(
     decides: Decides = "training",
     on_resume: OnResume | None = None,
     needs: Need | tuple[Need, ...] = (),
+    switch: bool = False,
 ) -> Any:
     """A dataclass field with all that is so about one setting beside its name and type.
 
@@ -92,6 +94,7 @@ def setting(
         decides: see `Decides`.
         on_resume: see `OnResume`; by default free, and the same where it decides what is trained.
         needs: beside what its whole part needs, see `Need`.
+        switch: without it no other setting of its part is read.
     """
     facts = {
         "help": text,
@@ -103,6 +106,7 @@ def setting(
         "decides": decides,
         "on_resume": on_resume or ("same" if decides == "training" else "free"),
         "needs": (needs,) if isinstance(needs, str) else needs,
+        "switch": switch,
     }
     return field(default=default, metadata=facts)
 
@@ -146,6 +150,12 @@ class DataConfig:
     )
     round_dates: bool = setting(
         False, "round times that jitter around regular ones", on_resume="free", needs=("file", "table")
+    )
+    repeated_times: Literal["first", "last"] | None = setting(
+        None,
+        "row that is kept of those of one time (default: an error)",
+        on_resume="free",
+        needs=("file", "table"),
     )
     seasonal_patterns: Literal["Yearly", "Quarterly", "Monthly", "Weekly", "Daily", "Hourly"] = setting(
         "Monthly", "group of M4's series", needs="m4"
@@ -194,7 +204,10 @@ class LLMConfig:
 
     needs: ClassVar[tuple[Need, ...]] = ("llm",)
     llm_model: str = setting(
-        "auto", "GPT2, SMOLLM2, LLAMA, QWEN, BERT, auto, or a hub id", on_resume="llm", needs="llm_by_name"
+        "auto",
+        "GPT2, SMOLLM2, LLAMA, QWEN, BERT, MINILM, auto, or a hub id",
+        on_resume="llm",
+        needs="llm_by_name",
     )
     llm_model_path: str | None = setting(
         None, "local folder, GGUF file or hub id of the LLM", on_resume="llm", path=True
@@ -260,8 +273,7 @@ class BackboneConfig:
     input_dropout: float = setting(0.0, "dropout rate on the normalised lookback", at_least=0, below=1)
     start: Literal["auto", "solved", "none"] = setting(
         "none",
-        "solved: forecasts begin at linear maps in closed form, and the LLM adds to them from zero on; auto: "
-        "that, unless what is resumed or tested was begun without",
+        "begin at linear maps in closed form, which the LLM adds to (auto: unless begun without)",
     )
     use_time_marks: bool = setting(
         False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"
@@ -302,7 +314,7 @@ class TAPRConfig:
     """The trend-aware patch router and its losses."""
 
     needs: ClassVar[tuple[Need, ...]] = ("llm", "tapr")
-    use_tapr: bool = setting(False, "switch TAPR on")
+    use_tapr: bool = setting(False, "switch TAPR on", switch=True)
     n_scales: int = setting(3, "scales of the decomposition: 1x, 4x, 16x, 64x, ...", at_least=1)
     scale_mixing: Literal["apart", "together"] = setting(
         "apart",
@@ -334,14 +346,14 @@ class GRAMConfig:
     """The retrieval-augmented memory and its losses."""
 
     needs: ClassVar[tuple[Need, ...]] = ("llm", "gram")
-    use_gram: bool = setting(False, "switch GRA-M on")
+    use_gram: bool = setting(False, "switch GRA-M on", switch=True)
     top_k: int | None = setting(
         None,
         f"neighbours retrieved (default: {NEIGHBOURS}; the start also reads 32 of the same phase)",
         then=5,
         at_least=1,
     )
-    lambda_retrieval: float = setting(0.3, "weight of all GRA-M losses", at_least=0)
+    lambda_retrieval: float = setting(0.3, "weight of all GRA-M losses", at_least=0, needs="choice")
     gate_loss: Literal["errors", "document"] = setting(
         "errors",
         "the gate learns which forecast errs less, with history or without; document: its gate and losses",
@@ -356,16 +368,22 @@ class GRAMConfig:
         at_least=1e-6,
     )
     memory_size: int | Literal["all"] = setting(
-        MEMORY_ROWS, "most memory rows, drawn from the training rows, or all of those", then=5000, at_least=1
+        MEMORY_ROWS,
+        "most memory rows, drawn from the training rows, or all of those",
+        then=5000,
+        at_least=1,
+        needs="own_memory",
     )
     max_memory_size: int = setting(
         MEMORY_ROWS,
         "most rows that --memory_size may ask for as a number",
         then=10000,
         at_least=1,
-        needs="memory_limit",
+        needs=("memory_limit", "own_memory"),
     )
-    memory_dtype: Literal["fp32", "fp16"] = setting("fp32", "numbers of the memory's keys and futures")
+    memory_dtype: Literal["fp32", "fp16"] = setting(
+        "fp32", "numbers of the memory's keys and futures", needs="own_memory"
+    )
     retrieval_key: Literal["raw", "learned", "hybrid"] = setting(
         "raw", "what is compared: the latest shape as it is, an encoder's key, or both", then="auto"
     )
@@ -555,9 +573,6 @@ GROUPS: dict[str, type] = {
     "run": RunConfig,
 }
 
-SWITCHES: dict[str, type] = {"use_tapr": TAPRConfig, "use_gram": GRAMConfig}
-"""A module's switch, and the part of which nothing else is read without it."""
-
 
 def iter_settings() -> Iterator[tuple[str, str, dataclasses.Field[Any]]]:
     """``(group, name, field)`` of every setting, in the order of ``--help``."""
@@ -659,6 +674,12 @@ class Config:
         """Whether forecasts begin at a solved start; series of `SHORT_TERM` are padded, and have none."""
         return self.backbone.start != "none" and self.run.task_name != SHORT_TERM
 
+    @property
+    def shares_search(self) -> bool:
+        """Whether GRA-M's neighbours are those of the start: one search and one memory serve both."""
+        is_same = self.gram.retrieval_key == "raw" and self.gram.retrieval_scope == "variable"
+        return self.begins_solved and self.gram.use_gram and is_same
+
     def identity(self) -> dict[str, Any]:
         """The settings that change what is trained, but for those that a run counts as having unsaid.
 
@@ -722,8 +743,11 @@ class Config:
 
 def unread_settings(*runs: Mapping[str, Any]) -> frozenset[str]:
     """Settings of the modules that are off in all of these: whatever they are, the same is trained."""
-    off = (part for switch, part in SWITCHES.items() if not any(values.get(switch) for values in runs))
-    return frozenset(item.name for part in off for item in dataclasses.fields(part)) - SWITCHES.keys()
+    switches = settings_where("switch", True)
+    off = {
+        group for group, name, _ in iter_settings() if name in switches and not any(r.get(name) for r in runs)
+    }
+    return frozenset(name for group, name, _ in iter_settings() if group in off) - switches
 
 
 def settings_then() -> dict[str, Any]:

@@ -111,6 +111,11 @@ def _modules(s: SimpleNamespace) -> Iterator[str]:
         yield "--build_memory: there is no memory without --use_gram; add it, or drop this"
     if s.use_gram and s.retrieval_key != "raw" and s.d_repr % ATTENTION_HEADS:
         yield f"--d_repr: expected a multiple of {ATTENTION_HEADS} (attention heads), found {s.d_repr}"
+    if s.use_gram and s.gate_loss == "document" and s.start != "none":
+        yield (
+            "--gate_loss document: its gate is never 0, where forecasts begin; add --start none, "
+            "or take --gate_loss errors"
+        )
     if (s.use_tapr or s.use_gram) and s.d_model % ATTENTION_HEADS:
         yield f"--d_model: TAPR and GRA-M need a multiple of {ATTENTION_HEADS}, found {s.d_model}"
 

@@ -57,7 +57,7 @@ def read_settings(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     lost = [removed_line(name, saved[name]) for name in sorted(REMOVED.keys() & saved.keys())]
     kept = {name: value for name, value in saved.items() if name not in REMOVED}
-    return {**settings_then(), **kept}, [line for line in lost if line is not None]
+    return {**settings_then(), **AUTO_WAS, **kept}, [line for line in lost if line is not None]
 
 
 def left_unsaid(settings: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layers.llm.check import CheckTokens, checked_pass
 from layers.llm.forward import LLMPass, Prefix
 from layers.llm.load import FrozenLLM
+from layers.llm.way import Way
 from utils.config import Config, LLMConfig
 from utils.types import LLMIdentity
 
@@ -54,7 +56,8 @@ class TokenAttention(nn.Module):
 class StandInPass:
     """In the place of `layers.llm.forward.LLMPass`: states at the tail by one layer, or by none."""
 
-    kind = "plain"
+    way = Way()
+    kind = way.kind
     reuses_prefix = False
 
     def __init__(self, layer: TokenAttention | None) -> None:
@@ -75,11 +78,22 @@ class StandInPass:
         return tail
 
 
-def pass_through(llm: FrozenLLM, layer: TokenAttention | None, config: Config) -> LLMPass | StandInPass:
-    """The way from tokens to states: what ``--llm_ablation`` asks for, layers computed as the flags say."""
+def pass_through(
+    llm: FrozenLLM, layer: TokenAttention | None, config: Config, *, tokens: CheckTokens
+) -> LLMPass | StandInPass:
+    """The way from tokens to states: what ``--llm_ablation`` asks for, layers computed as the flags say.
+
+    ``tokens`` are those of the run's sequences.
+    """
     if config.llm.llm_ablation in ("attention", "none"):
         return StandInPass(layer)
-    taken = LLMPass(llm.model)
+    taken = checked_pass(
+        llm.model,
+        tokens=tokens,
+        content_hash=llm.identity.content_hash,
+        name=llm.identity.name,
+        files=llm.files,
+    )
     if config.training.gradient_checkpointing:
         taken.recompute_layers()
     return taken

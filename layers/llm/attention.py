@@ -32,7 +32,9 @@ def usual_attention(settings: Any) -> str:
     It knows no soft caps (Gemma 2), and not every architecture takes it.
     """
     capped = getattr(settings, "attn_logit_softcapping", None) is not None
-    takes_it = getattr(MODEL_MAPPING.get(type(settings), None), "_supports_sdpa", True)
+    made: Any = MODEL_MAPPING.get(type(settings), None)
+    first = made[0] if isinstance(made, tuple) else made
+    takes_it = getattr(first, "_supports_sdpa", True)
     return FUSED if takes_it and not capped else PLAIN
 
 
@@ -88,7 +90,7 @@ def attend(
     if dropout or asked:
         raise ValueError(f"{NAME} attention: expected no dropout and no {asked}, found dropout {dropout}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return products(query * scale, key, value, attention_mask), None
+    return products(query * scale, key, value, attention_mask).contiguous(), None
 
 
 def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,12 +15,19 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from accelerate import dispatch_model
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_MAPPING,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from layers.llm.attention import usual_attention
+from layers.llm.layers import cut_settings, keep_first, stack_names
+from layers.llm.whole import is_out_of_memory, require_whole
 from utils.errors import UserError
 
 GGUF_STEM = "SmolLM2-135M-Instruct.Q4_1"
@@ -129,17 +137,19 @@ def read_model(
     *,
     dtype: torch.dtype,
     trust: bool,
+    layers: int | None = None,
     in_4bit: bool = False,
     device_map: str | None = None,
 ) -> PreTrainedModel:
-    """The base model with the config's layers only: frozen, in eval mode, with fused attention where it can.
+    """The base model's first ``layers`` layers: frozen, in eval mode, with fused attention where it can.
 
-    Of a safetensors file no other tensor than the model's own is read (transformers makes the model
-    without memory first, then maps the files and takes what it has a place for). ``device_map`` spreads
+    Its constants are those of the whole model, whose layers it has. Of a safetensors file no other tensor
+    than its own is read (transformers makes the model without memory first, then maps the files and takes
+    what it has a place for). Of a model of several kinds of input it is the text part. ``device_map`` spreads
     it over devices by accelerate's dispatch; it then stays where it is.
 
     Raises:
-        ValueError: weights are missing, or it has no word embeddings of its hidden size.
+        ValueError: weights are missing, or its layers can not be told apart, or it has no word embeddings.
     """
     options = dict(source.options)
     if in_4bit:
@@ -149,39 +159,164 @@ def read_model(
     if source.gguf is not None and hasattr(transformers, "GgufConfig"):
         # Plain weights: the packed ones would ask the hub for kernels.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    require_whole([source.gguf] if source.gguf else weight_files(source.folder), name=source.name)
+    text = text_settings(settings)
+    had = int(text.num_hidden_layers)
+    attention = usual_attention(text)
     try:
-        model, report = AutoModel.from_pretrained(
-            source.folder,
-            config=settings,
-            dtype=dtype,
-            attn_implementation=usual_attention(settings),
-            trust_remote_code=trust,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"--llm_model {source.name}: expected weights that transformers reads in "
-            f"{source.gguf or source.folder}, found: {error}"
-        ) from error
-    missing = sorted(k for k in report["missing_keys"] if "pooler" not in k)  # no pooler's output is read
-    if missing:
-        raise UserError(
-            f"--llm_model {source.name}: expected all weights of {type(model).__name__} in "
-            f"{source.gguf or source.folder}, found none for {missing[:3]} ({len(missing)} in all)"
-        )
+        options |= {
+            "config": settings,
+            "dtype": dtype,
+            "attn_implementation": attention if text is settings else None,
+            "trust_remote_code": trust,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,
+        }
+        try:
+            with _cut_short(text, had=had, layers=layers or had) as names:
+                model, report = AutoModel.from_pretrained(source.folder, **options)
+        except AttributeError:  # later layers hold what earlier ones share (Zamba): cut once all are read
+            names = []
+            model, report = AutoModel.from_pretrained(source.folder, **options)
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(_unreadable(source, settings, error)) from error
+    path, model = _text_part(model, text)
+    if text is not settings:
+        model.set_attn_implementation(attention)
+    _require_all(report, model, source, path=path)
+    if layers is not None and layers < had:
+        _count(model, source, had=had, layers=layers, cut=bool(names))
     try:
         words = model.get_input_embeddings()
     except NotImplementedError:
         words = None
-    if not isinstance(words, nn.Embedding) or words.embedding_dim != settings.hidden_size:
+    if not isinstance(words, nn.Embedding):
         raise UserError(
-            f"--llm_model {source.name}: expected a text model with word embeddings as wide as its hidden "
-            f"states ({settings.hidden_size}), found {type(model).__name__} with {words}"
+            f"--llm_model {source.name}: expected a text model with word embeddings, found "
+            f"{type(model).__name__} with {words}"
         )
     if device_map is not None:
         _stay(model, words, on_cpu=device_map == "cpu")
     return model.requires_grad_(False).eval()
+
+
+def _unreadable(source: Source, settings: Any, error: Exception) -> str:
+    """What to say where transformers does not read a model's weights."""
+    place = source.gguf or source.folder
+    quantised = getattr(settings, "quantization_config", None)
+    if quantised is None or source.gguf is not None:
+        return (
+            f"--llm_model {source.name}: expected weights that transformers reads in {place}, found: "
+            f"{one_line(error)}"
+        )
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+    return (
+        f"--llm_model {source.name}: expected weights that this machine reads, found quantised ones "
+        f"({getattr(method, 'value', method)}, {place / 'config.json'}): {one_line(error)}; install what "
+        "they need, or take the model in its original precision"
+    )
+
+
+def text_settings(settings: Any) -> Any:
+    """The part of a transformers config that tells of the model of text."""
+    try:
+        return settings.get_text_config()
+    except ValueError:  # several
+        return settings
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def _cut_short(settings: Any, *, had: int, layers: int) -> Iterator[list[str]]:
+    """Models of these settings that are built inside lose all but their first layers at once.
+
+    They are built with the settings of the whole: a constant by the number of layers (MiniCPM's residual
+    scale), and which layers share what, stay as they are. Gives the names of what was cut.
+    """
+    names: list[str] = []
+    architecture: Any = MODEL_MAPPING.get(type(settings), None)
+    if layers == had or architecture is None:  # its own code: cut after it is loaded
+        yield names
+        return
+    if isinstance(architecture, tuple):
+        named = {made.__name__: made for made in architecture}
+        architecture = next((named[n] for n in settings.architectures or () if n in named), architecture[0])
+    built = architecture.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        built(self, *args, **kwargs)
+        architecture.__init__ = built  # a second one may be built to be looked at
+        try:
+            names[:] = stack_names(self, had=had)
+            keep_first(self, layers=layers, stacks=names)
+        finally:
+            architecture.__init__ = init
+
+    architecture.__init__ = init
+    try:
+        yield names
+    finally:
+        architecture.__init__ = built
+
+
+def _text_part(model: Any, text: Any) -> tuple[str, Any]:
+    """The model of text inside a model of several kinds of input, and its dotted name; or the whole."""
+    parts = [
+        (name, part)
+        for name, part in model.named_modules()
+        if isinstance(part, PreTrainedModel) and type(part.config) is type(text)
+    ]
+    base: Any = MODEL_MAPPING.get(type(text), None)
+    of_base = [(name, part) for name, part in parts if base is not None and isinstance(part, base)]
+    return next(iter(of_base or parts), ("", model))
+
+
+def _require_all(report: Any, model: Any, source: Source, *, path: str) -> None:
+    """Raise where weights are missing or have another shape; no pooler's output is read."""
+    place = source.gguf or source.folder
+    start = f"{path}." if path else ""
+    missing = sorted(k for k in report["missing_keys"] if k.startswith(start) and "pooler" not in k)
+    if missing:
+        raise UserError(
+            f"--llm_model {source.name}: expected all weights of {type(model).__name__} in {place}, found "
+            f"none for {missing[:3]} ({len(missing)} in all)"
+        )
+    unlike = sorted(k for k in report["mismatched_keys"] if str(k[0]).startswith(start))
+    if unlike:
+        name, found, wanted = unlike[0][:3]
+        raise UserError(
+            f"--llm_model {source.name}: expected {name} of shape {list(wanted)} as config.json says, found "
+            f"{list(found)} in {place} ({len(unlike)} such weights); they are not of one model"
+        )
+
+
+def _count(model: Any, source: Source, *, had: int, layers: int, cut: bool) -> None:
+    """Let the model tell of the layers that it has, to which its own code has not been ``cut`` yet.
+
+    Raises:
+        ValueError: they can not be told apart.
+    """
+    if not cut:
+        names = stack_names(model, had=had)
+        keep_first(model, layers=layers, stacks=names)
+        shared = getattr(model.config, "num_hidden_groups", None) == 1  # ALBERT: one layer, again and again
+        if not names and not shared:
+            raise UserError(
+                f"--llm_layers: expected {had}, since the layers of {type(model).__name__} ({source.name}) "
+                f"can not be told apart, found {layers}"
+            )
+    told = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    for settings in told.values():
+        if getattr(settings, "num_hidden_layers", None) == had:
+            cut_settings(settings, had=had, layers=layers)
 
 
 def _stay(model: PreTrainedModel, words: nn.Embedding, *, on_cpu: bool) -> None:

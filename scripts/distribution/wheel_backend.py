@@ -27,7 +27,7 @@ FLOORS = ("utils", "data_provider", "layers", "models")
 """Packages that go into the wheel whole."""
 COMMANDS = (
     "predict", "preflight", "plot", "explain", "report", "runs", "verify_checkpoint", "export_adapters",
-    "m4_summary",
+    "m4_summary", "text_audit",
 )  # fmt: skip
 """Scripts that do, with what they import."""
 ENTRIES = ("run_main", "run_main_enhanced", *(f"scripts.{name}" for name in COMMANDS))

@@ -22,30 +22,14 @@ from utils.data_sets import DATA_SETS
 from utils.types import DataBundle
 
 LENGTHS = {
-    "ETTh1": (17_420, "h"),
-    "ETTh2": (17_420, "h"),
-    "ETTm1": (69_680, "15min"),
-    "ETTm2": (69_680, "15min"),
-    "ECL": (26_304, "h"),
-    "Traffic": (17_544, "h"),
-    "Weather": (52_696, "10min"),
-    "Exchange": (7_588, "D"),
+    "ETTh1": (17_420, "h"), "ETTh2": (17_420, "h"), "ETTm1": (69_680, "15min"), "ETTm2": (69_680, "15min"),
+    "ECL": (26_304, "h"), "Traffic": (17_544, "h"), "Weather": (52_696, "10min"), "Exchange": (7_588, "D"),
     "ILI": (966, "W-TUE"),
-}
-NAMES = {
-    "ECL": "electricity.csv",
-    "Traffic": "traffic.csv",
-    "Weather": "weather.csv",
-    "Exchange": "exchange_rate.csv",
-    "ILI": "national_illness.csv",
-}
+}  # fmt: skip
 TEST_AND_VALIDATION = {
-    "ECL": (5_260, 2_632),
-    "Traffic": (3_508, 1_756),
-    "Weather": (10_539, 5_270),
-    "Exchange": (1_517, 760),
+    "ECL": (5_260, 2_632), "Traffic": (3_508, 1_756), "Weather": (10_539, 5_270), "Exchange": (1_517, 760),
     "ILI": (193, 97),
-}
+}  # fmt: skip
 """Rows as the long-horizon benchmark of another library states them."""
 Write = Callable[..., Path]
 
@@ -61,7 +45,7 @@ def published(tmp_path: Path) -> Write:
         frame = pd.DataFrame(values, columns=["a", "OT"])
         dates = pd.date_range("2016-07-01", periods=rows + drop, freq=step)
         frame.insert(0, "date", np.delete(dates.astype(str).to_numpy(), np.arange(100, 100 + drop)))
-        path = tmp_path / NAMES.get(name, f"{name}.csv")
+        path = tmp_path / DATA_SETS[name].files[0].name
         frame.to_csv(path, index=False)
         return path
 
@@ -150,7 +134,7 @@ def test_a_published_file_whose_times_repeat_is_taken_as_it_is_and_ones_own_is_n
         build_data(Config.from_flat({"data": "Exchange", "root_path": str(path.parent)}))
     assert "a duplicate (1 such rows); the published file is used as it is" in caplog.text
     own = {"data": "custom", "root_path": str(path.parent), "data_path": path.name}
-    with pytest.raises(ValueError, match="a duplicate; keep one row per time"):
+    with pytest.raises(ValueError, match="a duplicate .1 such rows.; keep one row per time"):
         build_data(Config.from_flat(own))
 
 

@@ -67,7 +67,7 @@ def test_series_of_other_times_below_each_other_are_named_too(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    (lambda f: pd.concat([f, f.iloc[[5]]]), "an earlier time"),
+    (lambda f: pd.concat([f, f.iloc[[5]]]), "data row 41: .*a duplicate"),
     (lambda f: f.iloc[[0, 1, 2, 2, *range(3, 40)]], "a duplicate"),
     (lambda f: f.assign(weather=["sun", "rain"] * 20), "'weather', data row 1: expected a number"),
     (lambda f: f.assign(weather=["sun", "rain"] * 20).iloc[[0, 1, 2, 2, *range(3, 40)]], "a duplicate"),

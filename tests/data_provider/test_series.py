@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_provider.dates import frequency_alias
+from data_provider.dates import DateRules, frequency_alias
 from data_provider.series import Series, read_csv
 
 HOURS = [f"2020-01-01 0{h}:00:00" for h in range(6)]
@@ -80,6 +80,69 @@ FAULTS = {
     "ragged row": (broken(2, f"{HOURS[2]},1,2,3,4"), ["equal length"]),
     "extra field everywhere": ([r + ",1" for r in good_rows()], ["fields"]),
 }
+
+
+ORDERS = {
+    "backwards": lambda rows: rows[::-1],
+    "years backwards, months forwards": lambda rows: [
+        r for year in (2, 1, 0) for r in rows[12 * year :][:12]
+    ],
+    "any": lambda rows: [rows[i] for i in np.random.default_rng(0).permutation(len(rows))],
+}
+MONTHS = [f"{2018 + i // 12}-{1 + i % 12:02d}-01,{i},{i * i}" for i in range(36)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_rows_in_another_order_are_sorted_and_it_is_said(tmp_path, order, caplog):
+    """Climate of Time-MMD runs backwards, Economy's years backwards and its months forwards."""
+    whole = read(write_rows(tmp_path / "sorted.csv", MONTHS))
+    found = read(write_rows(tmp_path / "x.csv", ORDERS[order](MONTHS)))
+    assert found.content_hash == whole.content_hash and found.frequency == "MS"
+    assert "not in the order of time" in found.notes["order"] and ": sorted" in caplog.text
+
+
+def test_days_of_two_orders_are_told_backwards_too(tmp_path):
+    """04/02 is told by what leaves the rows with one frequency, which backwards none did."""
+    days = pd.date_range("2020-02-03", periods=9, freq="6h").strftime("%m/%d/%Y %H:%M")
+    rows = [f"{day},{i},1" for i, day in enumerate(days)]
+    found = [read(write_rows(tmp_path / "x.csv", r)).dates for r in (rows, rows[::-1])]
+    assert (found[0] == found[1]).all()
+
+
+def test_numbers_are_filled_in_the_order_of_time_and_named_by_their_rows(tmp_path):
+    """The row of a sorted table is none of the user's."""
+    rows = [f"{month.split(',')[0]},{'' if i == 10 else i},1" for i, month in enumerate(MONTHS)][::-1]
+    path = write_rows(tmp_path / "x.csv", rows)
+    with pytest.raises(ValueError, match="column 'a', data row 26: expected a finite number"):
+        read(path)
+    assert read(path, fill_missing="ffill").values[10, 0] == 9.0
+    rows[3] = rows[3].replace(",1", ",one")
+    with pytest.raises(ValueError, match="data row 4: expected a number, found 'one'"):
+        read(write_rows(tmp_path / "y.csv", rows))
+
+
+def test_a_row_of_each_repeated_time_is_kept_as_asked(tmp_path):
+    """Health_US of Time-MMD has five weeks twice, and as many gaps: each error's own advice settles it."""
+    rows = [f"2020-01-{day:02d},{i},1" for i, day in enumerate([1, 2, 2, 3, 5, 6, 7, 7, 8])]
+    path = write_rows(tmp_path / "x.csv", rows)
+    with pytest.raises(
+        ValueError, match=r"data row 3: .*a duplicate \(2 such rows\).*--repeated_times first or last"
+    ):
+        read(path)
+    with pytest.raises(ValueError, match="--freq D"):
+        read(path, rules=DateRules(repeated_times="first"))
+    first = read(path, rules=DateRules(repeated_times="first", freq="D"))
+    last = read(path, rules=DateRules(repeated_times="last", freq="D"))
+    assert first.values[:, 0].tolist() == [0, 1, 3, 4, 5, 6, 8] and "2 rows" in first.notes["repeated_times"]
+    assert last.values[:, 0].tolist() == [0, 2, 3, 4, 5, 7, 8]
+
+
+def test_one_time_that_goes_back_is_named_and_not_sorted_away(tmp_path):
+    """A mistyped year, sorted to the front, would be a gap of a year elsewhere."""
+    path = write_rows(tmp_path / "x.csv", broken(4, "2019-01-01 00:00:00,1,1"))
+    with pytest.raises(ValueError, match="data row 5: .*an earlier time.*--freq h"):
+        read(path)
+    assert read(path, rules=DateRules(freq="h")).dates[0].year == 2019
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, LlamaConfig
 
 from layers.llm import attention as llm_attention
+from layers.llm.check import checked_pass
 from layers.llm.forward import LLMPass
 
 S, T, K, E = 5, 4, 7, 8
@@ -78,7 +79,7 @@ def small_llama() -> Any:
 
 def test_a_pass_on_a_cpu_takes_it_and_the_plain_pass_does_not() -> None:
     llm = small_llama()
-    short, plain = LLMPass(llm), LLMPass(llm, plain=True)
+    short, plain = checked_pass(llm), LLMPass(llm)
     tokens, mask = torch.randn(2, 6, 16), torch.ones(2, 6, dtype=torch.int64)
     used = []
     for way in (short, plain, short):
@@ -91,5 +92,5 @@ def test_an_attention_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch
     right = llm_attention._attend
     monkeypatch.setattr(llm_attention, "_attend", lambda *a: 2 * right(*a))
     llm = small_llama()
-    LLMPass(llm)(torch.randn(1, 2, 16), torch.randn(1, 3, 16), mask=torch.ones(1, 5, dtype=torch.int64))
+    checked_pass(llm)(torch.randn(1, 2, 16), torch.randn(1, 3, 16), mask=torch.ones(1, 5, dtype=torch.int64))
     assert llm.config._attn_implementation == "sdpa"

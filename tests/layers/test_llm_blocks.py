@@ -11,6 +11,7 @@ from transformers import AutoModel, LlamaConfig, MistralConfig, PreTrainedConfig
 
 from layers.llm import attention as llm_attention
 from layers.llm import blocks as llm_fused
+from layers.llm.check import checked_pass
 from layers.llm.forward import LLMPass
 
 SIZES: dict[str, Any] = {
@@ -62,8 +63,8 @@ def states_and_gradients(run: LLMPass, *, prefix: bool) -> list[Tensor]:
 def test_states_and_gradients_are_those_of_transformers(name: str, prefix: bool, recomputed: bool) -> None:
     """A gradient written by hand, with a term missing, would train towards something else."""
     llm = built(SETTINGS[name])
-    wanted = states_and_gradients(LLMPass(llm, plain=True), prefix=prefix)
-    short = LLMPass(llm)
+    short = checked_pass(llm)
+    wanted = states_and_gradients(short.plain(), prefix=prefix)
     if recomputed:
         short.recompute_layers()
     assert all(fused_layers(llm))
@@ -73,7 +74,7 @@ def test_states_and_gradients_are_those_of_transformers(name: str, prefix: bool,
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_blocks_of_rows_without_a_gradient_give_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = LLMPass(built(SETTINGS["llama"]))
+    run = checked_pass(built(SETTINGS["llama"]))
     tokens = torch.randn(S, FRONT, 24, generator=torch.Generator().manual_seed(2))
     mask = torch.ones(S, FRONT, dtype=torch.int64)
     wanted = run(tokens[:, :0], tokens.clone().requires_grad_(), mask=mask)
@@ -85,7 +86,7 @@ def test_blocks_of_rows_without_a_gradient_give_the_same(rows: int, monkeypatch:
 def test_who_listens_to_a_part_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hook on a part would be passed over; and the plain pass must run the layers' own code."""
     llm = built(SETTINGS["llama"])
-    short, plain = LLMPass(llm), LLMPass(llm, plain=True)
+    short, plain = checked_pass(llm), LLMPass(llm)
     fed, seen = llm_fused._Fed.apply, []
 
     def counted(*args: Any) -> Any:
@@ -126,6 +127,6 @@ def test_layers_that_give_other_states_are_not_taken(monkeypatch: pytest.MonkeyP
     llm = built(SETTINGS["llama"])
     normed = llm_fused._normed
     monkeypatch.setattr(llm_fused, "_normed", lambda rows, weight, eps: normed(rows, weight + 1, eps))
-    run = LLMPass(llm)
+    run = checked_pass(llm)
     assert fused_layers(llm) == [False, False]
     assert run._attention_on_cpu == llm_attention.NAME

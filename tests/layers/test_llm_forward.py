@@ -20,6 +20,7 @@ from transformers import (
     RobertaConfig,
 )
 
+from layers.llm.check import checked_pass
 from layers.llm.forward import LLMPass
 
 KINDS = {"tiny_gpt2": "causal", "tiny_llama": "causal", "tiny_bert": "bidirectional"}
@@ -73,7 +74,7 @@ def gradients(states: Tensor, *inputs: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_each_architecture_gets_its_way(name: str, request: pytest.FixtureRequest) -> None:
-    assert LLMPass(loaded(request.getfixturevalue(name))).kind == KINDS[name]
+    assert checked_pass(loaded(request.getfixturevalue(name))).kind == KINDS[name]
 
 
 @pytest.mark.parametrize("front_is_trained", [True, False])
@@ -84,8 +85,8 @@ def test_states_and_gradients_are_those_of_the_plain_pass(
     front = torch.cat([before, front], dim=1).requires_grad_(front_is_trained)
     tail.requires_grad_()
     inputs = [front, tail] if front_is_trained else [tail]
-    plain = LLMPass(llm, plain=True)(front, tail, mask=mask)
-    short = LLMPass(llm)(front, tail, mask=mask)
+    plain = LLMPass(llm)(front, tail, mask=mask)
+    short = checked_pass(llm)(front, tail, mask=mask)
     assert short.shape == (S, TAIL, llm.config.hidden_size)
     torch.testing.assert_close(short, plain, rtol=1e-4, atol=1e-5)
     for found, wanted in zip(gradients(short, *inputs), gradients(plain, *inputs), strict=True):
@@ -94,14 +95,14 @@ def test_states_and_gradients_are_those_of_the_plain_pass(
 
 def test_a_kept_prefix_gives_the_same_states_and_gradients_again_and_again(llm: PreTrainedModel) -> None:
     """A cache that grew in place would be wrong the second time."""
-    short = LLMPass(llm)
+    short = checked_pass(llm)
     before, front, tail, mask = drawn(llm)
     if not short.reuses_prefix:
         with pytest.raises(ValueError, match="prefix"):
             short.prefix(before[:1])
         return
     tail.requires_grad_()
-    plain = LLMPass(llm, plain=True)(torch.cat([before, front], dim=1), tail, mask=mask)
+    plain = LLMPass(llm)(torch.cat([before, front], dim=1), tail, mask=mask)
     prefix = short.prefix(before[:1])
     assert prefix.length == PREFIX and all(k.shape[0] == 1 for k in prefix.keys)
     for _ in range(2):
@@ -109,16 +110,16 @@ def test_a_kept_prefix_gives_the_same_states_and_gradients_again_and_again(llm: 
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
         (own,), (wanted,) = gradients(found, tail), gradients(plain, tail)
         torch.testing.assert_close(own, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
-        plain = LLMPass(llm, plain=True)(torch.cat([before, front], dim=1), tail, mask=mask)
+        plain = LLMPass(llm)(torch.cat([before, front], dim=1), tail, mask=mask)
 
 
 def test_a_prefix_alone_needs_no_front(llm: PreTrainedModel) -> None:
-    short = LLMPass(llm)
+    short = checked_pass(llm)
     if not short.reuses_prefix:
         pytest.skip("sees both ways: no prefix to reuse")
     before, _, tail, _ = drawn(llm)
     mask = torch.ones(S, PREFIX + TAIL, dtype=torch.int64)
-    plain = LLMPass(llm, plain=True)(before, tail, mask=mask)
+    plain = LLMPass(llm)(before, tail, mask=mask)
     found = short(tail[:, :0], tail, mask=mask, prefix=short.prefix(before[:1]))
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
 
@@ -130,27 +131,38 @@ def test_what_is_not_read_is_not_computed(llm: PreTrainedModel) -> None:
     stack = next(m for m in llm.modules() if isinstance(m, torch.nn.ModuleList))
     norms = [m for m in stack[-1].modules() if "Norm" in type(m).__name__]
     seen: list[int] = []
-    short = LLMPass(llm)
+    short = checked_pass(llm)
     norms[-1].register_forward_hook(lambda m, args, out: seen.append(args[0].shape[1]))
     short(front, tail.requires_grad_(), mask=mask)
     assert seen == [TAIL]
 
 
+def alone(llm: PreTrainedModel, tokens: Tensor, mask: Tensor) -> Tensor:
+    """The tail's states of each sequence by itself, without what is masked."""
+    rows = [
+        llm(inputs_embeds=row[seen][None])[0][0, -TAIL:]
+        for row, seen in zip(tokens, mask.bool(), strict=True)
+    ]
+    return torch.stack(rows)
+
+
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_architectures_agree_or_take_the_plain_pass(
+def test_other_architectures_have_the_states_that_transformers_gives_each_sequence_alone(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Never a wrong result in silence: what does not agree is not taken, and that is said."""
+    """Padding in the middle counts in a sliding window; RoBERTa's positions begin behind that of padding."""
     config, kind = OTHERS[name]
     torch.manual_seed(0)
     llm = AutoModel.from_config(config, attn_implementation="sdpa").eval().requires_grad_(False)
-    short = LLMPass(llm)
+    with caplog.at_level("INFO", logger="layers"):
+        short = checked_pass(llm)
     assert short.kind == kind
     assert ("full cost" in caplog.text) == (kind == "plain")
+    assert ("far left" in caplog.text) == ("sliding" in name)
     before, front, tail, mask = drawn(llm)
     front = torch.cat([before, front], dim=1)
-    plain = LLMPass(llm, plain=True)(front, tail, mask=mask)
-    torch.testing.assert_close(short(front, tail, mask=mask), plain, rtol=1e-4, atol=1e-4)
+    wanted = alone(llm, torch.cat([front, tail], dim=1), mask)
+    torch.testing.assert_close(short(front, tail, mask=mask), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_way_that_gives_other_states_is_not_taken(
@@ -161,4 +173,4 @@ def test_a_way_that_gives_other_states_is_not_taken(
     monkeypatch.setattr(
         LLMPass, "_causal", lambda self, front, tail, mask, prefix: right(self, 0 * front, tail, mask, prefix)
     )
-    assert LLMPass(loaded(tiny_llama)).kind != "causal"
+    assert checked_pass(loaded(tiny_llama)).kind != "causal"

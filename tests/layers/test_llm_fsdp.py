@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from layers.llm import blocks as llm_fused
+from layers.llm.check import checked_pass
 from layers.llm.forward import LLMPass
 from layers.llm.fsdp import shard_layers
 from layers.llm.layers import stack_of
@@ -51,11 +52,11 @@ def is_divided(llm: nn.Module, *, layers: int) -> bool:
 
 
 def pair(
-    llm: PreTrainedModel, mesh: DeviceMesh, *, again: bool = False, **ways: Any
+    llm: PreTrainedModel, mesh: DeviceMesh, *, again: bool = False, plain: bool = False
 ) -> tuple[LLMPass, LLMPass]:
     """The same pass through ``llm`` as it is, and through a copy whose layers are divided."""
     other = copy.deepcopy(llm)
-    whole, divided = LLMPass(llm, **ways), LLMPass(other, **ways)
+    whole, divided = (LLMPass(one) if plain else checked_pass(one) for one in (llm, other))
     llm_fused.restore(stack_of(llm, whole.n_layers))  # divided layers run their own code: the same to the bit
     if again:
         for taken in (whole, divided):
@@ -123,7 +124,7 @@ def test_adapters_stay_whole_and_learn_the_same(tiny_llama, alone, again):
     other = copy.deepcopy(adapted)
     found = []
     for one in (adapted, other):
-        taken = LLMPass(one)
+        taken = checked_pass(one)
         for name, weight in one.named_parameters():
             if "lora_B" in name:  # zero at first, with which the others learn nothing
                 torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(5))
@@ -144,7 +145,7 @@ def test_adapters_stay_whole_and_learn_the_same(tiny_llama, alone, again):
 
 def test_gathered_weights_are_freed_after_each_pass(llm, alone):
     """The size of what a layer was gathered into is 0 between passes, in whichever layer a pass ends."""
-    divided = LLMPass(llm)
+    divided = checked_pass(llm)
     shard_layers(llm, alone)
     states_and_gradients(divided, front_learns=True)
     with torch.no_grad():
@@ -159,7 +160,7 @@ def test_gathered_weights_are_freed_after_each_pass(llm, alone):
 
 def test_nothing_is_said_of_views(llm, alone):
     """`fully_shard` warns of states and keys that are views, whose gradients it might miss."""
-    divided = LLMPass(llm)
+    divided = checked_pass(llm)
     shard_layers(llm, alone)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

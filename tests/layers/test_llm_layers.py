@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModel, DistilBertConfig
 
 from layers.llm import layers as llm_layers
+from layers.llm.check import checked_pass
 from layers.llm.forward import LLMPass
 from layers.llm.layers import HasKeys, PassCache, stack_of
 
@@ -51,7 +52,7 @@ def states_and_gradients(way: LLMPass, *, train_front: bool, keep: bool) -> tupl
 def test_recomputed_layers_give_the_same_to_the_bit_and_keep_less(
     folder: Path, train_front: bool, keep: bool
 ) -> None:
-    usual, recomputed = LLMPass(loaded(folder)), LLMPass(loaded(folder))
+    usual, recomputed = checked_pass(loaded(folder)), checked_pass(loaded(folder))
     recomputed.recompute_layers()
     wanted, whole = states_and_gradients(usual, train_front=train_front, keep=keep)
     found, less = states_and_gradients(recomputed, train_front=train_front, keep=keep)
@@ -61,7 +62,7 @@ def test_recomputed_layers_give_the_same_to_the_bit_and_keep_less(
 
 
 def test_without_gradients_no_layer_is_computed_twice(tiny_llama: Path) -> None:
-    way = LLMPass(loaded(tiny_llama))
+    way = checked_pass(loaded(tiny_llama))
     way.recompute_layers()
     calls: list[int] = []
     first: Any = stack_of(way.llm, way.n_layers)[0]

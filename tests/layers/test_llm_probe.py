@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModel, Gemma3TextConfig, GPT2Config, LlamaConfig, PreTrainedModel
 
 from layers.llm import attention as llm_attention
-from layers.llm import forward as llm_pass
-from layers.llm.forward import LLMPass
+from layers.llm import check
+from layers.llm.check import checked_pass
 from layers.llm.probe import FEWEST, WORDS, twin_of
 
 SMALL: dict[str, Any] = {
@@ -28,28 +28,27 @@ def drawn(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_s_rounding_decides_nothing(dtype, monkeypatch):
+def test_half_precision_s_rounding_decides_nothing(dtype):
     """With 12 layers in bf16 the attention was refused on one processor at .375, taken on another at .344."""
-    monkeypatch.setitem(llm_pass.CHECK_TOLERANCE, dtype, 0.0)
-    taken = LLMPass(drawn(DEEP, dtype))
+    taken = checked_pass(drawn(DEEP, dtype))
     assert (taken.kind, taken._attention_on_cpu) == ("causal", llm_attention.NAME)
 
 
 def test_products_that_are_less_exact_decide_nothing():
     """--matmul_precision medium is bf16 on some processors: the check would refuse every shortened pass."""
     seen: list[str] = []
-    right = LLMPass._check_states
+    right = check._Check._states_off
 
-    def noted(self: LLMPass) -> torch.Tensor:
+    def noted(self: Any, *args: Any) -> float:
         seen.append(torch.get_float32_matmul_precision())
-        return right(self)
+        return right(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LLMPass, "_check_states", noted)
+        patch.setattr(check._Check, "_states_off", noted)
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("medium")
         try:
-            LLMPass(drawn(DEEP))
+            checked_pass(drawn(DEEP))
             assert set(seen) == {"highest"} and torch.get_float32_matmul_precision() == "medium"
         finally:
             torch.set_float32_matmul_precision(before)
@@ -95,4 +94,4 @@ def test_weights_that_can_not_be_copied_are_checked_by_their_code(mark):
     twin: Any = twin_of(llm)
     assert type(twin) is type(llm) and {p.dtype for p in twin.parameters()} == {torch.float32}
     assert (twin.config.num_hidden_layers, twin.get_input_embeddings().num_embeddings) == (FEWEST, WORDS)
-    assert LLMPass(llm).kind == "causal"
+    assert checked_pass(llm).kind == "causal"

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 import run_main
 from data_provider.data_factory import build_data
@@ -22,6 +21,7 @@ from layers.llm.sources import LLMUnavailableError
 from models import Forecaster
 from models.registry import MODELS
 from scripts import predict
+from tests.conftest import forget_accelerator
 from tests.processes import python
 from utils.config import Config
 from utils.conformal import LevelError
@@ -58,7 +58,6 @@ def runs(csv, tiny_gpt2, tmp_path_factory) -> Runs:
     """Runs by model and settings, each made once."""
     made: dict[str, RunResult] = {}
     home = tmp_path_factory.mktemp("runs")
-    torch.set_num_threads(1)
 
     def run(model: str = "Ridge", **changes: Any) -> RunResult:
         settings = {
@@ -72,8 +71,7 @@ def runs(csv, tiny_gpt2, tmp_path_factory) -> Runs:
             settings["model"] = model
         name = repr((model, sorted(changes.items())))
         if name not in made:
-            AcceleratorState._reset_state(True)
-            GradientState._reset_state()
+            forget_accelerator()
             made[name] = run_main.train(Config.from_flat(settings), model=model)
         return made[name]
 

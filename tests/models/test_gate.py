@@ -154,7 +154,7 @@ def test_the_gate_follows_what_is_known_of_each_window(begun: Any) -> None:
     model.start.advantage = advantage
     objective = Objective(model.config.replace(lambda_retrieval=30.0, aux_warmup_steps=0))
     optimizer = torch.optim.Adam(model.gram.parameters(), lr=0.02)
-    for step in range(40):
+    for step in range(70):
         optimizer.zero_grad()
         objective(state_of(model), BATCH, step=step).total.backward()
         optimizer.step()

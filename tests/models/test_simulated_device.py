@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator, PartialState
-from torch import Tensor, nn
+from torch import Tensor
 
 from layers.retrieval.memory import COLUMNS
 from layers.retrieval.search import SEARCH_BLOCK
@@ -18,11 +16,9 @@ from models.registry import MODELS
 from models.trained import TrainedModel
 from tests.models.test_timellm_enhanced import BOTH
 from tests.pairwise import pairwise
+from tests.utils.training.test_channel_parts import trainer_of
 from utils.config import Config
-from utils.log import MetricsFile
 from utils.simulated_device import NAME, Watch, simulated
-from utils.training.objective import Objective
-from utils.training.optim import build_optimizer, build_schedule
 from utils.training.trainer import Trainer
 from utils.types import Batch, FitSource, WindowRows, unsolved
 
@@ -112,32 +108,8 @@ def built(**flags: Any) -> Any:
     return model
 
 
-def trainer_of(model: Any, metrics: Path) -> Trainer:
-    """The product's loop over a model on the device."""
-    training = model.config.training
-    accelerator = Accelerator(
-        cpu=True,
-        mixed_precision=training.mixed_precision,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-    )
-    for state in (PartialState(), accelerator.state):
-        state.device = torch.device(NAME)
-    trains = any(weight.requires_grad for weight in model.parameters())
-    optimizer = build_optimizer(model, training)
-    return Trainer(
-        accelerator=accelerator,
-        model=accelerator.prepare_model(model, device_placement=False) if trains else model,
-        optimizer=accelerator.prepare_optimizer(optimizer),
-        scheduler=build_schedule(optimizer, training, total_steps=9, steps_per_epoch=9),
-        config=training,
-        objective=Objective(model.config),
-        trend_label=model.config.tapr.trend_label,
-        metrics=MetricsFile(metrics),
-        log_steps=10**9,
-        save_steps=0,
-        total_steps=9,
-        stop=lambda: False,
-    )
+def trainer(model: Any, folder: Path) -> Trainer:
+    return trainer_of(model, model.config, folder, device=NAME)
 
 
 def looks(watch: Watch) -> list[str]:
@@ -166,14 +138,14 @@ def check(model: Any, tmp_path: Path, *, steps: int = 2) -> None:
     with simulated() as watch:
         watch.move(model)
         batch = Batch(*map(watch.put, made))
-        trainer = trainer_of(model, tmp_path / "metrics.jsonl")
+        loop = trainer(model, tmp_path)
         assert looks(watch) == []
         if model.is_trainable:
             for _ in range(steps):
-                trainer.train_step([batch] * passes)
+                loop.train_step([batch] * passes)
             assert looks(watch) == [STEP] * steps
         loader: Any = Windows([batch])
-        trainer.evaluate(loader, name="test")
+        loop.evaluate(loader, name="test")
         assert looks(watch) == [EVALUATION]
         forecast = predicted(model, batch)
         assert forecast.shape == (WINDOWS, H, VARIABLES) and forecast.device.type == NAME
@@ -217,18 +189,6 @@ def test_keys_that_are_encoded_anew_go_to_the_device_in_blocks(tiny_llama):
 # The device itself.
 
 
-class Faulty(nn.Module):
-    """A layer around another, with something that a GPU would not like."""
-
-    def __init__(self, layer: nn.Module, fault: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.layer, self.fault = layer, fault
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        found = self.layer(*args, **kwargs)
-        return self.fault(found)
-
-
 def read_value(x: Tensor) -> Tensor:
     return x * x.sum().item()
 
@@ -243,11 +203,11 @@ def add_from_cpu(x: Tensor) -> Tensor:
 def test_a_planted_fault_is_named(fault, kind, tmp_path):
     """A check that never fails proves nothing."""
     model = built(model="PatchTST")
-    model.head = Faulty(model.head, fault)
+    model.head.register_forward_hook(lambda module, args, found: fault(found))
     made = windows(model)
     with simulated() as watch:
         watch.move(model)
-        trainer_of(model, tmp_path / "metrics.jsonl").train_step([Batch(*map(watch.put, made))])
+        trainer(model, tmp_path).train_step([Batch(*map(watch.put, made))])
         assert f"{kind} tests/models/test_simulated_device.py {fault.__name__}" in looks(watch)
 
 
@@ -258,7 +218,7 @@ def test_a_tensor_that_a_hook_left_on_the_cpu_is_refused(tmp_path):
     with simulated() as watch:
         watch.move(model)
         with pytest.raises(RuntimeError, match="on the same device"):
-            trainer_of(model, tmp_path / "metrics.jsonl").train_step([Batch(*map(watch.put, made))])
+            trainer(model, tmp_path).train_step([Batch(*map(watch.put, made))])
 
 
 def left_on_cpu(gradient: Tensor) -> Tensor:
@@ -272,7 +232,7 @@ def test_a_gradient_that_meets_the_cpu_is_named(tmp_path):
     with simulated() as watch:
         watch.move(model)
         model.head.linear.weight.register_hook(left_on_cpu)
-        trainer_of(model, tmp_path / "metrics.jsonl").train_step([Batch(*map(watch.put, made))])
+        trainer(model, tmp_path).train_step([Batch(*map(watch.put, made))])
         assert "stray tests/models/test_simulated_device.py left_on_cpu" in looks(watch)
 
 

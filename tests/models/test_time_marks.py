@@ -113,7 +113,7 @@ def test_a_known_weekly_event_is_forecast_with_marks_alone(tiny_gpt2, tmp_path):
         settings = {
             **SIZES, "llm_model_path": str(tiny_gpt2), "llm_layers": 1, "d_model": 32,
             "root_path": str(path.parent), "data_path": path.name, "season": 24, "batch_size": 32,
-            "max_steps": 220, "train_epochs": 9, "learning_rate": 0.01, "eval_steps": 220, "save_steps": 0,
+            "max_steps": 130, "train_epochs": 9, "learning_rate": 0.02, "eval_steps": 130, "save_steps": 0,
             "eval_batch_size": 64, "use_time_marks": use, "checkpoints": str(tmp_path), "cpu": True,
         }  # fmt: skip
         result = run_main.train(Config.from_flat(settings), model="TimeLLM")

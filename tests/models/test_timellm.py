@@ -211,26 +211,6 @@ def test_loading_the_llm_draws_nothing(tiny_gpt2: Path) -> None:
 # Building and loading.
 
 
-def test_model_is_built_from_class_attributes(tiny_gpt2: Path) -> None:
-    """`vars()` of the document's Args class is empty; what it lacks has one default."""
-
-    class Args:
-        task_name = "long_term_forecast"
-        seq_len = L
-        pred_len = H
-        llm_model_path = str(tiny_gpt2)
-        llm_layers = 2
-        d_ff = 16
-        enc_in = 7  # the family's, no setting here
-        moving_avg = 25
-
-    for args in (Args, Args()):
-        model = Model(args).float()
-        assert model.config.data.seq_len == L
-        assert model.config.backbone.d_model == Config().backbone.d_model
-        assert model.config.data.label_len == Config().data.label_len
-
-
 def test_state_dict_has_the_documents_names_and_no_llm(tiny_gpt2: Path) -> None:
     """Checkpoints of gigabytes, of weights that everyone has."""
     names = {key.split(".")[0] for key in model_of(tiny_gpt2).state_dict()}

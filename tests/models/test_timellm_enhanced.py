@@ -474,7 +474,7 @@ TREND_SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", TREND_SETTINGS, ids=_label)
-def test_beside_a_solved_path_tapr_begins_without_effect_to_the_bit(
+def test_beside_a_solved_start_tapr_begins_without_effect_to_the_bit(
     tiny_gpt2: Path, settings: dict[str, Any]
 ) -> None:
     """What a run begins from is a candidate: with TAPR it must be the one without."""

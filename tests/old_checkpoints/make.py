@@ -28,32 +28,10 @@ import run_main_enhanced
 from models import Forecaster
 from utils.config import Config
 
-SETTINGS = {
-    "data": "custom",
-    "data_path": "series.csv",
-    "seq_len": 32,
-    "label_len": 0,
-    "pred_len": 8,
-    "patch_len": 8,
-    "stride": 8,
-    "llm_layers": 1,
-    "d_model": 8,
-    "d_ff": 8,
-    "n_heads": 2,
-    "num_tokens": 8,
-    "n_scales": 2,
-    "dropout": 0.0,
-    "batch_size": 8,
-    "eval_batch_size": 16,
-    "max_steps": 8,
-    "save_steps": 4,
-    "save_total_limit": 0,
-    "eval_steps": 4,
-    "aux_warmup_steps": 4,
-    "log_steps": 1,
-    "learning_rate": 0.01,
-    "matmul_precision": "highest",
-}
+SETTINGS = """--data custom --data_path series.csv --seq_len 32 --label_len 0 --pred_len 8 --patch_len 8
+--stride 8 --llm_layers 1 --d_model 8 --d_ff 8 --n_heads 2 --num_tokens 8 --n_scales 2 --dropout 0.0
+--batch_size 8 --eval_batch_size 16 --max_steps 8 --save_steps 4 --save_total_limit 0 --eval_steps 4
+--aux_warmup_steps 4 --log_steps 1 --learning_rate 0.01 --matmul_precision highest""".split()
 
 
 def write_series(path: Path) -> None:
@@ -98,11 +76,10 @@ def main() -> None:
     (home / "llm").mkdir(parents=True, exist_ok=True)
     write_series(home / "series.csv")
     write_llm(home / "llm")
-    settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
     (home / "defaults.json").write_text(json.dumps(Config().flat(), indent=1) + "\n", encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         places = ["--root_path", str(home), "--llm_model_path", str(home / "llm"), "--checkpoints", folder]
-        run = run_main_enhanced.main([*sys.argv[2:], *settings, *places, "--cpu"])
+        run = run_main_enhanced.main([*sys.argv[2:], *SETTINGS, *places, "--cpu"])
         for name in ("config.json", "environment.json", "checkpoint_step_4/checkpoint.pt"):
             (home / "run" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(run.run_dir / name, home / "run" / name)

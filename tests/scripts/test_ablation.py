@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 
 import run_main
 import run_main_enhanced
@@ -34,6 +33,7 @@ from scripts.lib.ablation.plan_file import plan_study
 from scripts.lib.ablation.runner import run_queue
 from scripts.lib.ablation.store import cell_files, is_kept, keep
 from scripts.lib.ablation.study import StudyError, read_study
+from tests.conftest import forget_accelerator
 from utils.cli import parse_config
 from utils.paths import PROJECT_ROOT
 from utils.reporting.statistics import sign_flip_p
@@ -124,8 +124,7 @@ priority = 0
 
 def run_cell(cell: Cell, runs: Path) -> None:
     """The cell's run by its own entry point, in this process."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
     entry: Any = {"run_main.py": run_main, "run_main_enhanced.py": run_main_enhanced}[cell.entry]
     entry.main([*cell.words, "--checkpoints", str(runs / cell.key), "--resume_from_checkpoint", "auto"])
 

@@ -66,7 +66,7 @@ def test_neighbours_are_past_training_windows_by_their_own_dates(found, table):
     for own in found["variables"]:
         retrieval = own["retrieval"]
         neighbours = retrieval["neighbours"]
-        assert retrieval["matched"] and 0 < retrieval["gate"] < 1 and len(neighbours) == 5
+        assert retrieval["matched"] and 0 <= retrieval["gate"] <= 1 and len(neighbours) == 50
         assert sum(n["weight"] for n in neighbours) == pytest.approx(1, abs=1e-5)
         distances = [n["distance"] for n in neighbours]
         assert distances == sorted(distances)
@@ -82,22 +82,35 @@ def test_neighbours_are_past_training_windows_by_their_own_dates(found, table):
             assert n["as_forecast"] == pytest.approx(moved.tolist(), rel=1e-3, abs=1e-4)
 
 
-def test_distances_are_those_of_the_models_own_keys(found, run):
-    """Computed again from the two lookbacks alone."""
-    memory = run.forecaster.model.gram.retriever
-    values = torch.from_numpy(run.series.values).float()
-    std, mean = (
-        part.float() for part in (run.forecaster.standardisation.std, run.forecaster.standardisation.mean)
-    )
-    values = (values - mean) / std
-    row = found["window"]["row"]
+def test_what_history_does_to_a_forecast_is_what_is_gone_without_neighbours(found, run):
+    """Overlapped by the window, no row of the memory may be found: the model's own way to have none."""
+    f, row = run.forecaster, found["window"]["row"]
+    start = f.model.memory.places.start
+    kept, windows = start.clone(), f.windows(run.series, first=row)
+    start.fill_(row)
+    (without,) = f.forecasts(windows).prediction
+    start.copy_(kept)
+    for variable, own in enumerate(found["variables"]):
+        told = own["retrieval"]
+        assert told["forecast_without"] == pytest.approx(without[:, variable].tolist(), rel=1e-4, abs=1e-5)
+        moved = np.abs(np.array(own["forecast"]) - without[:, variable]).mean()
+        way = np.abs(without[:, variable] - own["lookback"][-1]).mean()
+        assert moved > 1e-4 and told["moved"] == pytest.approx(moved, rel=1e-2)
+        assert told["share"] == pytest.approx(moved / (moved + way), rel=1e-2)
+
+
+def test_distances_are_those_of_the_two_lookbacks(found, run):
+    """Computed again from them alone, over the mean of all pairs of the memory's keys."""
+    model, f = run.forecaster.model, run.forecaster
+    values = (run.series.values - f.standardisation.mean.numpy()) / f.standardisation.std.numpy()
+    row, keys = found["window"]["row"], model.memory.keys.double().numpy()
+    mean = 2 * ((keys - keys.mean(axis=0)) ** 2).sum(axis=1).mean()
     for variable, own in enumerate(found["variables"]):
         nearest = own["retrieval"]["neighbours"][0]
-        with torch.no_grad():
-            keys = memory.keys(torch.stack([values[at : at + 32, variable] for at in (row, nearest["row"])]))
-            weights = memory.keys.column_weights(memory.distance_scale)
-        distance = float(((keys[0] - keys[1]).square() * weights).sum())
-        assert nearest["distance"] == pytest.approx(distance, rel=1e-3)
+        ours, theirs = (
+            values[at : at + 32, variable] - values[at + 31, variable] for at in (row, nearest["row"])
+        )
+        assert nearest["distance"] == pytest.approx(((ours - theirs) ** 2).mean() / mean, rel=1e-3)
 
 
 def test_the_trend_is_that_of_the_labels(found, run):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from peft import PeftModel
 from transformers import AutoModel
 
@@ -19,6 +18,7 @@ from models import Forecaster
 from models.loading import load_run
 from models.registry import MODELS
 from scripts import export_adapters
+from tests.conftest import forget_accelerator
 from utils.config import Config
 from utils.training.experiment import RunResult
 
@@ -33,8 +33,7 @@ def trained(request, series_file, tiny_settings, tmp_path_factory) -> RunResult:
     settings = tiny_settings(series_file, tmp_path_factory.mktemp("runs"))
     settings |= {"llm_model_path": str(folder), "llm_layers": LAYERS, "peft": "lora", "max_steps": 6}
     settings |= {"lora_alpha": 64, "learning_rate": 0.01, "use_tapr": True, "use_gram": True}
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
     return run_main.train(Config.from_flat(settings), model="TimeLLM_Enhanced")
 
 
@@ -92,15 +91,13 @@ def test_what_can_not_be_exported_is_said(trained, tmp_path, capsys, tiny_settin
     (tmp_path / "there").mkdir()
     assert export(trained, tmp_path / "there") == 2
     assert "expected a folder that is not there yet" in capsys.readouterr().err
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
     settings = {**tiny_settings(series_file, tmp_path / "runs"), "max_steps": 1}
     for changes, said in (
         ({}, "found one without adapters"),
         ({"peft": "lora", "llm_ablation": "random"}, "which no folder holds"),
     ):
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
+        forget_accelerator()
         run = run_main.train(Config.from_flat({**settings, **changes}), model="TimeLLM")
         assert export(run, tmp_path / "out") == 2
         assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import run_main
 from data_provider.series import column_name
 from scripts import explain, plot, predict, report
+from tests.conftest import forget_accelerator
 from utils.forecast_columns import DATE, ORIGIN, reserved
 
 ODD = [
@@ -34,8 +34,7 @@ def table(names: list[str], rows: int = 110) -> pd.DataFrame:
 def scored(folder: Path, frame: pd.DataFrame, *words: str) -> Path:
     """The folder of a run of Persistence on the table."""
     frame.to_csv(folder / "my data.csv", index=False)
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
     flags = f"--model Persistence --data custom --seq_len 16 --pred_len 4 --cpu --root_path {folder}".split()
     where = ["--data_path", "my data.csv", "--checkpoints", str(folder / "runs")]
     return run_main.main([*flags, *where, "--levels", *words]).run_dir

@@ -26,20 +26,9 @@ def test_all_that_a_run_would_take_is_told_without_training(tiny_llama, capsys, 
     """The same lines as a run's first ones, and the time; nothing is left behind."""
     monkeypatch.chdir(tmp_path)
     text = told(capsys, tiny_llama, "--use_tapr", "--use_gram", "--retrieval_key", "raw")
-    for part in (
-        "parameters:",
-        "steps: ",
-        "20 at most in all",
-        "learning rate (COS): 5.00e-04 at step 1",
-        "expected at the peak of training",
-        "checkpoint: ",
-        "retrieval: 50 rows of",
-        "of the training windows have no admissible neighbour",
-        "without effect in this run: --d_repr (--retrieval_key raw learns no key)",
-        "estimated time: 0:",
-        "of validation and test",
-        "memory measured in these steps",
-    ):
+    said = "parameters:|steps: |20 at most in all|at step 1|at the peak of training|checkpoint: "
+    said += "|50 rows of|--d_repr|no admissible neighbour|estimated time: 0:|memory measured in these steps"
+    for part in said.split("|"):
         assert part in text, part
     assert not list(tmp_path.iterdir())
 
@@ -63,7 +52,7 @@ def test_the_batch_size_that_fits_is_told(tiny_llama, capsys, monkeypatch):
 
     def little(found: Any, sizes: list[int], **more: Any) -> int:
         known.extend(sizes)
-        return fitting(found, sizes, **{**more, "available": None}) - 1
+        return fitting(found, sizes, **{**more, "available": 10**12}) - 1
 
     monkeypatch.setattr(preflight, "largest_by_estimate", little)
     text = told(capsys, tiny_llama, "--auto_batch_size", "--no_timing")

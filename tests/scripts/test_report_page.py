@@ -70,7 +70,7 @@ def test_its_numbers_are_the_runs(page, looked_at):
         assert own["mse"] == pytest.approx(whole["mse"], rel=1e-4)
         neighbours = own["retrieval"]["neighbours"]
         assert [n["until"] for n in neighbours] == [
-            n["lookback"][1] for n in whole["retrieval"]["neighbours"]
+            n["lookback"][1] for n in whole["retrieval"]["neighbours"][:5]
         ]
         assert len(own["intervals"]) == 2 and len(own["intervals"]["0.8"]) == 8
     titles = [panel["title"] for panel in data["curves"]]

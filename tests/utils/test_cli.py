@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from pathlib import Path
 
@@ -13,13 +14,6 @@ from utils.config import Config, iter_settings, setting_type
 from utils.config_checks import spaced
 from utils.family_flags import REFUSED
 from utils.paths import PRESETS
-
-
-def test_every_setting_has_a_flag_with_its_help_line():
-    actions = {a.dest: a for a in build_parser()._actions}
-    for _, name, item in iter_settings():
-        assert actions[name].option_strings[0] == f"--{name}"
-        assert (actions[name].help or "").replace("%%", "%").startswith(item.metadata["help"])
 
 
 def test_help_prints_every_flag_its_default_and_its_choices(capsys):
@@ -113,6 +107,14 @@ def test_each_preset_is_a_valid_configuration_and_documents_its_command(path):
     config = parse_config(["--preset", path.stem])
     assert config != Config() and config.llm.llm_model != "auto"
     assert f"--preset {path.stem}" in path.read_text() and path.read_text().startswith("#")
+
+
+def test_preset_document_keeps_trends_as_the_document_has_them():
+    """A default that moves on would take the document's own preset along."""
+    config = parse_config(["--preset", "document"]).tapr
+    for item in dataclasses.fields(config):
+        if item.default != item.metadata["then"]:
+            assert getattr(config, item.name) == item.metadata["then"], item.name
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

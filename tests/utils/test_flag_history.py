@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from utils import cli, flag_history
 from utils.config import Config, settings_then
-from utils.flag_history import Removed, left_unsaid, read_settings
+from utils.flag_history import AUTO_WAS, Removed, left_unsaid, read_settings
 
-NAMES = sorted(settings_then())
+THEN = settings_then() | AUTO_WAS
+NAMES = sorted(THEN)
 GONE = {
     "warp": Removed(False, "use --weft"),
     "depth": Removed(3, "use --llm_layers"),
@@ -35,7 +36,7 @@ def test_what_a_version_did_not_know_counts_as_it_did_then(missing):
     config = Config.from_flat({"use_tapr": True, "seed": 7, "d_model": 32, "memory_size": "all"})
     saved = json.loads(json.dumps({k: v for k, v in config.flat().items() if k not in missing}))
     settings, lost = read_settings(saved)
-    wanted = {**config.flat(), **{name: settings_then()[name] for name in missing}}
+    wanted = {**config.flat(), **{name: THEN[name] for name in missing}}
     assert Config.from_flat(settings) == Config.from_flat(wanted) and not lost
 
 
@@ -68,7 +69,7 @@ def test_a_flag_taken_out_is_passed_over_at_its_default_and_else_named(gone, sav
 @given(st.sets(st.sampled_from(NAMES)), st.sets(st.sampled_from(NAMES)))
 def test_the_same_words_mean_what_they_did_when_a_run_was_begun(said_now, said_then):
     """With each default that changed, the command that began a run was another run's."""
-    then, now = settings_then(), Config().flat()
+    then, now = THEN, Config().flat()
     other = object()
     settings = {**now, **dict.fromkeys(said_now, other)}
     saved = {**then, **dict.fromkeys(said_then, "said")}

@@ -10,6 +10,7 @@ model width, d LLM width, C source tokens, V vocabulary, h reprogramming heads, 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from dataclasses import replace as dataclass_replace
 from typing import Any, NamedTuple
@@ -393,10 +394,12 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
     variables = 1 if config.data.channel_sampling == "single" else forecast
     llm = _llm_sizes(model.llm_model) if hasattr(model, "llm_model") else None
     retrieves = config.gram.use_gram and hasattr(model, "gram")
+    divided = llm is not None and (model._pass.kind != "causal" or model._pass.reuses_prefix)
+    kept = model.prompt.n_constant if divided else 0
     return MemorySizes(
         config=config,
         llm=llm,
-        prompt=(model.prompt.n_constant, model.prompt.width - model.prompt.n_constant) if llm else (0, 0),
+        prompt=(kept, model.prompt.width - kept) if llm else (0, 0),
         kind=model._pass.kind if llm else "plain",
         variables=variables,
         forecast=forecast,
@@ -408,22 +411,22 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
 
 def _llm_sizes(llm: Any) -> LLMSizes:
     """Sizes of a transformers model."""
-    c = llm.config
-    width, layers = c.hidden_size, c.num_hidden_layers
-    heads = c.num_attention_heads
-    head = getattr(c, "head_dim", None) or width // heads
-    inner = getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * width
-    activation = getattr(c, "hidden_act", None) or getattr(c, "activation_function", "")
-    stack = next(m for m in llm.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
-    frozen = [p for p in llm.parameters() if not p.requires_grad]
     words = llm.get_input_embeddings().weight
+    width = _setting(llm.config, "hidden_size", "d_model", default=words.shape[1])
+    layers = _setting(llm.config, "num_hidden_layers", default=1)
+    heads = _setting(llm.config, "num_attention_heads", default=max(1, width // 64))
+    head = _setting(llm.config, "head_dim", default=max(1, width // heads))
+    inner = _setting(llm.config, "intermediate_size", "n_inner", default=4 * width)
+    activation = getattr(llm.config, "hidden_act", None) or getattr(llm.config, "activation_function", "")
+    stack = next((m for m in llm.modules() if isinstance(m, nn.ModuleList) and len(m) == layers), [llm])
+    frozen = [p for p in llm.parameters() if not p.requires_grad]
     return LLMSizes(
         layers=layers,
         width=width,
         vocabulary=words.shape[0],
         heads=heads,
         attention=heads * head,
-        keys=(getattr(c, "num_key_value_heads", None) or heads) * head,
+        keys=_setting(llm.config, "num_key_value_heads", default=heads) * head,
         layer_weights=sum(p.numel() for p in stack[0].parameters() if not p.requires_grad),
         inner=inner,
         inner_copies=KEPT_BY_FEED_FORWARD.get(str(activation), KEPT_OTHERWISE),
@@ -434,6 +437,16 @@ def _llm_sizes(llm: Any) -> LLMSizes:
         fused=any(name.rpartition(".")[2] in FUSED_MAPS for name, _ in stack[0].named_modules()),
         processes=max((p.device_mesh.size() for p in frozen if isinstance(p, DTensor)), default=1),
     )
+
+
+def _setting(settings: Any, *names: str, default: int) -> int:
+    """The first of a config's numbers that it tells; one that differs from layer to layer it may not tell."""
+    for name in names:
+        with suppress(AttributeError, RuntimeError):
+            value = getattr(settings, name)
+            if type(value) is int and value > 0:
+                return value
+    return default
 
 
 def _kept_by_adapters(layer: nn.Module) -> int:

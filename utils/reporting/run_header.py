@@ -97,6 +97,8 @@ def llm_text(llm: dict[str, Any]) -> str:
 def cost_lines(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) -> list[str]:
     """Memory, checkpoint and retrieval, a line each."""
     lines = [memory_line(config, data, model, on_gpu=on_gpu), checkpoint_line(model)]
+    if hasattr(model, "start"):
+        lines.append(model.start.cost_line(rows=data.source.num_rows, variables=data.source.num_variables))
     if config.gram.use_gram and hasattr(model, "gram"):
         lines.append(retrieval_line(model, data))
     return lines

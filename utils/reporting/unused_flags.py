@@ -17,7 +17,7 @@ def unread_flags(config: Config, model: Any) -> list[str]:
 
     ``model`` is the run's `models.base.ForecastModel`, or its class.
     """
-    values, reasons = config.flat(), unread_settings(config, model)
+    values, reasons = config.flat(), unread_reasons(config, model)
     return [
         f"--{name} ({reasons[name]})"
         for _, name, item in iter_settings()
@@ -25,7 +25,7 @@ def unread_flags(config: Config, model: Any) -> list[str]:
     ]
 
 
-def unread_settings(config: Config, model: Any) -> dict[str, str]:
+def unread_reasons(config: Config, model: Any) -> dict[str, str]:
     """``{flag name: reason}`` of each setting that needs something which this run has not."""
     reasons: dict[str, str] = {}
     for lacking, reason in _lacking(config, model):
@@ -74,6 +74,13 @@ def _lacking_modules(config: Config) -> Iterator[tuple[Need, str]]:
         yield "gram", "without --use_gram"
     if gram.retrieval_key == "raw":
         yield "learned_key", "--retrieval_key raw learns no key"
+    if config.shares_search:
+        yield "own_memory", "GRA-M's memory is the start's, of up to 100,000 rows"
+    if gram.gate_loss == "errors" and gram.retrieval_fusion == "feature" and not config.begins_solved:
+        yield (
+            "choice",
+            "without a start or --retrieval_fusion both the gate has no two forecasts to choose from",
+        )
     if gram.memory_size == "all":
         yield "memory_limit", "--memory_size all has no limit"
     if not (tapr.use_tapr or gram.use_gram):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.autograd.graph import increment_version
 from torch.optim.lr_scheduler import LambdaLR
 
 from utils.config import TrainingConfig
@@ -18,9 +19,18 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Fused AdamW over the trained parameters, if any; without weight decay it is Adam."""
-    group = {"params": trained_parameters(model)}  # an empty list alone would be refused
-    return torch.optim.AdamW([group], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    """Fused AdamW over the trained parameters, if any; without weight decay it is Adam.
+
+    A fused step of torch 2.13.0 leaves the weights' version counters as they were, by which what is kept of
+    weights is known to be out of date: they are raised behind it.
+    """
+    trained = trained_parameters(model)
+    group = {"params": trained}  # an empty list alone would be refused
+    optimizer = torch.optim.AdamW(
+        [group], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    optimizer.register_step_post_hook(lambda *_: increment_version(trained))
+    return optimizer
 
 
 TYPE2_RATES = {2: 5e-5, 4: 1e-5, 6: 5e-6, 8: 1e-6, 10: 5e-7, 15: 1e-7, 20: 5e-8}

@@ -133,7 +133,7 @@ def find_same(checkpoints: Path, begins: str, settings: dict[str, Any], llm_hash
 
 
 def was_begun(checkpoints: Path, begins: str, settings: dict[str, Any]) -> bool:
-    """Whether a run of these resolved settings was begun, under any name that ``begins`` so."""
+    """Whether a run of these resolved settings was begun, by these words under any name."""
     free = _free_in_another_name() | settings_where("on_resume", "machine")
     return any(True for _ in _folders_of(checkpoints, begins, settings, free=free, same_words=True))
 

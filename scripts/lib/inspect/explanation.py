@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.inspection import without_neighbours
 from models.prototype_words import WordUse, chance_cosine, patches_of, word_use
 from scripts.lib.inspect.options import LoadedRun
 from utils.trend import DIRECTIONS, MAGNITUDES, direction_of, magnitude_of, trend_measure
@@ -39,6 +40,10 @@ def explain(run: LoadedRun, start: int, *, words: bool = True) -> dict[str, Any]
     else:
         states.extend(f.states(windows))
     batch, state = states[0]
+    alone = None
+    if state.retrieval is not None:
+        with without_neighbours(model):
+            ((_, alone),) = f.states(windows)
     scale_weights = None if state.trend is None else _floats(state.trend.scale_weights)
     found = {
         "run": str(run.folder),
@@ -54,7 +59,7 @@ def explain(run: LoadedRun, start: int, *, words: bool = True) -> dict[str, Any]
                 "name": name,
                 **_forecast(run, start, batch, state, variable),
                 "trend": _trend(run, batch, state, variable),
-                "retrieval": _retrieval(run, batch, state, variable),
+                "retrieval": None if alone is None else _retrieval(run, batch, state, alone, variable),
                 "words": _words(use[variable]) if use else None,
             }
             for variable, name in enumerate(f.targets)
@@ -139,18 +144,34 @@ def _classes(names: tuple[str, ...], logits: Tensor) -> dict[str, float]:
     return dict(zip(names, _floats(logits.float().softmax(dim=-1)), strict=True))
 
 
-def _retrieval(run: LoadedRun, batch: Batch, state: ForecastState, variable: int) -> dict[str, Any] | None:
-    """What GRA-M found, and what its gate decided."""
+def _retrieval(
+    run: LoadedRun, batch: Batch, state: ForecastState, alone: ForecastState, variable: int
+) -> dict[str, Any]:
+    """What GRA-M found, what its gate decided, and what became of the forecast by it.
+
+    ``alone`` is the state with the neighbours taken away. ``moved`` is the mean distance between the two
+    forecasts, ``share`` that in the way from the last value to the one without and from there to the other.
+    """
     record = state.retrieval
-    if record is None:
-        return None
+    assert record is not None
+    prediction, without = (_original(run, s.prediction[0, :, variable], variable) for s in (state, alone))
+    moved, own = np.abs(prediction - without).mean(), np.abs(without - _last(run, batch, variable)).mean()
     rows = [int(row) for row in record.rows[variable] if row >= 0]
     return {
         "gate": float(record.gate[variable, 0]),
         "confidence": float(record.confidence[variable, 0]),
         "matched": bool(record.matched[variable]),
+        "forecast_without": _round(without),
+        "moved": float(moved),
+        "share": float(moved / (moved + own)) if moved else 0.0,
         "neighbours": [_neighbour(run, batch, record, variable, rank) for rank in range(len(rows))],
     }
+
+
+def _last(run: LoadedRun, batch: Batch, variable: int) -> float:
+    """The lookback's last value, original units."""
+    column = batch.x.shape[-1] - len(run.forecaster.targets) + variable
+    return float(_original(run, batch.x[0, -1, column], variable))
 
 
 def _neighbour(
@@ -162,10 +183,10 @@ def _neighbour(
     that the retrieval itself would forecast is the weighted mean of these.
     """
     f = run.forecaster
-    memory: Any = f.model.gram.retriever  # type: ignore[union-attr]  # there is a record, so there is a module
+    model: Any = f.model
+    memory = model.memory
     row = int(record.rows[variable, rank])
-    start = int(memory.memory_start[row])
-    own = int(memory.memory_variable[row])
+    start, own = int(memory.places.start[row]), int(memory.places.variable[row])
     middle, end = start + f.seq_len, start + f.seq_len + f.pred_len
     values, dates = _column(run, own), run.series.dates.tz_localize(None)
     last = batch.x[0, -1, batch.x.shape[-1] - len(f.targets) + variable]
@@ -178,7 +199,7 @@ def _neighbour(
         "weight": float(record.weights[variable, rank]),
         "lookback_values": _round(values[middle - _shown(run) : middle]),
         "future_values": _round(values[middle:end]),
-        "as_forecast": _round(_original(run, last + memory.memory_values[row], variable)),
+        "as_forecast": _round(_original(run, last + memory.futures[row], variable)),
     }
 
 

@@ -20,6 +20,7 @@ from scripts.lib.inspect.plot_data import gather
 from utils.config import GROUPS, Config, iter_settings
 from utils.log import MetricsFile
 from utils.reporting.run_plots import LOSS_TERMS, Evidence
+from utils.reporting.window_plot import NEIGHBOURS_SHOWN
 from utils.training import run_folder as folders
 
 TEMPLATES = Environment(
@@ -92,11 +93,15 @@ def _trend(trend: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _retrieval(retrieval: Mapping[str, Any] | None, rows: int) -> dict[str, Any] | None:
-    """The gate and the neighbours, with the last ``rows`` of their lookbacks."""
+    """The gate, what history does to the forecast, and the nearest neighbours.
+
+    Of their lookbacks the last ``rows``.
+    """
     if retrieval is None:
         return None
     return {
-        **{name: retrieval[name] for name in ("gate", "confidence", "matched")},
+        **{name: retrieval[name] for name in ("gate", "confidence", "matched", "moved", "share")},
+        "found": len(retrieval["neighbours"]),
         "neighbours": [
             {
                 **{name: n[name] for name in ("variable", "distance", "weight")},
@@ -104,7 +109,7 @@ def _retrieval(retrieval: Mapping[str, Any] | None, rows: int) -> dict[str, Any]
                 "before": _short(n["lookback_values"][-rows:]),
                 "after": _short(n["future_values"]),
             }
-            for n in retrieval["neighbours"]
+            for n in retrieval["neighbours"][:NEIGHBOURS_SHOWN]
         ],
     }
 

@@ -14,7 +14,7 @@ from data_provider.data_factory import build_data, training_loader
 from models.registry import MODELS
 from utils import config as settings
 from utils.config import GROUPS, Config, Need, iter_settings
-from utils.reporting.unused_flags import unread_flags, unread_settings
+from utils.reporting.unused_flags import unread_flags, unread_reasons
 from utils.training.forward import forecast_state
 from utils.training.objective import Objective
 from utils.training.optim import build_optimizer
@@ -95,7 +95,7 @@ def test_what_is_named_is_not_read_by_the_model(model, reads, tiny_llama):
     config = Config.from_flat({**SMALL, "llm_model_path": str(tiny_llama)})
     data = build_data(config)
     batch = next(iter(training_loader(data, config)))
-    claimed = unread_settings(config, MODELS[model]).keys() - TOLD_OF_TRAINING
+    claimed = unread_reasons(config, MODELS[model]).keys() - TOLD_OF_TRAINING
     reads.clear()
     built = MODELS[model](config)
     built.fit_statistics(FitSource(data.source, data.validation))

@@ -7,15 +7,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 import run_main
+from tests.conftest import forget_accelerator
 from utils.config import Config
 from utils.paths import PROJECT_ROOT
 from utils.training.experiment import RunResult
@@ -30,28 +30,6 @@ TIME_LIMIT = 300
 """Seconds for all runs of one start; processes that wait for each other would do so for half an hour."""
 
 
-def _forget_accelerator() -> None:
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps its state per process: without this, one test's precision would be the next one's."""
-    _forget_accelerator()
-    yield
-    _forget_accelerator()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices are slower on many threads, most of all where cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def tiny(series_file: Path, tiny_settings: TinySettings, tmp_path: Path) -> Settings:
     """Settings of a run of one epoch, 11 steps of 4 windows, in about a second."""
@@ -63,7 +41,7 @@ def start_run(tiny: Settings) -> StartRun:
     """Run the enhanced model with the tiny settings and these changes."""
 
     def start(**changes: Any) -> RunResult:
-        _forget_accelerator()
+        forget_accelerator()
         return run_main.train(Config.from_flat({**tiny, **changes}), model="TimeLLM_Enhanced")
 
     return start

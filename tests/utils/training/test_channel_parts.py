@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 import run_main
@@ -74,21 +74,27 @@ def learned(model: Any, batch: Batch, most: int | None) -> tuple[Loss, dict[str,
     return loss, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def trainer_of(model: nn.Module, config: Config, folder: Path) -> Trainer:
-    accelerator = Accelerator(cpu=True)
-    optimizer = build_optimizer(model, config.training)
+def trainer_of(model: nn.Module, config: Config, folder: Path, *, device: str = "cpu") -> Trainer:
+    """The product's loop over a model, by its own optimizer and schedule."""
+    training = config.training
+    precision, passes = training.mixed_precision, training.gradient_accumulation_steps
+    accelerator = Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=passes)
+    for state in (PartialState(), accelerator.state):
+        state.device = torch.device(device)
+    optimizer = build_optimizer(model, training)
+    trains = any(weight.requires_grad for weight in model.parameters())
     return Trainer(
         accelerator=accelerator,
-        model=model,
+        model=accelerator.prepare_model(model, device_placement=False) if trains else model,
         optimizer=accelerator.prepare_optimizer(optimizer),
-        scheduler=build_schedule(optimizer, config.training, total_steps=5, steps_per_epoch=5),
-        config=config.training,
+        scheduler=build_schedule(optimizer, training, total_steps=9, steps_per_epoch=9),
+        config=training,
         objective=Objective(config),
-        trend_label="level",
+        trend_label=config.tapr.trend_label,
         metrics=MetricsFile(folder / "metrics.jsonl"),
-        log_steps=1,
+        log_steps=10**9,
         save_steps=0,
-        total_steps=5,
+        total_steps=9,
         stop=lambda: False,
     )
 

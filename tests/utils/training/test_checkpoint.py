@@ -168,15 +168,8 @@ def test_pruning_removes_nothing_that_it_did_not_write(tmp_path):
     (tmp_path / "checkpoint_step_10" / "notes.txt").write_text("mine")
     checkpoints.save_step(payload(20), tmp_path, step=20, keep=1)
     checkpoints.save_step(payload(30), tmp_path, step=30, keep=1)
-    assert files(tmp_path) == [
-        "checkpoint",
-        "checkpoint_step_10",
-        "checkpoint_step_30",
-        "checkpoint_step_5_mine",
-        "checkpoint_step_best",
-        "my_checkpoint_step_3",
-        "notes",
-    ]
+    left = "checkpoint checkpoint_step_10 checkpoint_step_30 checkpoint_step_5_mine checkpoint_step_best"
+    assert files(tmp_path) == [*left.split(), "my_checkpoint_step_3", "notes"]
     assert files(tmp_path / "checkpoint_step_10") == ["notes.txt"]
 
 

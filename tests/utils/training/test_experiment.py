@@ -146,7 +146,6 @@ OVERSHOT = {
 
 @pytest.fixture(scope="module")
 def overshot_once(series_file, tiny_settings, tmp_path_factory) -> RunResult:
-    torch.set_num_threads(1)
     settings = {**tiny_settings(series_file, tmp_path_factory.mktemp("overshot")), **OVERSHOT}
     return run_main.train(Config.from_flat(settings), model="TimeLLM_Enhanced")
 

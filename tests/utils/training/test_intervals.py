@@ -51,7 +51,6 @@ def longer(tmp_path_factory, write_series) -> dict[str, Any]:
 def whole(longer, tiny_settings, tmp_path_factory) -> RunResult:
     """A run with the common settings that nothing cuts off."""
     folder = tmp_path_factory.mktemp("whole")
-    torch.set_num_threads(1)
     settings = tiny_settings(Path(longer["root_path"]) / longer["data_path"], folder)
     return run_main.train(Config.from_flat({**settings, **COMMON}), model="TimeLLM_Enhanced")
 

@@ -125,3 +125,13 @@ def test_fused_adam_equals_torchs_plain_reference(decay):
     ours, theirs = train(lambda model: build_optimizer(model, config)), train(reference)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_is_seen_by_what_is_kept_of_the_weights():
+    """torch's fused step leaves version counters as they were: what was kept of the weights before it stayed in use."""
+    layer = nn.Linear(2, 1)
+    optimizer = build_optimizer(layer, TrainingConfig())
+    layer(torch.ones(1, 2)).sum().backward()
+    before = [weight._version for weight in layer.parameters()]
+    optimizer.step()
+    assert all(weight._version > was for weight, was in zip(layer.parameters(), before, strict=True))

@@ -48,6 +48,7 @@ ELSEWHERE = {
     "use_tapr": "both modules are on",
     "use_gram": "both modules are on",
     "round_dates": "decides how a file is read",
+    "repeated_times": "decides how a file is read",
     "trust_remote_code": "decides how a file is read",
 }
 """Settings and choices that no pairwise run takes, and why."""
@@ -94,16 +95,9 @@ MODULES: dict[str, dict[str, Any]] = {"baseline": {}, "gram": {"use_gram": True}
 PAIRWISE = [f"pairwise {i}" for i in range(RUNS)]
 OTHERS = [name for name, model in MODELS.items() if model.is_named_by_flag]
 SHORT = [*PAIRWISE, *OTHERS]
-NUDGED = {
-    f"nudged {tensor}": tensor
-    for tensor in (
-        "output_projection.linear.weight",
-        "tapr.label_cuts",
-        "gram.retriever.memory_values",
-        "gram.retriever.memory_start",
-        "LLM",
-    )
-}
+TENSORS = """output_projection.linear.weight tapr.label_cuts gram.retriever.memory_values
+gram.retriever.memory_start LLM"""
+NUDGED = {f"nudged {tensor}": tensor for tensor in TENSORS.split()}
 """Runs with both modules in which the second process has one number of this tensor, or its LLM, otherwise."""
 
 Found = dict[str, list[dict[str, Any]]]
@@ -186,6 +180,7 @@ def test_two_processes_train_under_every_switch(found: Found, name: str) -> None
     assert not set(one["order"]) & set(two["order"])  # each trains on its own windows
     assert not unequal(one["model"], two["model"])
     assert all(tensor.isfinite().all() for tensor in one["model"].values())
+    assert not unequal(one["start"], two["start"])  # also what the first process alone solved for
     assert bool(_moved(one)) == bool(steps) and (name in PAIRWISE or _moved(one) == _trained(one))
     scores = [json.loads(process["results"])["last"] for process in (one, two)]
     assert scores[0] == scores[1]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import run_main
 from layers.GRAM import PatternValueDualRetriever
@@ -65,7 +64,6 @@ MOMENTS = {
 @pytest.fixture(scope="module")
 def whole(series_file, tiny_settings, tmp_path_factory) -> RunResult:
     """The run that is never stopped."""
-    torch.set_num_threads(1)
     settings = {**tiny_settings(series_file, tmp_path_factory.mktemp("whole")), **SETTINGS}
     return run_main.train(Config.from_flat(settings), model="TimeLLM_Enhanced")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import PartialState
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -23,6 +23,7 @@ from data_provider.data_factory import build_data, evaluation_loader, training_l
 from models.base import ForecastModel
 from models.inspection import inspection_lines
 from models.registry import MODELS, llm_outline
+from tests.conftest import forget_accelerator
 from tests.utils.training.comparing import note_items
 from utils.config import Config
 from utils.training.experiment import Builders, run
@@ -124,8 +125,7 @@ def main(folder: Path) -> None:
         folders[name] = found.get("folder", "")
         torch.save(found, folder / f"{name}.{PartialState().process_index}")
         torch.distributed.barrier()
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
+        forget_accelerator()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.config import Config, ConfigError
+from utils.errors import UserError
 from utils.process_memory import mib
 from utils.training.distributed.plain import Wing
 from utils.training.run_state import RunContext
@@ -53,6 +54,11 @@ class DividedLLM(Wing):
             return
         from layers.llm.fsdp import shard_layers
 
+        if ctx.plain._pass.way.passes_differ:
+            raise UserError(
+                "--shard_llm: expected an LLM whose passes are as many in every process, found one that "
+                "takes a pass for each length of the prompts in a batch; drop --shard_llm"
+            )
         shard_layers(ctx.plain.llm_model, init_device_mesh(ctx.accelerator.device.type, (processes,)))
         shares = [p for p in ctx.plain.parameters() if isinstance(p, DTensor)]
         whole = sum(p.numel() * p.element_size() for p in shares)

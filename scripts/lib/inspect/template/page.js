@@ -117,7 +117,7 @@ function drawNeighbours(own) {
   place.textContent = "";
   if (!retrieval) { at("gate").textContent = "GRA-M is off in this run."; return; }
   at("gate").textContent = retrieval.matched
-    ? `gate ${retrieval.gate.toFixed(3)} (1: the window alone decides, 0: history alone), confidence ${retrieval.confidence.toFixed(2)}; distance 1 is that of two random rows of the memory`
+    ? `gate ${retrieval.gate.toFixed(3)} (1: the window alone decides, 0: history alone), confidence ${retrieval.confidence.toFixed(2)}; history moves the forecast by ${retrieval.moved.toPrecision(3)} on average, ${(100 * retrieval.share).toFixed(1)}% of its way; ${retrieval.found} windows retrieved, the nearest are shown; distance 1 is that of two random rows of the memory`
     : "no admissible window in the memory: the gate is 1 by rule";
   for (const [k, n] of retrieval.neighbours.entries()) {
     const until = n.until.replace("T", " ").slice(0, 16);
