@@ -26,7 +26,7 @@ def make_plain(model: Any) -> Any:
     model.llm_model.set_attn_implementation("eager")
     model.llm_model.config.output_attentions = True
     model.llm_model.config.output_hidden_states = True
-    model.source_tokens = MethodType(lambda self: self._map_words(self.mapping_layer), model)
+    model.source_tokens = MethodType(lambda self, micro_step=None: self._map_words(self.mapping_layer), model)
     layer = model.reprogramming_layer
     layer.forward = MethodType(reprogram, layer)
     return model
