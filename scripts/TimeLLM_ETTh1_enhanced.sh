@@ -37,7 +37,7 @@
 # LAMBDA_TREND      0.5                 --lambda_trend: try 0.3, 0.5, 0.7
 #
 # USE_GRAM          1                   --use_gram: 1 on, 0 off
-# TOP_K             5                   --top_k: try 3, 5, 10
+# TOP_K             -                   --top_k: try 3, 5, 10
 # LAMBDA_RETRIEVAL  0.3                 --lambda_retrieval: try 0.2, 0.3, 0.5
 # BUILD_MEMORY      1                   --build_memory (left out without GRA-M, and when resuming)
 # D_REPR            128                 --d_repr, width of the learned retrieval key

@@ -42,6 +42,8 @@ def test_the_parts_that_all_have_begin_alike(folder: Path, kind: str) -> None:
     wanted = {n: p for n, p in plain.named_parameters() if not n.startswith("llm_")}
     found = {n: p for n, p in other.named_parameters() if not n.startswith("llm_")}
     same = {n for n in wanted if torch.equal(wanted[n], found[n])}
+    if kind == "random":  # its words are others, and the token is as long as they are
+        same |= {n for n in wanted if "confidence_embed" in n}
     assert wanted.keys() == found.keys() and same == wanted.keys()
     enhanced(folder)
     assert torch.equal(torch.rand(3), drawn_next)

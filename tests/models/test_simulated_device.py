@@ -178,7 +178,13 @@ def test_an_encoder_stays_on_the_device(tiny_bert, tmp_path):
 
 def test_keys_that_are_encoded_anew_go_to_the_device_in_blocks(tiny_llama):
     """Between two trainings of an epoch, so what it copies is named here, and only here."""
-    model = built(model="TimeLLM_Enhanced", llm_model_path=str(tiny_llama), use_gram=True, llm_layers=1)
+    model = built(
+        model="TimeLLM_Enhanced",
+        llm_model_path=str(tiny_llama),
+        use_gram=True,
+        llm_layers=1,
+        retrieval_key="hybrid",
+    )
     with simulated(answer=1) as watch:
         watch.move(model)
         model.refresh(Source())

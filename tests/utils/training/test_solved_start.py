@@ -129,7 +129,7 @@ def test_an_evaluation_at_the_start_leaves_the_llm_out_and_is_the_same_to_the_bi
         calls.append(1)
         return taken(*words, **named)
 
-    counted.reuses_prefix, counted.trained = False, False  # type: ignore[attr-defined]
+    counted.way, counted.reuses_prefix, counted.trained = taken.way, False, False  # type: ignore[attr-defined]
     model._pass = counted
     with torch.no_grad():
         for leaves_out in (True, False):

@@ -40,7 +40,7 @@ def test_tensorboard_shows_what_the_metrics_hold(start_run):
     steps = [r for r in records if r["event"] == "train"]
     for name in (
         *("loss", "auxiliary", "learning_rate", "warmup", "memory_bytes"),
-        *("direction", "magnitude", "consistency", "ordinal", "gate_consistency", "gate_entropy"),
+        *("direction", "magnitude", "consistency", "ordinal", "path", "gate_errors"),
         *("gate_mean", "gate_std", "confidence_mean", "matched_share"),
     ):
         wanted = {r["step"]: [pytest.approx(r[name], rel=1e-5)] for r in steps}
