@@ -32,6 +32,9 @@ COLOURS = 128
 """Of the palette: a third of the bytes of true colour, with no difference to be seen."""
 TITLE, LABEL, TICK = 11, 10, 9
 """Font sizes, points."""
+TITLE_LETTERS = 200
+TAIL_IN_HORIZONS = 2
+"""The lookback is shown for this many horizons: far enough to see its seasons."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -95,11 +98,6 @@ def legend_below(figure: Figure, axis: Axes, *, columns: int = 6) -> None:
 def legend_under(axis: Axes, *, columns: int = 3) -> None:
     """An axis's own legend, below it, where it hides nothing."""
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, fontsize=TICK, frameon=False)
-
-
-TITLE_LETTERS = 200
-TAIL_IN_HORIZONS = 2
-"""The lookback is shown for this many horizons: far enough to see its seasons."""
 
 
 def plot_forecasts(
