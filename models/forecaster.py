@@ -147,11 +147,11 @@ class Forecaster(TrainedModel):
         Args:
             table: as for `series`.
             levels: of the prediction intervals, each between 0 and 1.
-            recalibrate: as for `judged`.
+            recalibrate: as for `evaluated`.
             reading: as for `series`.
 
         Raises:
-            ValueError, OSError: as `series` and `judged` do.
+            ValueError, OSError: as `series` and `evaluated` do.
         """
         forecast_tables.check_names((DATE,), self.targets, levels=levels)
         series = self.series(table, reading=reading)

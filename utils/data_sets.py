@@ -6,11 +6,6 @@ Autoformer (Wu et al. 2021), M4 from Makridakis et al. (2020). Of all checksums 
 from the file itself; the others are recorded at the first download, beside the file, and compared from
 then on (`data_provider.download`). The addresses were not tried where this table was written, but for
 M4's, which other packages use.
-
-The six groups of the M4 competition: horizons, seasons and what its published code takes from each.
-
-Source: Makridakis, Spiliotis and Assimakopoulos, "The M4 Competition", International Journal of
-Forecasting 2020, and its repository; the share of recent history from N-BEATS (Oreshkin et al. 2020).
 """
 
 from __future__ import annotations
@@ -22,7 +17,11 @@ from typing import Any, NamedTuple, Protocol
 
 
 class M4Pattern(NamedTuple):
-    """One group of series."""
+    """One group of the M4 competition's series, and what its published code takes from it.
+
+    Source: Makridakis, Spiliotis and Assimakopoulos, "The M4 Competition", International Journal of
+    Forecasting 2020, and its repository; the share of recent history from N-BEATS (Oreshkin et al. 2020).
+    """
 
     horizon: int
     """Rows to forecast."""

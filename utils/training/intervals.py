@@ -38,6 +38,8 @@ from utils.types import Batch, ForecastState
 from utils.windows import floored_std, per_series
 
 log = getLogger(__name__)
+KEY = "calibration"
+"""Of the best checkpoint's payload."""
 MOST_BYTES = 1 << 30
 """Of the errors that are kept; where the windows have more, every second, third, ... one is kept."""
 DEFAULT_SCORE: Score = "absolute"
@@ -169,10 +171,6 @@ class IntervalSums:
                 for level, (inside, width) in zip(self.levels, means, strict=True)
             },
         }
-
-
-KEY = "calibration"
-"""Of the best checkpoint's payload."""
 
 
 def calibration_of_best(ctx: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ from utils.training.checkpoint import CheckpointError, newest_in
 from utils.training.stopping import RunStopped
 from utils.training.together import agreed
 
+log = getLogger(__name__)
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.jsonl"
@@ -39,8 +40,11 @@ LOG_FILE = "run.log"
 RESULTS_FILE = "results.json"
 FORECASTS_FILE = "forecasts.npz"
 DETAILS_FILE = "test_details.npz"
+STATUS_FILE = "status.json"
 TEST_ONLY = "_test_only"
 """What the names of a later test's files carry, with the data set's where that is another."""
+SAME_START = 2.0
+"""Seconds by which two readings of a process's start may differ."""
 FROM_THE_FIRST = frozenset({"data", "seq_len", "pred_len", "seed"})
 """Settings that every version has saved: by them a run's file is told from another program's."""
 
@@ -119,7 +123,7 @@ def find_same(checkpoints: Path, begins: str, settings: dict[str, Any], llm_hash
     `find_resumable` would pass it over.
 
     Args:
-        checkpoints: the folder of the run
+        checkpoints: the folder of the run folders.
         begins: what its name begins with, `utils.config.Config.run_name_begins`.
         settings: resolved ones.
         llm_hash: content hash of the LLM.
@@ -229,11 +233,6 @@ def describe_run(folder: Path, config: Config, environment: dict[str, Any], *, r
             write_json(folder / name, content)
 
 
-STATUS_FILE = "status.json"
-SAME_START = 2.0
-"""Seconds by which two readings of a process's start may differ."""
-
-
 @dataclass(frozen=True)
 class RunStatus:
     """What the process of a run said last."""
@@ -306,9 +305,6 @@ def _write(
         updated=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     write_json(folder / STATUS_FILE, asdict(status))
-
-
-log = getLogger(__name__)
 
 
 def checkpoint_to_resume(config: Config, *, name: str) -> Path | None:

@@ -132,11 +132,11 @@ class Clock:
 
     def seconds_per_step(self, step: int) -> float:
         """Mean since the end of the first step; NaN before there is one to count."""
-        now = time.perf_counter()
+        moment = time.perf_counter()
         if step <= self.first_step + 1:
-            self._began = now
+            self._began = moment
             return math.nan
-        return (now - self._began) / (step - self.first_step - 1)
+        return (moment - self._began) / (step - self.first_step - 1)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
