@@ -83,13 +83,18 @@ def chance_cosine(model: TimeLLM.Model) -> float:
 
 
 def patches_of(model: TimeLLM.Model, run: Callable[[], Any]) -> Tensor:
-    """The patches [S, P, D] that enter the reprogramming in the pass that ``run`` makes."""
+    """The patches [S, P, D] that enter the reprogramming in the pass that ``run`` makes.
+
+    The LLM is asked even where nothing that it says reaches a forecast.
+    """
     seen: list[Tensor] = []
+    leaves_out, model.leaves_out_idle_llm = model.leaves_out_idle_llm, False
     handle = model.reprogramming_layer.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     try:
         run()
     finally:
         handle.remove()
+        model.leaves_out_idle_llm = leaves_out
     return seen[0].detach().float()
 
 

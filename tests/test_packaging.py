@@ -29,7 +29,7 @@ words = sys.argv[1:]
 package = distribution("timellm-enhanced")
 commands = {entry.name: entry.load() for entry in package.entry_points}
 assert commands["timellm-train"](words) is None
-(run,) = Path("checkpoints").iterdir()
+(run,) = Path("checkpoints").glob("long_term*")
 forecast = ["--checkpoint", str(run), "--input", "waves.csv", "--output", "forecast.csv", "--cpu"]
 assert commands["timellm-predict"](forecast) == 0
 assert commands["timellm-preflight"]([*words, "--no_timing"]) == 0

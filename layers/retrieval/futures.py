@@ -9,7 +9,7 @@ E folds, k neighbours of all kinds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +25,8 @@ from utils.types import WindowSource
 MOST_ROWS = 100_000
 """More training rows are thinned evenly to so many."""
 FILLED_AT_ONCE = 4096
-SEARCHED_AT_ONCE = 512
-"""Queries whose distances to all rows of their variable are there at once."""
+COMPARED_AT_ONCE = 2**22
+"""Distances that are there at once."""
 POOL = 4
 """Times the neighbours asked for that are looked at first where folds bar some of the rows."""
 COLUMNS = ("keys", "futures", "series", "variable", "start")
@@ -156,13 +156,24 @@ class RetrievedFutures(nn.Module):
         wanted = sum(kind.neighbours for kind in self.kinds)
         found = query.start.new_full((len(key), 1 + len(folds), wanted), -1)
         known = torch.isin(query.series_id, self.known)
-        for variable, held in self.places.items():
-            asked = (query.variable == variable).nonzero().squeeze(1)
-            for part in asked.split(SEARCHED_AT_ONCE):
+        for asked, held in self._groups(query.variable):
+            for part in asked.split(max(1, COMPARED_AT_ONCE // max(1, held.stop - held.start))):
                 rows = Rows(*(column[part] for column in query))
                 column = self._nearest(key[part], future[part], rows, known[part], held, folds)
                 found[part] = torch.where(column < 0, column, column + held.start)
         return found
+
+    def _groups(self, variable: Tensor) -> Iterator[tuple[Tensor, slice]]:
+        """Numbers of queries of ``variable`` [S], and the rows of the memory that are compared with them.
+
+        On a CPU those of their variable; elsewhere all with all, which is more to compute and needs no look
+        at the device.
+        """
+        if variable.device.type != "cpu":
+            yield torch.arange(len(variable), device=variable.device), slice(0, len(self.keys))
+            return
+        for own, held in self.places.items():
+            yield (variable == own).nonzero().squeeze(1), held
 
     def means(self, rows: Tensor) -> Tensor:
         """Mean over each kind's neighbours, ``rows`` [S, k], less their last value: [S, F, H]; 0 without."""
@@ -184,7 +195,7 @@ class RetrievedFutures(nn.Module):
         """Columns of the rows ``held``, as `search`; ``known`` [S]: the memory knows a query's series."""
         places = Rows(self.series[held], self.variable[held], self.start[held])
         scores = self._scores(key, future, query, held)
-        allowed = admissible(query, places, span=self.span, same_variable=False)
+        allowed = admissible(query, places, span=self.span, same_variable=True)
         scores.masked_fill_(~allowed, torch.inf)
         other_phase = (query.start[:, None] - places.start) % self.season != 0
         other_phase &= known[:, None]

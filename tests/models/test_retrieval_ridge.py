@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -69,7 +70,13 @@ def test_a_retrieved_future_is_the_mean_of_what_followed_the_nearest_windows(see
     memory.fill(source)
     rows = source.rows(torch.arange(seed % 7, source.num_rows, 29))
     series = rows.series_id if known else rows.series_id + 1
-    found = memory(rows.lookback, Rows(series, rows.variable, rows.start))
+    query = Rows(series, rows.variable, rows.start)
+    found = memory(rows.lookback, query)
+    by_variable = memory.search(rows.lookback, query)
+    with mock.patch.object(
+        memory, "_groups", lambda own: [(torch.arange(len(own)), slice(0, len(memory.keys)))]
+    ):
+        assert torch.equal(memory.search(rows.lookback, query), by_variable)  # as on a GPU
     for i in range(len(rows.start)):
         expected = by_hand(
             source,

@@ -202,7 +202,7 @@ def start(tmp_path: Path, words: list[str], **environment: str) -> subprocess.Po
 
 
 def check_run(tmp_path: Path, said: str, *, processes: int) -> None:
-    (folder,) = (tmp_path / "checkpoints").iterdir()
+    (folder,) = (tmp_path / "checkpoints").glob("long_term*")
     assert json.loads((folder / "results.json").read_text())["last"]["test"]["windows"] == 11
     assert f"(batch 4 x {processes} process(es) x 1 pass(es))" in said
     assert len(list(folder.glob("checkpoint"))) == 1

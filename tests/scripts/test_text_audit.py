@@ -31,7 +31,10 @@ def files(tmp_path):
 
 def audited(capsys, *words: str) -> dict:
     assert text_audit.main([*words, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+    out = capsys.readouterr().out
+    return json.loads(
+        out[out.index("{\n") :]
+    )  # behind lines of the log, where a run before left it on screen
 
 
 @needs_time_mmd

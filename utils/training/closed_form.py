@@ -25,7 +25,7 @@ from utils.training.together import agreed
 from utils.types import DataBundle
 
 log = getLogger(__name__)
-FOLDER = "solved"
+FOLDER = ".solved"
 VERSION = 2
 """Of how a solution is computed: another finds nothing kept."""
 

@@ -20,6 +20,8 @@ from scripts.lib.benchmark.table import place
 from utils.training.time_estimate import clock_text
 
 BEGIN, END = "<!-- studies: begin -->", "<!-- studies: end -->"
+EARLIER = "earlier"
+"""Folder of results that were made before today's start and modules; no cell of today's is taken from it."""
 LEFT_HEADER = ("study", "cells", "about", "command")
 HEADER = ("configuration", "seeds", "test MSE", "test MAE")
 SCORES_BEGIN, SCORES_END = "<!-- scores: begin -->", "<!-- scores: end -->"
@@ -67,11 +69,15 @@ def write_scores(results: Path, document: Path) -> Path:
 
 
 def _studies_with_results(results: Path) -> Iterator[tuple[Path, Findings]]:
-    """The folder of each study that has any result, and what is in it."""
-    for folder in sorted(plan.parent for plan in results.glob(f"*/{PLAN}")):
+    """The folder of each study that has any result, and what is in it; those of earlier code last."""
+    for folder in (*_folders(results), *_folders(results / EARLIER)):
         findings = Findings(folder)
         if findings.results:
             yield folder, findings
+
+
+def _folders(results: Path) -> list[Path]:
+    return sorted(plan.parent for plan in results.glob(f"*/{PLAN}"))
 
 
 def _left_to_run(studies: Iterable[Path], results: Path) -> Iterator[tuple[str, ...]]:
@@ -102,7 +108,8 @@ def _add(page: Page, findings: Findings, link: str) -> None:
     plan = findings.plan
     where = _first_place(findings)
     run = len(plan["cells"]) - len(findings.missing)
-    title = f"[{plan['title']}]({link}), {where}; {run} of {len(plan['cells'])} planned cells run"
+    earlier = ", with earlier code" if EARLIER in Path(link).parts else ""
+    title = f"[{plan['title']}]({link}), {where}{earlier}; {run} of {len(plan['cells'])} planned cells run"
     setting = f" ({plan['setting']})" if plan["setting"] else ""
     page.add(Table(title + setting, HEADER, _score_rows(findings, where)))
     said = [*findings.differences("primary"), *findings.differences("secondary")]

@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
 
 
 def run_log(tiny) -> str:
-    (folder,) = Path(tiny["checkpoints"]).iterdir()
+    (folder,) = Path(tiny["checkpoints"]).glob("long_term*")
     return (folder / LOG_FILE).read_text(encoding="utf-8")
 
 

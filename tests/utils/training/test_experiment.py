@@ -62,7 +62,7 @@ def test_a_run_writes_its_folder(start_run, tmp_path):
     assert re.search(r"_s2021_tiny-gpt2_tapr\+gram_[0-9a-f]{8}-run$", folder.name)
     results = json.loads((folder / "results.json").read_text())
     assert results == json.loads(json.dumps(result.results))
-    named = "run_dir data tested_on notes llm precision last best phases saving forecasts"
+    named = "run_dir data tested_on notes llm precision start last best phases saving forecasts"
     assert set(results) == set(named.split())
     assert set(results["phases"]) == set("data model memory training calibration test".split())
     for entry in (results["last"], results["best"]):
@@ -525,21 +525,10 @@ def test_an_empty_memory_is_built_and_one_that_came_along_is_rebuilt_on_request(
     assert torch.equal(kept[futures], old[futures])
 
 
-# The command line
-
-
-@pytest.mark.parametrize(
-    ("settings", "limit", "key"),
-    [
-        ({"memory_size": "all"}, 10, "raw"),
-        ({"memory_size": "all"}, 10**6, "hybrid"),
-        ({"memory_size": 11}, 10, "raw"),
-        ({"memory_size": 10}, 10, "hybrid"),
-        ({"memory_size": "all", "retrieval_key": "learned"}, 10, "learned"),
-    ],
-)
-def test_large_memories_have_raw_keys_unless_others_are_asked_for(tiny, monkeypatch, settings, limit, key):
-    """Learned ones are computed anew after every epoch, row by row."""
-    monkeypatch.setattr(experiment, "RAW_KEY_ROWS", limit)
-    config = Config.from_flat({**tiny, "use_gram": True, **settings})
-    assert experiment.resolve(config, build_data(config)).gram.retrieval_key == key
+def test_a_users_mistake_exits_with_2_and_no_traceback(tiny, as_words, capsys):
+    flags = as_words(tiny)
+    for words in ([*flags, "--data_path", "none.csv"], [*flags, "--d_ff", "5000"], [*flags, "--use_tapr"]):
+        with pytest.raises(SystemExit) as caught:
+            run_main.main(words)
+        assert caught.value.code == 2
+        assert capsys.readouterr().err.strip()

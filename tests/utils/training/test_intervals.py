@@ -169,7 +169,7 @@ def test_a_run_killed_around_its_calibration_goes_on(start_run, longer, whole, t
         with pytest.raises(Killed):
             start_run(**longer, **COMMON)
     monkeypatch.setattr(os, "replace", real_replace)
-    (run_dir,) = (tmp_path / "checkpoints").iterdir()
+    (run_dir,) = (tmp_path / "checkpoints").glob("long_term*")
     assert ("calibration" in load(run_dir / "checkpoint")) == (moment == "after it is stored")
     passes = []
     evaluate = Trainer.evaluate

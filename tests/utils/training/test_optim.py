@@ -128,7 +128,7 @@ def test_fused_adam_equals_torchs_plain_reference(decay):
 
 
 def test_a_step_is_seen_by_what_is_kept_of_the_weights():
-    """torch's fused step leaves version counters as they were: what was kept of the weights before it stayed in use."""
+    """torch's fused step leaves version counters as they were: what was kept of the weights stayed in use."""
     layer = nn.Linear(2, 1)
     optimizer = build_optimizer(layer, TrainingConfig())
     layer(torch.ones(1, 2)).sum().backward()

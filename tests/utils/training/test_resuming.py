@@ -82,7 +82,7 @@ def test_a_kill_between_a_validation_and_the_checkpoint_of_its_step_costs_nothin
             patch.setattr(checkpoints, "save_step", killed)
             with pytest.raises(Killed):
                 start_run(**common)
-        (run_dir,) = (tmp_path / "checkpoints").iterdir()
+        (run_dir,) = (tmp_path / "checkpoints").glob("long_term*")
         if best_is_lost:
             (run_dir / "checkpoint").unlink()
         resumed = start_run(**common, resume_from_checkpoint="auto")
@@ -237,7 +237,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_it_has(start_run, monkeypatch,
         patch.setattr(checkpoints.torch, "save", full_from_step_4)
         with pytest.raises(SaveError, match="checkpoint_step_4.*No space left on device; training"):
             start_run(**common)
-    (run_dir,) = (tmp_path / "checkpoints").iterdir()
+    (run_dir,) = (tmp_path / "checkpoints").glob("long_term*")
     assert checkpoints.load(checkpoints.newest_in(run_dir) or Path())["global_step"] == 2
     assert not list(run_dir.glob("**/.writing*"))
     assert start_run(**common, resume_from_checkpoint="auto").results["last"]["step"] == 6

@@ -34,7 +34,7 @@ def scalars(folder: Path) -> dict[str, dict[int, list[float]]]:
 
 
 def test_tensorboard_shows_what_the_metrics_hold(start_run):
-    result = start_run(report_to="tensorboard", **BOTH)
+    result = start_run(report_to="tensorboard", start="solved", **BOTH)
     shown = scalars(result.run_dir)
     records = MetricsFile(result.run_dir / METRICS_FILE).read()
     steps = [r for r in records if r["event"] == "train"]
@@ -51,8 +51,12 @@ def test_tensorboard_shows_what_the_metrics_hold(start_run):
     assert min(shown["train/samples_per_second"]) == next(
         r["step"] for r in steps if r["samples_per_second"] is not None
     )
-    validation = next(r for r in records if r["event"] == "validation")
-    assert shown["validation/mse"] == {11: [pytest.approx(validation["validation"]["mse"], rel=1e-5)]}
+    validated = {
+        r["step"]: [pytest.approx(r["validation"]["mse"], rel=1e-5)]
+        for r in records
+        if r["event"] == "validation"
+    }
+    assert shown["validation/mse"] == validated and validated.keys() == {0, 11}
     for weights in ("best", "last"):
         score = result.results[weights]["test"]["mae"]
         assert shown[f"test_{weights}/mae"] == {11: [pytest.approx(score, rel=1e-5)]}
