@@ -53,10 +53,7 @@ class Errors(NamedTuple):
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--horizons", nargs="+", type=int, default=[96, 192, 336, 720], metavar="H")
-    parser.add_argument("--draws", type=int, default=10, metavar="N", help="draws of random windows")
-    own, flags = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    own, flags = parser().parse_known_args(sys.argv[1:] if argv is None else argv)
     setup_logging(main_process=True)
     ahead: dict[str, list[NDArray[np.float64]]] = {}
     for horizon in own.horizons:
@@ -70,6 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = np.stack([difference[:common] for difference in differences])
             print(f"all horizons, first {common} windows: {_difference_text(name, rows)}", flush=True)
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command's own flags; all others are a run's."""
+    found = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    found.add_argument("--horizons", nargs="+", type=int, default=[96, 192, 336, 720], metavar="H")
+    found.add_argument("--draws", type=int, default=10, metavar="N", help="draws of random windows")
+    return found
 
 
 def judged(config: Config, *, draws: int) -> Iterator[tuple[str, NDArray[np.float64]]]:

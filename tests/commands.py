@@ -19,6 +19,8 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser as torchrun_parser
 
+from models.registry import MODELS
+from scripts import start_table
 from utils.cli import parse_config
 from utils.paths import PROJECT_ROOT
 from utils.training import experiment
@@ -110,12 +112,16 @@ def _python(words: list[str]) -> None:
         assert (PROJECT_ROOT / path).exists(), path
     if module in ("scripts.preflight", "scripts.quickstart"):
         _accepted(lambda: parse_config([w for w in words if w not in ("--no_timing", "--trace")]), module)
+    elif module == "scripts.start_table":
+        _accepted(lambda: parse_config(start_table.parser().parse_known_args(words)[1], models=MODELS), module)
     else:
         _accepted(lambda: _begin(module, words), module)
 
 
 def parser_of(module: str) -> argparse.ArgumentParser:
     """The parser that the ``main`` of a module builds."""
+    if module == "scripts.start_table":  # it hands on what is not its own
+        return start_table.parser()
     found: list[argparse.ArgumentParser] = []
 
     def seen(parser: argparse.ArgumentParser, *_: object) -> NoReturn:

@@ -15,8 +15,8 @@ from layers.prompt import PromptBuilder
 from models.TimeLLM_Enhanced import Model
 from tests.conftest import forget_accelerator
 from tests.planted import planted_recurrences, planted_trends
+from tests.utils.training.comparing import last_payload
 from utils.config import Config
-from utils.training import checkpoint
 from utils.training.experiment import RunResult
 from utils.training.run_folder import CONFIG_FILE, read_json
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 LOOKBACK, HORIZON = 48, 12
 SMALL = f"""--data custom --llm_layers 1 --seq_len {LOOKBACK} --label_len 0 --pred_len {HORIZON} --d_model 32
 --d_ff 16 --n_heads 4 --num_tokens 50 --dropout 0 --eval_stride 4 --eval_batch_size 256 --max_grad_norm 1
---aux_warmup_steps 50 --save_steps 0 --levels --cpu""".split()
+--aux_warmup_steps 50 --levels --cpu""".split()
 
 
 def _train(series: Series, folder: Path, llm: Path, *, steps: int, words: str) -> tuple[Config, RunResult]:
@@ -44,7 +44,7 @@ def _train(series: Series, folder: Path, llm: Path, *, steps: int, words: str) -
 def recurrences(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Any:
     """Runs with retrieval and with its random control on planted recurrences."""
     series = planted_recurrences(seed=1, seq_len=LOOKBACK, pred_len=HORIZON, motifs=6)
-    words = "--use_gram --memory_size all --learning_rate 0.003 --retrieval_control"
+    words = "--use_gram --save_steps 300 --learning_rate 0.003 --retrieval_control"
     folders = {control: tmp_path_factory.mktemp(control) for control in ("none", "random")}
     return {
         control: _train(series, folder, tiny_llama, steps=300, words=f"{words} {control}")
@@ -69,7 +69,7 @@ def test_gate_of_a_trained_model_is_not_constant(recurrences: Any) -> None:
 def test_direction_accuracy_on_planted_trends(tmp_path: Path, tiny_llama: Path) -> None:
     """A trend head that does not learn: directions that the lookback shows must be named."""
     series = planted_trends(seed=1, seq_len=LOOKBACK, pred_len=HORIZON, rows=4000)
-    _, run = _train(series, tmp_path, tiny_llama, steps=100, words="--use_tapr --learning_rate 0.002")
+    _, run = _train(series, tmp_path, tiny_llama, steps=100, words="--use_tapr --save_steps 0 --learning_rate 0.002")
     scores = run.results["last"]["test"]
     print(f"\ndirection {scores['direction_accuracy']:.1%}, majority {scores['direction_majority']:.1%}")
     assert scores["direction_accuracy"] >= 0.8
@@ -79,7 +79,7 @@ def test_direction_accuracy_on_planted_trends(tmp_path: Path, tiny_llama: Path) 
 def test_llm_prompt_and_memory_matter_to_a_trained_forecast(recurrences: Any) -> None:
     """Parts carried along without effect: swap each, and the trained forecast must change."""
     config, run = recurrences["none"]
-    saved = checkpoint.load(run.run_dir / checkpoint.BEST)["model"]
+    saved = last_payload(run.run_dir)["model"]
     test = build_data(config).test
     windows = [test[i] for i in range(0, len(test), len(test) // 64)]  # type: ignore[arg-type]
     x, start, series_id = (torch.stack([w[i] for w in windows]) for i in (0, 4, 5))
@@ -110,7 +110,7 @@ def test_llm_prompt_and_memory_matter_to_a_trained_forecast(recurrences: Any) ->
         )
 
     def other_futures(model: Any) -> None:
-        model.gram.retriever.memory_values = model.gram.retriever.memory_values.roll(1000, dims=0)
+        model.start.retrieved.futures = model.start.retrieved.futures.roll(1000, dims=0)
 
     plain = forecast()
     assert torch.equal(plain, forecast()), "the same model must give the same forecast"

@@ -708,7 +708,7 @@ def gating_of(*, fuse: bool = True, document: bool = False, spread: float = 0.0)
     gating = AdaptiveKnowledgeGating(8, dropout=0.0, fuse_features=fuse, document_gate=document)
     if spread:
         with torch.no_grad():
-            decision_of(gating).weight.copy_(spread * draw(1, 8, seed=5))
+            decision_of(gating).weight.copy_(spread * torch.tensor([1.0, -1.0] * 4))
             decision_of(gating).bias.fill_(0.5)
     return gating
 
@@ -716,7 +716,7 @@ def gating_of(*, fuse: bool = True, document: bool = False, spread: float = 0.0)
 @pytest.mark.parametrize("document", [True, False])
 def test_gating_is_its_formula(document: bool) -> None:
     """gate 1 keeps the patches, gate 0 adds all of history; the document's tokens pass whatever it is."""
-    gating = gating_of(document=document, spread=4.0)
+    gating = gating_of(document=document, spread=20.0)
     patches, retrieved = draw(40, 5, 8), draw(40, 3, 8, seed=1)
     weights = draw(40, 3, seed=2).softmax(-1)
     found = gating(patches, retrieved, weights=weights, found=torch.ones(40, 3, dtype=torch.bool))

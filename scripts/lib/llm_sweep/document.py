@@ -64,6 +64,11 @@ def _counts(rows: Mapping[tuple[str, str], Mapping[str, Any]], kinds: list[str],
     return "\n".join(lines) + "\n"
 
 
+def _first_sentence(text: str) -> str:
+    """Of an error, as a cell of a table; what follows is mostly advice of another library."""
+    return text.replace("|", "/").partition(". ")[0]
+
+
 def _table(rows: Mapping[tuple[str, str], Mapping[str, Any]], kinds: list[str], modes: list[str]) -> str:
     lines = [
         "| type | " + " | ".join(modes) + " | how it is run, or why not |",
@@ -71,7 +76,7 @@ def _table(rows: Mapping[tuple[str, str], Mapping[str, Any]], kinds: list[str], 
     ]
     for kind in kinds:
         row = rows.get((kind, modes[0]), {})
-        said = row.get("way", "").partition(": ")[2] or row.get("detail", "").replace("|", "/")
+        said = row.get("way", "").partition(": ")[2] or _first_sentence(row.get("detail", ""))
         ended = [rows.get((kind, mode), {}).get("status", "") for mode in modes]
         if is_excluded(kind):
             ended = ["excluded" for _ in ended]
