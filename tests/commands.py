@@ -113,7 +113,9 @@ def _python(words: list[str]) -> None:
     if module in ("scripts.preflight", "scripts.quickstart"):
         _accepted(lambda: parse_config([w for w in words if w not in ("--no_timing", "--trace")]), module)
     elif module == "scripts.start_table":
-        _accepted(lambda: parse_config(start_table.parser().parse_known_args(words)[1], models=MODELS), module)
+        _accepted(
+            lambda: parse_config(start_table.parser().parse_known_args(words)[1], models=MODELS), module
+        )
     else:
         _accepted(lambda: _begin(module, words), module)
 

@@ -257,7 +257,9 @@ def test_state_dict_inside_a_wrapper_has_no_llm_either(tiny_gpt2: Path) -> None:
 def test_more_tokens_than_positions_are_refused(tiny_gpt2: Path) -> None:
     """Beyond its positions the LLM fails with an index error, on a GPU in an assertion far away."""
     settings: dict[str, Any] = {"patch_len": 1, "stride": 1, "d_model": 8}
-    with pytest.raises(ValueError, match=r"--stride, --seq_len: expected at most 1024 tokens.* found 1\d{3}:"):
+    with pytest.raises(
+        ValueError, match=r"--stride, --seq_len: expected at most 1024 tokens.* found 1\d{3}:"
+    ):
         model_of(tiny_gpt2, seq_len=1100, **settings)
     x = windows(1, length=1100)
     wider = model_of(tiny_gpt2, seq_len=1100, **{**settings, "stride": 4})

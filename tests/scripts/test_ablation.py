@@ -156,7 +156,9 @@ def test_each_study_file_is_whole_and_says_how_it_is_run(path):
 def test_the_default_of_a_sensitivity_study_is_a_cell_of_the_module_study():
     """What is the same run is run once, whichever study asks for it."""
     folder = PROJECT_ROOT / "scripts" / "studies"
-    queue = queue_of([read_study(folder / f"{name}.toml") for name in ("modules", "top_k", "llm", "n_scales")])
+    queue = queue_of(
+        [read_study(folder / f"{name}.toml") for name in ("modules", "top_k", "llm", "n_scales")]
+    )
     together = [{cell.study for cell in item} for item in queue if len(item) > 1]
     assert {"modules", "top_k", "n_scales"} in together and {"modules", "llm"} in together
 
