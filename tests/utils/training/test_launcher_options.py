@@ -17,6 +17,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 
 from utils.config import Config, ConfigError
 from utils.paths import PROJECT_ROOT
+from utils.training.distributed import deepspeed
 from utils.training.distributed import launcher_options as launching
 
 FILES = PROJECT_ROOT / "scripts/accelerate"
@@ -251,3 +252,16 @@ def test_several_processes_without_a_gpu_are_on_the_cpu_and_others_as_asked(no_l
     assert launching.trains_on_cpu(Config())
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert not launching.trains_on_cpu(Config())
+
+
+def test_a_lock_that_a_killed_build_left_is_named(monkeypatch, tmp_path, caplog):
+    """torch waits for it without a word and without an end, in every later run on that account."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(deepspeed, "PartialState", lambda **_: "processes")
+    wing = deepspeed.DeepSpeed(Config(), [])
+    assert wing._processes() == "processes" and not caplog.records
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    wing._processes()
+    assert str(lock) in caplog.text and "delete that file" in caplog.text

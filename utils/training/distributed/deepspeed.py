@@ -8,9 +8,11 @@ of processes that divides the global batch. DeepSpeed's own checkpoints are pick
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,11 +36,25 @@ STEPS = "step"
 """What Adam's state holds once for all weights here."""
 
 
+def locked_builds() -> list[Path]:
+    """Files by which torch keeps others from a part that is being compiled; a killed process leaves its own."""
+    from torch.utils.cpp_extension import get_default_build_root  # takes a tenth of a second
+
+    home = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
+    return sorted(Path(home).glob("**/deepspeed*/lock"))
+
+
 class DeepSpeed(Wing):
     """Gradients and optimizer are divided by DeepSpeed's engine, which makes the steps."""
 
     def _processes(self) -> PartialState:
         """As `engine_options` lets accelerate make it."""
+        for lock in locked_builds():
+            log.warning(
+                "DeepSpeed compiles a part of itself where it first runs, and %s says that another process does "
+                "so now: this run waits until it is gone. Where none does any more, delete that file",
+                lock,
+            )
         return PartialState(cpu=False, **({} if torch.cuda.is_available() else {"backend": "gloo"}))
 
     def engine_options(self, config: Config) -> dict[str, Any]:
