@@ -37,7 +37,7 @@ STEPS = "step"
 
 
 def locked_builds() -> list[Path]:
-    """Files by which torch keeps others from a part that is being compiled; a killed process leaves its own."""
+    """Files by which torch keeps others from what is being compiled; a killed process leaves its own."""
     from torch.utils.cpp_extension import get_default_build_root  # takes a tenth of a second
 
     home = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
@@ -51,8 +51,8 @@ class DeepSpeed(Wing):
         """As `engine_options` lets accelerate make it."""
         for lock in locked_builds():
             log.warning(
-                "DeepSpeed compiles a part of itself where it first runs, and %s says that another process does "
-                "so now: this run waits until it is gone. Where none does any more, delete that file",
+                "DeepSpeed compiles a part of itself where it first runs, and %s says that another process "
+                "does so now: this run waits until it is gone. Where none does any more, delete that file",
                 lock,
             )
         return PartialState(cpu=False, **({} if torch.cuda.is_available() else {"backend": "gloo"}))
