@@ -123,18 +123,24 @@ class SolvedStart(StartFeatures):
 
     @torch.no_grad()
     def fit(
-        self, training: WindowSource, validation: Dataset[Batch], *, calendar: bool | None = None
+        self,
+        training: WindowSource,
+        validation: Dataset[Batch],
+        *,
+        calendar: bool | None = None,
+        refine: bool = False,
     ) -> None:
         """Solve for the maps, and decide what is in them, unless it is said whether the ``calendar`` is.
 
-        Then retrieval is in, nothing is held out, and there is no `advantage`.
+        Then retrieval is in, nothing is held out, and there is no `advantage`. To ``refine`` is to go on from
+        the chosen maps by `layers.start_refining`.
 
         The memory holds the training rows (`fill`). One process does it; the others are handed its state.
 
         Raises:
             UserError: there are no training or no validation windows, or a value is not finite.
         """
-        solved = StartFit(self, training, validation, calendar=calendar).run()
+        solved = StartFit(self, training, validation, calendar=calendar, refine=refine).run()
         for name in ("plain_map", "penalties", "evidence"):
             getattr(self, name).copy_(getattr(solved, name))
         self.decided.copy_(torch.tensor([solved.form.calendar, solved.form.retrieval]))

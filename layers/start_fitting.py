@@ -19,6 +19,7 @@ from layers.retrieval.futures import MOST_ROWS, Fold, thinned_rows
 from layers.retrieval.search import Rows, query_rows
 from layers.ridge import Moments, solve, solve_at
 from layers.start_features import StartFeatures
+from layers.start_refining import refined
 from utils.batches import window_batches
 from utils.types import Batch, WindowSource
 from utils.windows import per_series
@@ -161,11 +162,17 @@ class StartFit:
         validation: Dataset[Batch],
         *,
         calendar: bool | None,
+        refine: bool = False,
     ) -> None:
-        """Nothing is read yet; said whether the calendar is in, nothing is decided or held out."""
+        """Nothing is read yet; said whether the calendar is in, nothing is decided or held out.
+
+        To ``refine`` the chosen maps (`layers.start_refining`), the features of all rows are kept meanwhile.
+        """
         self.start, self.training, self.validation = start, training, validation
         self.numbers = thinned_rows(training)
         self.kinds, self.given = start.kinds, calendar
+        self.kept: list[tuple[Tensor, Tensor]] | None = [] if refine else None
+        """Features and futures of the training rows, block by block."""
         self.evidence = torch.zeros(2, 2, 2)
         dated = start.calendar_width > 0 and len(self.numbers) > 0
         self.calendar = calendar is not False and dated and training.rows(self.numbers[:1]).marks is not None
@@ -303,6 +310,8 @@ class StartFit:
             rows = self._search(block, folds)  # [R, 1 + E, k]
             whole = self._features(block, rows[:, 0])
             sums[0].add(whole, whole.std)
+            if self.kept is not None:
+                self.kept.append((_joint(whole).float(), whole.future.float()))
             held = rows[:, 0].int()
             for fold, own, its in zip(folds, sums[1:], rows[:, 1:].unbind(dim=1), strict=True):
                 out, left = fold.holds(block.query.start), fold.leaves(block.query.start, span=self._span)
@@ -404,12 +413,19 @@ class StartFit:
             advantages = better[variables.argsort(stable=True)].float().nan_to_num(nan=UNKNOWN)
         return Solution(
             form=chosen,
-            plain_map=maps[plain],
-            joint_map=maps[chosen],
+            plain_map=self._refined(maps[plain]),
+            joint_map=self._refined(maps[chosen]),
             penalties=torch.tensor([penalties[kind, width] for kind in kinds]),
             evidence=self.evidence,
             advantages=advantages,
         )
+
+    def _refined(self, solved: Tensor) -> Tensor:
+        """A map that goes on from the solved one where that is asked for."""
+        if self.kept is None:
+            return solved
+        features, future = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
+        return refined(features[:, : len(solved)], future, solved, lookback=self.start.seq_len)
 
 
 def compare(part: Held, changed: Form, default: Form, *, block: int) -> Evidence:
@@ -435,11 +451,16 @@ def compare(part: Held, changed: Form, default: Form, *, block: int) -> Evidence
 
 def _errors(rows: Features, maps: dict[Form, Tensor]) -> dict[Form, Tensor]:
     """Mean squared error over the horizon of each form on rows, standardised units: [R] float64 each."""
-    features = torch.cat([rows.base, rows.history.flatten(1)], dim=1)
+    features = _joint(rows)
     return {
         form: (features[:, : len(own)] @ own - rows.future).square().mean(dim=1) * rows.std[:, 0].square()
         for form, own in maps.items()
     }
+
+
+def _joint(rows: Features) -> Tensor:
+    """What a joint map reads, [R, A]."""
+    return torch.cat([rows.base, rows.history.flatten(1)], dim=1)
 
 
 def _part(rows: Features, chosen: Tensor) -> Features:

@@ -26,7 +26,7 @@ class Model(ForecastModel):
     name = "RetrievalRidge"
     channel_independent = True
     is_trainable = False
-    own_settings = frozenset({"top_k", "retrieval_control"})
+    own_settings = frozenset({"top_k", "retrieval_control", "start_refine"})
 
     def __init__(self, args: Config | Any) -> None:
         """The maps and the memory are part of the checkpoint."""

@@ -535,8 +535,11 @@ def fit_start(start: SolvedStart, config: Config, source: FitSource) -> None:
         "control": control,
         "seed": config.training.seed if control in ("random", "same_phase") else None,
     }
+    refine = config.backbone.start_refine
+    if refine:
+        settings["refine"] = True
     start.fill(source.training)
-    source.once(start, settings, lambda: start.fit(source.training, source.validation))
+    source.once(start, settings, lambda: start.fit(source.training, source.validation, refine=refine))
     for line in start.lines():
         log.info("%s", line)
 

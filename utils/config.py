@@ -59,7 +59,7 @@ what the checkpoint's machine came to."""
 Need = Literal[
     "llm", "part", "layers", "tokens", "lora", "tapr", "gram", "learned_key", "memory_limit",
     "own_memory", "choice", "modules", "llm_by_name", "file", "m4", "table", "selection",
-    "steps", "step_files",
+    "steps", "step_files", "start",
 ]  # fmt: skip
 """What a run must have for a setting to be read; `utils.reporting.unused_flags` says when it has not."""
 _AS_DEFAULT = object()
@@ -274,6 +274,9 @@ class BackboneConfig:
     start: Literal["auto", "solved", "none"] = setting(
         "none",
         "begin at linear maps in closed form, which the LLM adds to (auto: unless begun without)",
+    )
+    start_refine: bool = setting(
+        False, "go on from the solved maps by steps on absolute errors, without the LLM", needs="start"
     )
     use_time_marks: bool = setting(
         False, "known time marks of lookback and future reach the model (Time-LLM ignores them)"

@@ -106,6 +106,7 @@ def checked_pass(
             # where the folder can not be written it is found again next time
             with suppress(OSError), whole_file(file) as stream:
                 stream.write(json.dumps(way._asdict(), indent=1).encode())
+    _require_own_precision(llm, name=name)
     log.info("LLM pass of %s: %s", type(llm).__name__, way.text())
     return LLMPass(llm, way)
 
@@ -193,6 +194,22 @@ def _decided(llm: PreTrainedModel, wanted: list[CheckTokens], *, name: str) -> W
     """
     with matmul_precision("highest", torch.device("cpu")):
         return _Check(llm, wanted, name=name).way()
+
+
+def _require_own_precision(llm: PreTrainedModel, *, name: str) -> None:
+    """Refuse an LLM in bfloat16 whose own code fails on it: what was found is true of float32."""
+    words = llm.get_input_embeddings().weight
+    if words.dtype != torch.bfloat16 or words.device.type != "cpu":
+        return
+    tokens = words[: FEW.total].detach()[None]
+    try:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            llm(inputs_embeds=tokens)
+    except FAILURES as error:
+        raise UserError(
+            f"--mixed_precision bf16: {name or type(llm).__name__}: its own code fails in bfloat16 "
+            f"({_said(error)}); compute in float32 (--mixed_precision no)"
+        ) from error
 
 
 class _Check:

@@ -63,6 +63,14 @@ def test_so_it_is_with_adapters_and_in_half_precision(mode: str, tmp_path: Path)
     assert (found.status, found.detail) == ("right", "")
 
 
+def test_one_whose_own_code_fails_in_half_precision_is_refused_there(tmp_path: Path) -> None:
+    """Found at the first step, by a traceback; the check itself is made in float32."""
+    case.write_checkpoint("deberta", tmp_path)
+    found = case.run("deberta", "bf16", tmp_path)
+    assert found.status == "refused" and "--mixed_precision no" in found.detail
+    assert case.run("deberta", "fp32", tmp_path).status == "right"
+
+
 def test_what_is_found_is_kept_by_the_weights_and_the_lengths(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

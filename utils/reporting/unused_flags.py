@@ -81,6 +81,8 @@ def _lacking_modules(config: Config) -> Iterator[tuple[Need, str]]:
             "choice",
             "without a start or --retrieval_fusion both the gate has no two forecasts to choose from",
         )
+    if not config.begins_solved:
+        yield "start", "--start none has no start"
     if gram.memory_size == "all":
         yield "memory_limit", "--memory_size all has no limit"
     if not (tapr.use_tapr or gram.use_gram):

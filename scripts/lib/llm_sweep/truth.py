@@ -23,14 +23,12 @@ MULTIPLIERS: dict[str, Callable[[Any], float]] = {
 TEXT_PARTS = ("language_model", "text_model", "model")
 
 
-def whole_model(folder: Path) -> Any:
+def whole_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The folder's model, whole, its text part where it has several."""
     settings = AutoConfig.from_pretrained(folder)
     for part in (settings, settings.get_text_config()):
         part.use_cache = False  # Jamba's would ask a layer without keys how long they are
-    model: Any = (
-        AutoModel.from_pretrained(folder, config=settings, dtype=torch.float32).eval().requires_grad_(False)
-    )
+    model: Any = AutoModel.from_pretrained(folder, config=settings, dtype=dtype).eval().requires_grad_(False)
     if settings.get_text_config() is settings:
         return model
     part = next(getattr(model, name) for name in TEXT_PARTS if hasattr(model, name))
