@@ -110,7 +110,7 @@ def test_the_same_data_and_settings_are_solved_once_and_others_again(
     data = write_series(tmp_path / "waves.csv", 400, seed=1)
     run_with({**longer, "root_path": str(data.parent)}, as_words, max_steps=1)
     assert len(solved) == 2
-    for path in Path(longer["checkpoints"]).glob("solved/*.pt"):
+    for path in Path(longer["checkpoints"]).glob(".solved/*.pt"):
         path.write_bytes(path.read_bytes()[:-200])
     run_with(longer, as_words, seed=6, max_steps=1)  # what is broken is solved again
     assert len(solved) == 3
