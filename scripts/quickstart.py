@@ -1,8 +1,8 @@
 """The quick start: get the data, train the enhanced model, compare it with forecasts that need no training.
 
 `scripts/quickstart.sh` makes the environment and calls this. Words of the command line are flags of
-``run_main_enhanced.py`` and win over the quick start's own. Exit status 1 where a naive forecast is
-not beaten on both metrics.
+``run_main_enhanced.py`` and win over the quick start's own. Exit status 1 where a naive forecast, or on
+`RIDGE_IS_BEATEN_ON` ridge, is not beaten on both metrics.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ FLAGS = ("--preset", "cpu", "--use_tapr", "--use_gram", "--model_comment", "quic
 WINDOWS = 24
 """Test windows forecast for the pictures."""
 NAIVE = ("persistence", "seasonal_naive")
-"""The forecasts that a trained model has to beat; ridge is shown, and hard to beat."""
+"""The forecasts that a trained model has to beat on any data; ridge is shown, and hard to beat."""
+RIDGE_IS_BEATEN_ON = "ETTh1"
+"""Where a run that is not ahead of ridge has failed, too: the quick start's own data."""
 
 
 @command
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n" + places(config, run_dir, results))
     print("\n".join(drawn))
     print(f"\n{phase_table(phases)}\n\nof the run itself\n{phase_table(results['phases'])}")
-    return verdict(model, baselines)
+    return verdict(model, baselines, ridge=bundle.name == RIDGE_IS_BEATEN_ON)
 
 
 def places(config: Config, run_dir: Path, results: Mapping[str, Any]) -> str:
@@ -146,13 +148,13 @@ def report(
         print(f"\nLLM: {results['llm'].get('name', '')}: {note}")
 
 
-def verdict(model: Scores, baselines: Mapping[str, Scores]) -> int:
-    """0 where each naive forecast is beaten on both metrics; otherwise 1, saying which is not."""
+def verdict(model: Scores, baselines: Mapping[str, Scores], *, ridge: bool) -> int:
+    """0 where naive forecasts, and ``ridge``, are beaten on both metrics; else 1, saying which is not."""
+    names = [name for name in (*NAIVE, *(("ridge",) if ridge else ())) if name in baselines]
     problems = [
         f"{name} is not beaten on {metric.upper()}: {getattr(model, metric):.4f} against "
         f"{getattr(baselines[name], metric):.4f}"
-        for name in NAIVE
-        if name in baselines
+        for name in names
         for metric in Scores._fields
         # Written so that a NaN counts as not beaten.
         if not getattr(model, metric) < getattr(baselines[name], metric)
@@ -160,8 +162,9 @@ def verdict(model: Scores, baselines: Mapping[str, Scores]) -> int:
     if problems:
         print("\nFAILED: " + "\nFAILED: ".join(problems), file=sys.stderr)
         return 1
-    which = "Both naive forecasts are" if all(name in baselines for name in NAIVE) else "Persistence is"
-    print(f"\n{which} beaten on both metrics.")
+    said = [name.replace("_", " ") for name in names]
+    which = " and ".join(filter(None, (", ".join(said[:-1]), said[-1]))).capitalize()
+    print(f"\n{which} {'are' if len(said) > 1 else 'is'} beaten on both metrics.")
     return 0
 
 

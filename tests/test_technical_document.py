@@ -106,6 +106,7 @@ def whole_model(tiny_gpt2: Path) -> TimeLLM_Enhanced.Model:
                 "use_gram": True,
                 "retrieval_fusion": "both",
                 "retrieval_key": "hybrid",
+                "start": "solved",
             }
         )
     )

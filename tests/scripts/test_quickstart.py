@@ -109,11 +109,23 @@ def test_a_season_longer_than_the_lookback_is_said_in_the_table_and_judged_witho
     quickstart.report(
         results={"data": "mine", "llm": {}}, model=model, baselines=baselines, season="1440 rows", seq_len=96
     )
-    assert quickstart.verdict(model, baselines) == 0
+    assert quickstart.verdict(model, baselines, ridge=False) == 0
     said = capsys.readouterr().out
     assert "no seasonal naive (1440 rows): a season is longer than the lookback of 96 rows" in said
     assert "Persistence is beaten" in said
-    assert quickstart.verdict(quickstart.Scores(2.0, 2.0), baselines) == 1
+    assert quickstart.verdict(quickstart.Scores(2.0, 2.0), baselines, ridge=False) == 1
+
+
+def test_a_run_that_is_behind_ridge_has_failed_where_it_is_to_be_ahead(quickstart, capsys):
+    """On ETTh1; elsewhere it is shown, and judged by whoever reads it."""
+    model, ridge = quickstart.Scores(0.2, 0.3), quickstart.Scores(0.3, 0.2)
+    baselines = {"persistence": quickstart.Scores(1.0, 1.0), "seasonal_naive": quickstart.Scores(1.0, 1.0)}
+    for other, status in ((ridge, 1), (quickstart.Scores(0.3, 0.4), 0)):
+        assert quickstart.verdict(model, {**baselines, "ridge": other}, ridge=True) == status
+        assert quickstart.verdict(model, {**baselines, "ridge": other}, ridge=False) == 0
+    said = capsys.readouterr()
+    assert "ridge is not beaten on MAE: 0.3000 against 0.2000" in said.err
+    assert "Persistence, seasonal naive and ridge are beaten on both metrics." in said.out
 
 
 def test_the_cpu_preset_is_the_documented_short_run():

@@ -8,7 +8,7 @@ from typing import Any
 from utils.config import GROUPS, Config, Need, iter_settings
 from utils.data_sets import M4
 
-OWN = ("llm", "part", "gram")
+OWN = ("llm", "part", "gram", "start")
 """What a model may be without and read a setting of all the same, by its ``own_settings``."""
 
 

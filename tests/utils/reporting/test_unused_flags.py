@@ -93,7 +93,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 def test_what_is_named_is_not_read_by_the_model(model, reads, tiny_llama):
     """A flag that works, named as one that does not, would be worse than silence."""
     config = Config.from_flat({**SMALL, "llm_model_path": str(tiny_llama)})
-    data = build_data(config)
+    data = build_data(config.replace(percent=10))
     batch = next(iter(training_loader(data, config)))
     claimed = unread_reasons(config, MODELS[model]).keys() - TOLD_OF_TRAINING
     reads.clear()
