@@ -13,7 +13,7 @@ import torch
 import run_main_enhanced
 from layers.start_fitting import StartFit
 from models.registry import MODELS
-from tests.conftest import AsWords, TinySettings, WriteSeries
+from tests.conftest import AsWords, TinySettings, WriteSeries, forget_accelerator
 from utils.config import Config
 from utils.training import checkpoint as checkpoints
 from utils.training.by_part import NAMES
@@ -35,6 +35,7 @@ def longer(
 
 def run_with(settings: Settings, as_words: AsWords, **changes: Any) -> RunResult:
     given = {k: v for k, v in {**settings, **changes}.items() if k != "levels"}
+    forget_accelerator()
     return run_main_enhanced.main([*as_words(given), "--levels"])
 
 
