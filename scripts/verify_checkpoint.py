@@ -22,6 +22,9 @@ from utils.ending import command
 from utils.training import checkpoint as checkpoints
 from utils.training.checkpoint import CheckpointError
 
+MEMORIES = ("memory_values", "retrieved.futures")
+"""What GRA-M retrieves from: a memory of its own, or the start's."""
+
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +81,7 @@ def describe(path: Path) -> list[str]:
 def _facts(payload: Mapping[str, Any]) -> dict[str, str]:
     """What a run's payload says of the run."""
     config, llm, data = payload["config"], payload["llm"], payload["data"]
-    memory = next((len(t) for name, t in payload["model"].items() if name.endswith("memory_values")), 0)
+    memory = max((len(t) for name, t in payload["model"].items() if name.endswith(MEMORIES)), default=0)
     modules = [name for name in ("use_tapr", "use_gram") if config.get(name)]
     progress = payload["progress"]
     return {

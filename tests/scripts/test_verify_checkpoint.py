@@ -82,3 +82,12 @@ def test_weights_alone_are_whole_and_cannot_be_gone_on_from(tmp_path, capsys):
 def test_nothing_there_is_status_1(tmp_path, capsys):
     assert verify_checkpoint.main([str(tmp_path)]) == 1
     assert "found none" in capsys.readouterr().out
+
+
+def test_rows_of_a_memory_that_is_the_start_s_are_counted(run_dir, capsys):
+    """A run whose GRA-M shares the start's memory was said to have none."""
+    payload = checkpoints.load(run_dir / checkpoints.BEST)
+    payload["model"] = {"start.retrieved.futures": torch.zeros(11, 2)}
+    checkpoints.save(payload, run_dir / checkpoints.BEST)
+    assert verify_checkpoint.main([str(run_dir / "checkpoint")]) == 0
+    assert "memory of 11 rows" in capsys.readouterr().out
