@@ -411,21 +411,31 @@ class StartFit:
             better = (held.errors[plain] - held.errors[chosen]) / held.std.square()
             variables = torch.cat([block.query.variable for block in self._training_blocks()])
             advantages = better[variables.argsort(stable=True)].float().nan_to_num(nan=UNKNOWN)
+        maps = self._refined(maps, {plain, chosen})
         return Solution(
             form=chosen,
-            plain_map=self._refined(maps[plain]),
-            joint_map=self._refined(maps[chosen]),
+            plain_map=maps[plain],
+            joint_map=maps[chosen],
             penalties=torch.tensor([penalties[kind, width] for kind in kinds]),
             evidence=self.evidence,
             advantages=advantages,
         )
 
-    def _refined(self, solved: Tensor) -> Tensor:
-        """A map that goes on from the solved one where that is asked for."""
+    def _refined(self, maps: dict[Form, Tensor], forms: set[Form]) -> dict[Form, Tensor]:
+        """The maps of ``forms``, alike in their calendar, gone on from the solved ones where that is asked for.
+
+        A column that a form does not read is zero here too, and its weight stays zero.
+        """
         if self.kept is None:
-            return solved
+            return maps
         features, future = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
-        return refined(features[:, : len(solved)], future, solved, lookback=self.start.seq_len)
+        length = self.start.seq_len
+        if not any(form.calendar for form in forms):
+            features[:, length : self.start.base_width] = 0
+        return {
+            form: refined(features[:, : len(maps[form])], future, maps[form], lookback=length)
+            for form in forms
+        }
 
 
 def compare(part: Held, changed: Form, default: Form, *, block: int) -> Evidence:

@@ -525,7 +525,7 @@ def solved_start(config: Config, *, retrieves: bool) -> SolvedStart:
 
 def fit_start(start: SolvedStart, config: Config, source: FitSource) -> None:
     """Fill the memory of a configuration's start and solve for its maps; once for all that they depend on."""
-    d, control = config.data, config.gram.retrieval_control
+    d, control, refine = config.data, config.gram.retrieval_control, config.backbone.start_refine
     settings = {
         "lengths": [d.seq_len, d.pred_len, d.eval_stride],
         "season": d.season,
@@ -533,11 +533,9 @@ def fit_start(start: SolvedStart, config: Config, source: FitSource) -> None:
         "retrieves": start.retrieves,
         "top_k": config.gram.top_k,
         "control": control,
+        "refine": refine,
         "seed": config.training.seed if control in ("random", "same_phase") else None,
     }
-    refine = config.backbone.start_refine
-    if refine:
-        settings["refine"] = True
     start.fill(source.training)
     source.once(start, settings, lambda: start.fit(source.training, source.validation, refine=refine))
     for line in start.lines():

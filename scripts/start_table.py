@@ -119,7 +119,7 @@ def fitted(config: Config, data: DataBundle, *, calendar: bool | None = None) ->
     """The start of a configuration; it decides whether the calendar is in where that is not said."""
     model = RetrievalRidge.Model(config).eval()
     model.start.fill(data.source)
-    model.start.fit(data.source, data.validation, calendar=calendar)
+    model.start.fit(data.source, data.validation, calendar=calendar, refine=config.backbone.start_refine)
     return model
 
 

@@ -122,8 +122,9 @@ def _python(words: list[str]) -> None:
 
 def parser_of(module: str) -> argparse.ArgumentParser:
     """The parser that the ``main`` of a module builds."""
-    if module == "scripts.start_table":  # it hands on what is not its own
-        return start_table.parser()
+    if hasattr(importlib.import_module(module), "parser"):  # it hands on what is not its own
+        own: argparse.ArgumentParser = importlib.import_module(module).parser()
+        return own
     found: list[argparse.ArgumentParser] = []
 
     def seen(parser: argparse.ArgumentParser, *_: object) -> NoReturn:

@@ -151,8 +151,10 @@ def test_nothing_in_or_around_a_held_out_block_reaches_what_its_fold_is_fitted_o
     assert torch.equal(held.base.gram, other_held.base.gram)
 
 
+@pytest.mark.parametrize("refine", [False, True])
 @pytest.mark.parametrize("planted", [True, False])
-def test_the_calendar_comes_in_where_it_tells_something_and_else_stays_out(planted):
+def test_the_calendar_comes_in_where_it_tells_something_and_else_stays_out(planted, refine):
+    """Refined, a calendar that was left out came in by its steps, unsaid, and a forecast then lacked it."""
     generator = torch.Generator().manual_seed(4)
     weekday = torch.arange(TOTAL) % 7
     values = torch.randn(TOTAL, 2, generator=generator)
@@ -162,7 +164,7 @@ def test_the_calendar_comes_in_where_it_tells_something_and_else_stays_out(plant
     size: dict[str, Any] = {"seq_len": 3, "pred_len": H, "series_id": 7}
     marks = (weekday / 6 - 0.5)[:, None]
     validation = WindowDataset(values, marks, Split(TRAIN - 3, TOTAL), **size)
-    start.fit(TrainingWindows(values, Split(0, TRAIN), marks=marks, **size), validation)
+    start.fit(TrainingWindows(values, Split(0, TRAIN), marks=marks, **size), validation, refine=refine)
     assert start.has_calendar == planted == bool(start.plain_map[3:].any())
     (line,) = start.lines()
     assert f"calendar {'in' if planted else 'out'};" in line
