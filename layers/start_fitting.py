@@ -422,7 +422,7 @@ class StartFit:
         )
 
     def _refined(self, maps: dict[Form, Tensor], forms: set[Form]) -> dict[Form, Tensor]:
-        """The maps of ``forms``, alike in their calendar, gone on from the solved ones where that is asked for.
+        """The maps of ``forms``, alike in their calendar; gone on from by steps where that is asked for.
 
         A column that a form does not read is zero here too, and its weight stays zero.
         """

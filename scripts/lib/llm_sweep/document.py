@@ -20,9 +20,9 @@ through the product. Forecasts and, in float32, the gradients of all trained par
 transformers alone gives for each window's own tokens in a batch of one, without padding; and with the forecast of
 each window by itself.
 
-- **right**: forecasts within 1e-4 deviations, gradients within 1e-3 of their largest entry (bf16: within
-  0.1 deviations, or twice what transformers alone is off by in bf16, at most of four roundings of its weights; lora: or four times what weights that are off by
-  their rounding move).
+- **right**: forecasts within 1e-4 deviations, gradients within 1e-3 of their largest entry. bf16: within 0.1 deviations,
+  or twice what transformers alone is off by in bf16, at most of four roundings of its weights. lora: as float32, or four
+  times what weights that are off by their rounding move.
 - **refused**: one clear line, before anything is trained.
 - **excluded**, by rule: encoder-decoders, and types without a base model of their own in transformers (they read
   another model's states). They are refused in one line too.
