@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,22 +19,27 @@ from data_provider import scaling
 from data_provider.dataset import TrainingWindows, WindowDataset
 from data_provider.dates import DateRules, frequency_alias
 from data_provider.download import LocalFile, ensure_data, file_sha256
+from data_provider.long_files import columns_in_file, read_long_files, table_paths
+from data_provider.long_table import read_long
 from data_provider.m4 import build_m4
-from data_provider.sampler import EpochSampler
+from data_provider.panel import Panel, PanelColumns
+from data_provider.panel_data import build_panel
+from data_provider.panel_windows import PanelDataset
+from data_provider.sampler import EpochSampler, SeriesSampler
+from data_provider.scaling import LARGEST
 from data_provider.series import Series, identity_of, read_csv, require_file
 from data_provider.splits import Split, Splits, split_rows
 from data_provider.suspicious import Constant, Sentinel, constants, sentinels
 from data_provider.synthetic import make_series
+from data_provider.table_files import table_file
 from data_provider.time_features import season_rows, time_marks
 from utils.batches import batched
 from utils.config import Config, ConfigError, DataConfig
-from utils.data_sets import DATA_SETS, M4, SHORT_TERM, SYNTHETIC
+from utils.data_sets import CUSTOM, DATA_SETS, M4, SHORT_TERM, SYNTHETIC
 from utils.errors import UserError
 from utils.forecast_columns import reserved
 from utils.types import Batch, DataBundle, PromptMaker, SeriesIdentity, Standardisation
 
-LARGEST = 1e9
-"""Deviations from the mean beyond which sums of squares come near the end of float32's range."""
 HIDDEN = 1e-6
 """Share of a column's deviation below which its middle half is lost in float32 (of 7 digits)."""
 
@@ -63,6 +69,8 @@ def files_are_there(config: DataConfig) -> bool:
     """Whether the files that a configuration names can be read without a download."""
     if config.data == SYNTHETIC:
         return True
+    if config.data == CUSTOM:
+        return (Path(config.root_path) / config.file_name).exists()
     names = [config.file_name]
     if config.data == M4:
         names = [file.name for file in DATA_SETS[M4].files]
@@ -96,14 +104,19 @@ def load_series(config: DataConfig, file: LocalFile | None, *, flags: bool = Tru
         target=config.target,
         fill_missing=config.fill_missing,
         as_published=published,
-        rules=DateRules(
-            freq=config.freq or (DATA_SETS[config.data].frequency if published else None),
-            date_format=config.date_format,
-            time_zone=config.time_zone,
-            round_dates=config.round_dates,
-            repeated_times=config.repeated_times,
-            flags=flags,
-        ),
+        rules=_date_rules(config, published=published, flags=flags),
+    )
+
+
+def _date_rules(config: DataConfig, *, published: bool, flags: bool) -> DateRules:
+    """How a configuration's dates are read."""
+    return DateRules(
+        freq=config.freq or (DATA_SETS[config.data].frequency if published else None),
+        date_format=config.date_format,
+        time_zone=config.time_zone,
+        round_dates=config.round_dates,
+        repeated_times=config.repeated_times,
+        flags=flags,
     )
 
 
@@ -151,6 +164,9 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
     data = config.data
     if config.run.task_name == SHORT_TERM:
         return build_m4(config)
+    columns = None if data.data != CUSTOM else columns_in_file(data, Path(data.root_path) / data.file_name)
+    if columns is not None:
+        return _build_panel(data, columns)
     own = _prepared(data)
     _check_names(own)
     _check_variables(data, found=len(own.series.columns))
@@ -189,6 +205,58 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
         time_zone=own.series.dates_kept.time_zone,
         constant=tuple(c.column for c in _constants(tested)),
     )
+
+
+def _build_panel(data: DataConfig, columns: PanelColumns) -> DataBundle:
+    """The data of a run on a long file, or on a folder of them.
+
+    Raises:
+        ConfigError: settings that do not go with a panel.
+        UserError: the files are at fault.
+    """
+    _check_panel(data)
+    path = Path(data.root_path) / data.file_name
+    hashes = [file_sha256(one) for one in table_paths(path)]
+    whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    panel = load_panel(data, path, columns)
+    if reserved((columns.target,)):
+        raise UserError(
+            f"{path}: --target {columns.target}: expected a name that leaves a forecast's own columns "
+            f"theirs; "
+            "rename that column in the file"
+        )
+    return build_panel(panel, data, notes={"file_sha256": whole})
+
+
+def load_panel(data: DataConfig, path: Path, columns: PanelColumns) -> Panel:
+    """The whole panel that a configuration names, in original units.
+
+    Raises:
+        UserError: a file, or --freq or --fill_missing, is at fault.
+    """
+    return read_long(
+        read_long_files(path, columns),
+        path,
+        columns,
+        name=path.name if path.is_dir() else table_file(path).stem,
+        rules=_date_rules(data, published=False, flags=True),
+        fill_missing=data.fill_missing,
+    )
+
+
+def _check_panel(data: DataConfig) -> None:
+    """Raise ConfigError for settings that do not go with a panel."""
+    wrong = []
+    if data.features == "MS":
+        wrong.append("--features MS: a panel's series are one variable; use M or S")
+    if data.eval_data is not None:
+        wrong.append("--eval_data: a panel is tested on its own series alone; leave it out")
+    if data.round_dates:
+        wrong.append("--round_dates: the times of a panel are not rounded; round them in the file")
+    if data.enc_in not in (None, 1):
+        wrong.append(f"--enc_in: expected 1 (the variable of a panel) or no flag, found {data.enc_in}")
+    if wrong:
+        raise ConfigError(wrong)
 
 
 def transfer_config(data: DataConfig) -> DataConfig:
@@ -266,11 +334,19 @@ def training_loader(
     return DataLoader(
         bundle.train,
         batch_size=training.batch_size,
-        sampler=EpochSampler(items, training.seed, taken=items // needed * needed),
+        sampler=_sampler(bundle, config, taken=items // needed * needed),
         drop_last=True,
         generator=torch.Generator().manual_seed(training.seed),
         **_workers(config.data.num_workers, prompts),
     )
+
+
+def _sampler(bundle: DataBundle, config: Config, *, taken: int) -> EpochSampler:
+    """The order of the training items."""
+    seed = config.training.seed
+    if config.data.sampling == "series" and isinstance(bundle.train, PanelDataset):
+        return SeriesSampler(bundle.train.places.counts, seed, taken=taken)
+    return EpochSampler(len(bundle.train), seed, taken=taken)  # type: ignore[arg-type]
 
 
 def evaluation_loader(

@@ -204,7 +204,7 @@ def read_rows(path: str | Path, *, target: str, rules: DateRules) -> tuple[pd.Da
     target = column_name(target)
     _check_target(target, [str(c) for c in frame.columns if c != "date"], path)
     dates = times_as_written(date_column(frame, path), path, rules)
-    values = _read_numbers(frame[target], f"{path}: column {target!r}", needed=True)
+    values = read_numbers(frame[target], f"{path}: column {target!r}", needed=True)
     order = np.argsort(dates.asi8, kind="stable")
     return dates[order], values[order]
 
@@ -342,7 +342,7 @@ def _read_text(path: Path, ending: str) -> pd.DataFrame:
         names = header_of(file)
         if not names:
             raise pd.errors.EmptyDataError
-        _check_separator(names, path)
+        check_separator(names, path)
         dates = {name: str for name in names if column_name(name) == "date"}
         _check_names([column_name(name) for name in names], path)
         file.seek(0)
@@ -350,7 +350,7 @@ def _read_text(path: Path, ending: str) -> pd.DataFrame:
     return named_as_in_file(frame, names, path)
 
 
-def _check_separator(names: Sequence[str], path: Path) -> None:
+def check_separator(names: Sequence[str], path: Path) -> None:
     """Raise UserError where the header is one of other marks than commas."""
     line = ",".join(names).strip()
     other = next((mark for mark in ";\t|" if "date" in line.split(mark)), None)
@@ -406,7 +406,7 @@ def _numbers(
     """
     values = np.empty((len(columns[0]), len(columns)))
     for place, column in enumerate(columns):
-        values[:, place] = _read_numbers(
+        values[:, place] = read_numbers(
             column, f"{table}: column {column.name!r}", needed=column.name in needed
         )
     if rows is not None:
@@ -435,11 +435,11 @@ def _numbers(
         logger.warning(
             "%s; filled with --fill_missing %s%s", problem, fill_missing, _ends_text(bad[:, place])
         )
-        values[:, place] = _filled(values[:, place], fill_missing)
+        values[:, place] = filled(values[:, place], fill_missing)
     return values
 
 
-def _read_numbers(column: pd.Series, where: str, *, needed: bool) -> FloatArray:
+def read_numbers(column: pd.Series, where: str, *, needed: bool) -> FloatArray:
     """A column as float64 [T]; NaN where there is none."""
     if pd.api.types.is_bool_dtype(column):
         raise UserError(f"{where}, {row_text(0)}: expected a number, found {column.iloc[0]}; write 0 and 1")
@@ -489,7 +489,7 @@ def _ends_text(bad: NDArray[np.bool_]) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _filled(values: FloatArray, how: FillMissing) -> FloatArray:
+def filled(values: FloatArray, how: FillMissing) -> FloatArray:
     """Numbers [T], those that are not finite replaced; for ``ffill`` the first is finite."""
     rows, known = np.arange(len(values)), np.flatnonzero(np.isfinite(values))
     if how == "interpolate":

@@ -520,6 +520,8 @@ def solved_start(config: Config, *, retrieves: bool) -> SolvedStart:
         top_k=config.gram.top_k,
         control=config.gram.retrieval_control,
         draw=config.training.seed,
+        one_calendar=d.is_panel,
+        apart=config.apart,
     )
 
 
@@ -536,6 +538,8 @@ def fit_start(start: SolvedStart, config: Config, source: FitSource) -> None:
         "refine": refine,
         "seed": config.training.seed if control in ("random", "same_phase") else None,
     }
+    if d.is_panel:
+        settings["apart"] = config.apart
     start.fill(source.training)
     source.once(start, settings, lambda: start.fit(source.training, source.validation, refine=refine))
     for line in start.lines():

@@ -58,7 +58,7 @@ content is compared); what gives the same LLM, by content, or the same batch in 
 what the checkpoint's machine came to."""
 Need = Literal[
     "llm", "part", "layers", "tokens", "lora", "tapr", "gram", "learned_key", "memory_limit",
-    "own_memory", "choice", "modules", "llm_by_name", "file", "m4", "table", "selection",
+    "own_memory", "choice", "modules", "llm_by_name", "file", "m4", "table", "selection", "panel",
     "steps", "step_files", "start",
 ]  # fmt: skip
 """What a run must have for a setting to be read; `utils.reporting.unused_flags` says when it has not."""
@@ -129,7 +129,25 @@ class DataConfig:
     features: Literal["M", "S", "MS"] = setting(
         "M", "M: all variables from all; S: the target from itself; MS: the target from all variables"
     )
-    target: str = setting("OT", "target column, used with --features S and MS", needs=("table", "selection"))
+    target: str = setting(
+        "OT", "target column, used with --features S and MS, and of a panel", needs=("table", "selection")
+    )
+    id_column: tuple[str, ...] = setting(
+        (),
+        "columns that tell the series of a long file apart (default: unique_id or item_id, where there)",
+        needs=("file", "table"),
+    )
+    date_column: str | None = setting(
+        None, "column of the times of a long file (default: ds, timestamp or date)", needs=("file", "table")
+    )
+    panel_scaler: Literal["series", "global"] = setting(
+        "series", "series of a panel are standardised each by itself, or all together", needs="panel"
+    )
+    sampling: Literal["window", "series"] = setting(
+        "window",
+        "training draws among all windows of a panel, or a series and then its window",
+        needs="panel",
+    )
     enc_in: int | None = setting(
         None, "expected number of variables read (default: the file's)", at_least=1, decides="course"
     )
@@ -197,6 +215,11 @@ class DataConfig:
         needs="table",
     )
     num_workers: int = setting(0, "data loading processes", at_least=0, decides="place")
+
+    @property
+    def is_panel(self) -> bool:
+        """Whether a run's data are series told apart by an id; known once its data are read."""
+        return bool(self.id_column)
 
     @property
     def file_name(self) -> str:
@@ -400,8 +423,13 @@ class GRAMConfig:
     retrieval_fusion: Literal["feature", "prediction", "both"] = setting(
         "feature", "where the retrieved futures enter"
     )
-    retrieval_scope: Literal["variable", "all"] = setting(
-        "variable", "neighbours of the same variable only, or of any"
+    retrieval_scope: Literal["variable", "series", "all"] = setting(
+        "variable",
+        "neighbours of the same variable (of a panel: of all its series), of the same series, or of any",
+    )
+    retrieval_mask: Literal["time", "series"] = setting(
+        "time",
+        "a panel's windows whose future overlaps in time are never neighbours; series: but of another series",
     )
     retrieval_control: Literal["none", "random", "same_phase", "oracle"] = setting(
         "none", "study control: replace the neighbours found by these"
@@ -689,6 +717,12 @@ class Config:
         """Whether GRA-M's neighbours are those of the start: one search and one memory serve both."""
         is_same = self.gram.retrieval_key == "raw" and self.gram.retrieval_scope == "variable"
         return self.begins_solved and self.gram.use_gram and is_same
+
+    @property
+    def apart(self) -> int:
+        """Rows by which the starts of a window and its neighbours must differ, of whichever series."""
+        by_time = self.data.is_panel and self.gram.retrieval_mask == "time"
+        return self.data.pred_len if by_time else 0
 
     def identity(self) -> dict[str, Any]:
         """The settings that change what is trained, but for those that a run counts as having unsaid.

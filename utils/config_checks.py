@@ -96,6 +96,8 @@ def _variables(s: SimpleNamespace) -> Iterator[str]:
     """Which variables a model reads together."""
     if s.features == "MS" and s.channel_sampling == "single":
         yield "--channel_sampling single: --features MS reads all variables at once; use joint"
+    if (s.id_column or s.date_column) and s.data not in ("custom",):
+        yield f"--id_column, --date_column: expected --data custom, a file of your own, found --data {s.data}"
     if s.features == "MS" and s.max_channels_per_step is not None:
         yield "--max_channels_per_step: --features MS reads all variables at once; leave it out"
 
