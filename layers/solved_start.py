@@ -9,7 +9,8 @@ training part agree beyond a standard error: the calendar comes in, retrieval go
 otherwise is a coin, their average is not (measured on ETTh1 and ETTh2).
 
 Shape legend: B windows, S series or rows, L lookback, H horizon, C calendar columns, F kinds of neighbours,
-k neighbours of all kinds, E folds, A = L + C + F * H features, M memory rows.
+k neighbours of all kinds, E folds, X columns of covariates (`layers.start_features`), A = L + X + C + F * H
+features, M memory rows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from layers.start_features import StartFeatures
 from layers.start_fitting import FOLDS, NO_EVIDENCE, UNKNOWN, Evidence, StartFit
 from utils.errors import UserError
 from utils.process_memory import mib
-from utils.types import Batch, StartForecast, WindowSource
+from utils.types import Batch, RowCovariates, StartForecast, WindowSource
 
 FLOAT = 4
 """Bytes of a number."""
@@ -45,6 +46,7 @@ class SolvedStart(StartFeatures):
 
     plain_map: Tensor
     joint_map: Tensor
+    own_map: Tensor
     penalties: Tensor
     decided: Tensor
     evidence: Tensor
@@ -62,6 +64,8 @@ class SolvedStart(StartFeatures):
         self.register_buffer("decided", torch.tensor([False, self.retrieves]))
         self.register_buffer("evidence", torch.zeros(len(DECISIONS), 2, 2))
         self.register_buffer("advantages", torch.empty(0))
+        if self.own_width:
+            self.register_buffer("own_map", torch.zeros(self.own_width, self.horizon))
         self._derive()
 
     @property
@@ -76,7 +80,13 @@ class SolvedStart(StartFeatures):
 
     @torch.no_grad()
     def forward(
-        self, lookback: Tensor, query: Rows, *, marks: Tensor | None = None, target: Tensor | None = None
+        self,
+        lookback: Tensor,
+        query: Rows,
+        *,
+        marks: Tensor | None = None,
+        target: Tensor | None = None,
+        covariates: RowCovariates | None = None,
     ) -> StartForecast:
         """The start of the forecasts of lookbacks [S, L], in float32 whatever the precision around it.
 
@@ -85,21 +95,28 @@ class SolvedStart(StartFeatures):
             query: where the rows come from, each [S].
             marks: time marks of their last known row [S, F], read where the calendar is in.
             target: the true future [S, H], read by the retrieval oracle alone.
+            covariates: what is known beside them, where the start reads any.
 
         Raises:
-            UserError: no marks where they are needed, or of another frequency.
+            UserError: no marks or covariates where they are needed, or marks of another frequency.
         """
         with torch.autocast(lookback.device.type, enabled=False):
             lookback = lookback.float()
             if self.has_calendar and marks is None:
                 raise UserError("the start's calendar is in: expected time marks of each window, found none")
-            base, mean, std = self.base(lookback, marks if self.has_calendar else None)
-            plain = (base @ self.plain_map.to(base)).float()
+            base, mean, std = self.base(lookback, marks if self.has_calendar else None, covariates)
+            plain = base @ self.plain_map.to(base)
+            added = None
+            if self.own_width:
+                own = self.own(covariates, query.variable, std)
+                added = torch.einsum("shg,gh->sh", own, self.own_map.to(own))
+            plain = (plain if added is None else plain + added).float()
             if not self.has_retrieval:
                 return StartForecast(plain, plain, query.start.new_empty(len(plain), 0), plain[:, :0])
             rows = self.retrieved.search(lookback, query, target=target)[:, 0]
             features = torch.cat([base, self.history(lookback, mean, std, rows).flatten(1)], dim=1)
-            joint = (features @ self.joint_map.to(features)).float()
+            joint = features @ self.joint_map.to(features)
+            joint = (joint if added is None else joint + added).float()
         return StartForecast(plain, joint, rows, self._shares(rows))
 
     def advantage(self, series_id: Tensor, variable: Tensor, start: Tensor) -> Tensor:
@@ -143,6 +160,8 @@ class SolvedStart(StartFeatures):
         solved = StartFit(self, training, validation, calendar=calendar, refine=refine).run()
         for name in ("plain_map", "penalties", "evidence"):
             getattr(self, name).copy_(getattr(solved, name))
+        if self.own_width:
+            self.own_map.copy_(solved.own_map)
         self.decided.copy_(torch.tensor([solved.form.calendar, solved.form.retrieval]))
         if solved.form.retrieval:
             self.joint_map.copy_(solved.joint_map)

@@ -1,14 +1,15 @@
 """How a solved start is fitted: features in blocks, their sums, maps, held-out errors, and two decisions.
 
-Shape legend: R rows (one variable of one window each), L lookback, H horizon, C calendar columns, F kinds of
-neighbours, k neighbours of all kinds, E folds, A features of a form.
+Shape legend: R rows (one variable of one window each), L lookback, H horizon, X columns of covariates,
+C calendar columns, Q columns of groups' own covariates, F kinds of neighbours, k neighbours of all kinds,
+E folds, A features of a form.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -21,8 +22,14 @@ from layers.ridge import Moments, solve, solve_at
 from layers.start_features import StartFeatures
 from layers.start_refining import refined
 from utils.batches import window_batches
-from utils.types import Batch, WindowSource
-from utils.windows import per_series
+from utils.types import (
+    Batch,
+    CovariateSource,
+    RowCovariates,
+    WindowSource,
+    covariates_of,
+)
+from utils.windows import per_series, rows_of
 
 PENALTIES = (1.0, 10.0, 100.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 """Tried for a sum of squares over all training rows (56,231 on ETTh1, horizon 96), of mean weight 1."""
@@ -74,13 +81,14 @@ class Block(NamedTuple):
     query: Rows
     marks: Tensor | None
     """[R, F]."""
+    covariates: RowCovariates | None = None
 
 
 class Features(NamedTuple):
     """Rows as a map reads them, float64, normalised."""
 
     base: Tensor
-    """[R, L + C]."""
+    """[R, L + X + C]."""
     history: Tensor
     """[R, F, H]; no kinds without retrieval."""
     future: Tensor
@@ -93,7 +101,7 @@ class FormSums:
     """The `Moments` of every form over the same rows, what they share counted once."""
 
     def __init__(self, *, base: int, kinds: int, horizon: int, device: torch.device) -> None:
-        """Nothing is counted yet; ``base`` = L + C."""
+        """Nothing is counted yet; ``base`` = L + X + C."""
         self.base = Moments(base, horizon, device=device)
         self.across = self.base.cross.new_zeros(kinds, horizon, base)
         self.within = self.base.cross.new_zeros(kinds, horizon, horizon)
@@ -141,15 +149,17 @@ class Solution(NamedTuple):
 
     form: Form
     plain_map: Tensor
-    """[L + C, H]."""
+    """[L + X + C, H]."""
     joint_map: Tensor
-    """[L + C + F * H, H]; the plain map where retrieval is out."""
+    """[L + X + C + F * H, H]; the plain map where retrieval is out."""
     penalties: Tensor
     """[1 + F], of the plain map and of each kind's."""
     evidence: Tensor
     """[2, 2, 2]: calendar in and retrieval out; by validation and by cross-validation; `Evidence`."""
     advantages: Tensor
     """[M], see `layers.solved_start.SolvedStart.advantage`, in the memory's order; none without retrieval."""
+    own_map: Tensor
+    """[Q, H], what groups' own covariates add to either map."""
 
 
 class StartFit:
@@ -173,6 +183,8 @@ class StartFit:
         self.kinds, self.given = start.kinds, calendar
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if refine else None
         """Features and futures of the training rows, block by block."""
+        self.searched: list[Tensor] = []
+        """The memory's rows of the training rows, block by block, where they are needed once more."""
         self.evidence = torch.zeros(2, 2, 2)
         dated = start.calendar_width > 0 and len(self.numbers) > 0
         self.calendar = calendar is not False and dated and training.rows(self.numbers[:1]).marks is not None
@@ -227,7 +239,10 @@ class StartFit:
         for index in self.numbers.split(FITTED_AT_ONCE):
             rows = self.training.rows(index)
             query = Rows(rows.series_id, rows.variable, rows.start)
-            yield self._here(Block(rows.lookback, rows.future, query, rows.marks))
+            covariates = None
+            if self.start.dated_from > self.start.seq_len:
+                covariates = cast(CovariateSource, self.training).covariates(index)
+            yield self._here(Block(rows.lookback, rows.future, query, rows.marks, covariates))
 
     def _validation_blocks(self) -> Iterator[Block]:
         """Every validation window, or evenly thinned ones, as for training."""
@@ -246,13 +261,17 @@ class StartFit:
             marks = None
             if self.calendar:
                 marks = batch.x_mark[:, -1].repeat_interleave(variables, dim=0)
-            yield self._here(Block(lookback, per_series(batch.y), query, marks))
+            covariates = rows_of(covariates_of(batch))
+            yield self._here(Block(lookback, per_series(batch.y), query, marks, covariates))
 
     def _here(self, block: Block) -> Block:
         device = self.start.calendar_mean.device
         query = Rows(*(column.to(device) for column in block.query))
         marks = block.marks if block.marks is None else block.marks.to(device)
-        return Block(block.lookback.to(device), block.future.to(device), query, marks)
+        beside = block.covariates
+        if beside is not None:
+            beside = RowCovariates(*(column.to(device) for column in beside))
+        return Block(block.lookback.to(device), block.future.to(device), query, marks, beside)
 
     def _search(self, block: Block, folds: Sequence[Fold]) -> Tensor:
         """The memory's rows, [R, 1 + E, k]; none without retrieval."""
@@ -263,7 +282,7 @@ class StartFit:
 
     def _features(self, block: Block, rows: Tensor) -> Features:
         """What every form reads of a block, with these ``rows`` [R, k] of the memory."""
-        base, mean, std = self.start.base(block.lookback, block.marks)
+        base, mean, std = self.start.base(block.lookback, block.marks, block.covariates)
         history = base.new_empty(len(base), 0, self.start.horizon)
         if self.kinds:
             history = self.start.history(block.lookback, mean, std, rows)
@@ -309,6 +328,8 @@ class StartFit:
         for block in self._training_blocks():
             rows = self._search(block, folds)  # [R, 1 + E, k]
             whole = self._features(block, rows[:, 0])
+            if self.start.own_width:
+                self.searched.append(rows[:, 0].int())
             sums[0].add(whole, whole.std)
             if self.kept is not None:
                 self.kept.append((_joint(whole).float(), whole.future.float()))
@@ -333,9 +354,9 @@ class StartFit:
         return self.start.retrieved.span
 
     def _map(self, form: Form, solver: Callable[[int | None, int], Tensor]) -> Tensor:
-        """The map of a form, [L + C, H] or [L + C + F * H, H]: its kinds' maps averaged."""
+        """The map of a form, [L + X + C, H] or [L + X + C + F * H, H]: its kinds' maps averaged."""
         start, base, horizon = self.start, self.start.base_width, self.start.horizon
-        width = base if form.calendar else start.seq_len
+        width = base if form.calendar else start.dated_from
         kinds: list[int | None] = list(range(self.kinds)) if form.retrieval else [None]
         behind = self.kinds * horizon if form.retrieval else 0
         whole = start.calendar_mean.new_zeros(base + behind, horizon, dtype=torch.float64)
@@ -403,7 +424,7 @@ class StartFit:
         held: Held,
     ) -> Solution:
         """The maps of the chosen form, and the out-of-fold errors where it retrieves."""
-        width = self.start.base_width if chosen.calendar else self.start.seq_len
+        width = self.start.base_width if chosen.calendar else self.start.dated_from
         plain = Form(False, chosen.calendar)
         kinds: list[int | None] = [None, *range(self.kinds)]
         advantages = torch.empty(0)
@@ -413,6 +434,7 @@ class StartFit:
             advantages = better[variables.argsort(stable=True)].float().nan_to_num(nan=UNKNOWN)
         maps = self._refined(maps, {plain, chosen})
         return Solution(
+            own_map=self._own(maps[chosen]),
             form=chosen,
             plain_map=maps[plain],
             joint_map=maps[chosen],
@@ -420,6 +442,23 @@ class StartFit:
             evidence=self.evidence,
             advantages=advantages,
         )
+
+    def _own(self, taken: Tensor) -> Tensor:
+        """What groups' own covariates say of what the map that is ``taken`` leaves: [Q, H].
+
+        For each step a ridge on that step's columns alone, its penalty validation's, that of none among them.
+        """
+        start = self.start
+        if not start.own_width:
+            return taken.new_zeros(0, start.horizon)
+        training = OwnSums(start)
+        for block, rows in zip(self._training_blocks(), self.searched, strict=True):
+            training.add(block, self._features(block, rows.long()), taken)
+        validation = OwnSums(start)
+        for block in self._validation_blocks():
+            validation.add(block, self._features(block, self._search(block, ())[:, 0]), taken, squared=True)
+        tried = [training.solve(penalty) for penalty in PENALTIES]
+        return min([*tried, torch.zeros_like(tried[0])], key=validation.change)
 
     def _refined(self, maps: dict[Form, Tensor], forms: set[Form]) -> dict[Form, Tensor]:
         """The maps of ``forms``, alike in their calendar; gone on from by steps where that is asked for.
@@ -431,11 +470,45 @@ class StartFit:
         features, future = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
         length = self.start.seq_len
         if not any(form.calendar for form in forms):
-            features[:, length : self.start.base_width] = 0
+            features[:, self.start.dated_from : self.start.base_width] = 0
         return {
             form: refined(features[:, : len(maps[form])], future, maps[form], lookback=length)
             for form in forms
         }
+
+
+class OwnSums:
+    """Sums that determine what groups' own covariates explain of a residual, float64, step by step."""
+
+    def __init__(self, start: StartFeatures) -> None:
+        """Nothing is counted yet."""
+        self.start = start
+        width, like = start.own_width, start.calendar_mean
+        self.gram = like.new_zeros(start.horizon, width, width, dtype=torch.float64)
+        self.cross = like.new_zeros(start.horizon, width, dtype=torch.float64)
+        self.weight = self.rows = 0.0
+
+    def add(self, block: Block, rows: Features, taken: Tensor, *, squared: bool = False) -> None:
+        """Count rows by their deviation, or its square: what the map ``taken`` [A, H] leaves of them."""
+        weight = rows.std**2 if squared else rows.std
+        left = (rows.future - _joint(rows)[:, : len(taken)] @ taken) * weight  # [R, H]
+        own = self.start.own(block.covariates, block.query.variable, rows.std)  # [R, H, Q]
+        self.gram += torch.einsum("rhq,rhp->hqp", own * weight[..., None], own)
+        self.cross += torch.einsum("rhq,rh->hq", own, left)
+        self.weight += float(weight.sum())
+        self.rows += len(own)
+
+    def solve(self, penalty: float) -> Tensor:
+        """The ridge map [Q, H] of one penalty, as `layers.ridge.solve_at` counts it."""
+        scale = self.rows / self.weight
+        gram = self.gram * scale + penalty * torch.eye(self.gram.shape[1]).to(self.gram)
+        return torch.linalg.solve(gram, self.cross * scale).T
+
+    def change(self, own: Tensor) -> float:
+        """By how much the sum of weighed squares changes with the map ``own`` [Q, H]."""
+        by_step = own.T  # [H, Q]
+        explained = torch.einsum("hq,hqp,hp->", by_step, self.gram, by_step)
+        return float(explained - 2 * (by_step * self.cross).sum())
 
 
 def compare(part: Held, changed: Form, default: Form, *, block: int) -> Evidence:

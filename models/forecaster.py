@@ -139,6 +139,8 @@ class Forecaster(TrainedModel):
         levels: Sequence[float] = (),
         recalibrate: int | None = None,
         reading: ReadOptions | None = None,
+        future: Table | None = None,
+        static: Table | None = None,
     ) -> pd.DataFrame:
         """The H rows after the end of ``table``: ``date``, and a column for each variable forecast.
 
@@ -149,12 +151,14 @@ class Forecaster(TrainedModel):
             levels: of the prediction intervals, each between 0 and 1.
             recalibrate: as for `evaluated`.
             reading: as for `series`.
+            future: as for `series`.
+            static: as for `series`.
 
         Raises:
             ValueError, OSError: as `series` and `evaluated` do.
         """
         forecast_tables.check_names((DATE,), self.targets, levels=levels)
-        series = self.series(table, reading=reading)
+        series = self.series(table, reading=reading, future=future, static=static)
         first = len(series.values) - self.seq_len
         found, half = self.evaluated(series, first=first, count=1, levels=levels, recalibrate=recalibrate)
         return forecast_tables.table(
@@ -172,6 +176,7 @@ class Forecaster(TrainedModel):
         levels: Sequence[float] = (),
         recalibrate: int | None = None,
         reading: ReadOptions | None = None,
+        static: Table | None = None,
     ) -> Backtest:
         """Forecasts of the last ``windows`` windows of ``table`` whose future it holds, and their scores.
 
@@ -182,7 +187,7 @@ class Forecaster(TrainedModel):
             ValueError: more windows than the table has, or fewer than 1.
         """
         forecast_tables.check_names((ORIGIN, DATE), self.targets, levels=levels, truth=True)
-        series = self.series(table, reading=reading)
+        series = self.series(table, reading=reading, static=static)
         first = len(series.values) - self.seq_len - self.pred_len - windows + 1
         if windows < 1 or first < 0:
             most = first + windows

@@ -183,6 +183,26 @@ class DataConfig:
         "missing and infinite numbers: interpolate between rows, or ffill (default: an error)",
         needs="table",
     )
+    known_covariates: tuple[str, ...] = setting(
+        (), "columns that are known for the horizon too and not forecast, such as price", needs="table"
+    )
+    past_covariates: tuple[str, ...] = setting(
+        (), "columns that are known up to the forecast alone and not forecast", needs="table"
+    )
+    static_path: str | None = setting(
+        None,
+        "table inside root_path of what holds of a whole variable, whose names are its first column",
+        path=True,
+        needs="table",
+    )
+    static: tuple[str, ...] = setting((), "columns of categories in --static_path", needs="table")
+    static_numbers: tuple[str, ...] = setting((), "columns of numbers in --static_path", needs="table")
+    static_width: int | None = setting(
+        None,
+        "expected number of --static_numbers and of different categories (default: the table's)",
+        at_least=1,
+        decides="course",
+    )
     seq_len: int = setting(512, "lookback window L, rows", at_least=1)
     label_len: int = setting(
         48, "decoder start length, rows (read by encoder-decoder models only)", at_least=0
@@ -220,6 +240,16 @@ class DataConfig:
     def is_panel(self) -> bool:
         """Whether a run's data are series told apart by an id; known once its data are read."""
         return bool(self.id_column)
+
+    @property
+    def has_statics(self) -> bool:
+        """Whether something is known of whole variables."""
+        return bool(self.static or self.static_numbers)
+
+    @property
+    def has_covariates(self) -> bool:
+        """Whether anything is known beside the variables."""
+        return bool(self.known_covariates or self.past_covariates or self.has_statics)
 
     @property
     def file_name(self) -> str:

@@ -14,7 +14,14 @@ from torch import Tensor
 from utils.batches import batched
 from utils.errors import UserError
 from utils.micro_step import MicroStep
-from utils.types import Batch, ForecastParts, ForecastState, PromptMaker, RetrievalRecord
+from utils.types import (
+    Batch,
+    ForecastParts,
+    ForecastState,
+    PromptMaker,
+    RetrievalRecord,
+    covariates_of,
+)
 
 
 class ShapeError(UserError):
@@ -37,7 +44,10 @@ def forecast_state(model: Any, batch: Batch, micro_step: MicroStep | None = None
     Raises:
         ShapeError: it is no tensor of the target's shape, which losses and scores would stretch it to.
     """
-    prompts = {"prompt": batch.prompt} if batch.prompt.numel() else {}
+    given: dict[str, Any] = {"prompt": batch.prompt} if batch.prompt.numel() else {}
+    covariates = covariates_of(batch)
+    if covariates is not None:
+        given["covariates"] = covariates
     found = model(
         batch.x,
         x_mark_enc=batch.x_mark,
@@ -48,7 +58,7 @@ def forecast_state(model: Any, batch: Batch, micro_step: MicroStep | None = None
         target=batch.y,
         micro_step=micro_step,
         return_state=True,
-        **prompts,
+        **given,
     )
     state = found if isinstance(found, ForecastState) else ForecastState(found, None, None)
     shape = list(state.prediction.shape) if isinstance(state.prediction, Tensor) else type(found).__name__
@@ -83,7 +93,11 @@ def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
                 x=batch.x[..., chosen],
                 y=batch.y[..., chosen],
                 variable=batch.variable[..., chosen],
-                prompt=batch.prompt[:, chosen] if batch.prompt.numel() else batch.prompt,
+                **{
+                    name: column[:, chosen]
+                    for name in ("prompt", "static", "words")
+                    if (column := getattr(batch, name)).numel()
+                },
             )
         share = (chosen.stop - begin) / variables
         yield Part(part, share, first=begin == 0, last=chosen.stop == variables)
