@@ -136,6 +136,7 @@ def panel_windows(
         first=torch.from_numpy(panel.first + offset),
         marks=torch.from_numpy(marks) if marks.shape[1] else torch.zeros(len(dates), 0),
         offset=offset,
+        scales=scales,
     )
 
 

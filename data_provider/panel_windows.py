@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from utils.types import Batch, SeriesReference, WindowRows
+from utils.types import Batch, SeriesReference, Standardisation, WindowRows
 
 
 class PanelWindows:
@@ -29,6 +29,7 @@ class PanelWindows:
         first: Tensor | None = None,
         marks: Tensor | None = None,
         offset: int = 0,
+        scales: Standardisation | None = None,
     ) -> None:
         """Keep views.
 
@@ -42,8 +43,9 @@ class PanelWindows:
             marks: time marks of the calendar, [C, F], at least H times behind the last; None without dates:
                 those of a window are its mask.
             offset: the place in the calendar that the first marks are of.
+            scales: what the values were standardised by, [S].
         """
-        self.offset = offset
+        self.offset, self.scales = offset, scales
         self.values, self.begins, self.ids, self.marks = values, begins, ids, marks
         self.first = torch.zeros_like(ids) if first is None else first
         self.lengths = begins[1:] - begins[:-1]

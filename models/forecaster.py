@@ -20,6 +20,7 @@ from data_provider.series import Series
 from models import forecast_tables
 from models.forecast_tables import Array, Backtest
 from models.loading import load_run
+from models.panel_forecasts import backtest_panel, forecast_panel
 from models.trained import Forecasts, ReadOptions, Table, TrainedModel
 from utils.conformal import check_level, check_windows, rolling_half_width
 from utils.errors import UserError
@@ -132,6 +133,16 @@ class Forecaster(TrainedModel):
                     "calibrates on the last N windows of the table itself"
                 )
 
+    def _check_panel(self, levels: Sequence[float], recalibrate: int | None) -> None:
+        """Before any forecast of a panel: the intervals that are asked for can be had."""
+        if recalibrate is not None:
+            raise UserError(
+                "--recalibrate: it calibrates on the windows before one forecast; a panel's intervals "
+                "are those "
+                "of the run's validation: leave it out"
+            )
+        self._check_levels(levels, None)
+
     def predict(
         self,
         table: Table,
@@ -146,6 +157,9 @@ class Forecaster(TrainedModel):
 
         With ``levels`` each variable has its bounds beside it, such as ``OT_lo_80`` and ``OT_hi_80``.
 
+        Of a model that was trained on a panel: the H rows after the end of each series of a long table, whose
+        columns, ids and order it keeps (`models.panel_forecasts`).
+
         Args:
             table: as for `series`.
             levels: of the prediction intervals, each between 0 and 1.
@@ -158,6 +172,9 @@ class Forecaster(TrainedModel):
             ValueError, OSError: as `series` and `evaluated` do.
         """
         forecast_tables.check_names((DATE,), self.targets, levels=levels)
+        if self.panel is not None:
+            self._check_panel(levels, recalibrate)
+            return forecast_panel(self, table, levels=levels, reading=reading or ReadOptions())
         series = self.series(table, reading=reading, future=future, static=static)
         first = len(series.values) - self.seq_len
         found, half = self.evaluated(series, first=first, count=1, levels=levels, recalibrate=recalibrate)
@@ -187,6 +204,9 @@ class Forecaster(TrainedModel):
             ValueError: more windows than the table has, or fewer than 1.
         """
         forecast_tables.check_names((ORIGIN, DATE), self.targets, levels=levels, truth=True)
+        if self.panel is not None:
+            self._check_panel(levels, recalibrate)
+            return backtest_panel(self, table, windows, levels=levels, reading=reading or ReadOptions())
         series = self.series(table, reading=reading, static=static)
         first = len(series.values) - self.seq_len - self.pred_len - windows + 1
         if windows < 1 or first < 0:
