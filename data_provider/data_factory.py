@@ -107,7 +107,7 @@ def load_series(config: DataConfig, file: LocalFile | None, *, flags: bool = Tru
         return series
     found = series.covariates or no_values(len(series.values))
     if config.has_statics:
-        targets = series.columns[-1:] if config.features == "MS" else series.columns
+        targets = series.columns[-config.targets_of(len(series.columns)) :]
         statics = read_statics(
             Path(config.root_path) / str(config.static_path),
             targets,
@@ -125,7 +125,8 @@ def _made(config: DataConfig, beside: CovariateColumns) -> Series:
     known, past = (series.select(names).values if names else series.values[:, :0] for names in beside)
     variables = [c for c in series.columns if c not in (*beside.known, *beside.past)]
     if config.features != "M":
-        variables = [c for c in variables if c != config.target and config.features == "MS"] + [config.target]
+        targets = tuple(map(column_name, config.target))
+        variables = [c for c in variables if c not in targets and config.features == "MS"] + [*targets]
     if tuple(variables) != series.columns:
         series = series.select(variables)
     if beside == NO_COLUMNS:
@@ -173,6 +174,7 @@ class Prepared(NamedTuple):
     n_targets: int
     coding: Coding | None = None
     beside: RowsBeside | None = None
+    floor: Tensor | None = None
 
     def part(self, part: Split, data: DataConfig, **options: Any) -> WindowDataset:
         """The windows of one part."""
@@ -185,6 +187,7 @@ class Prepared(NamedTuple):
             series_id=self.series.series_id,
             n_targets=self.n_targets,
             beside=self.beside,
+            floor=self.floor,
             **options,
         )
 
@@ -242,7 +245,7 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
         identity=_identity(own.series, own.splits),
         tested=tested.series.name,
         test_targets=tested.series.columns[-tested.n_targets :],
-        windows=(len(train), len(validation), len(test)),
+        windows=(len(train), len(validation), own.splits.test.num_windows(data.seq_len, data.pred_len)),
         notes=_notes(data, own, tested) | ({} if tested is own else _transfer_notes(data, own, tested)),
         date_format=own.series.dates_kept.date_format,
         time_zone=own.series.dates_kept.time_zone,
@@ -295,6 +298,13 @@ def _check_panel(data: DataConfig) -> None:
     wrong = []
     if data.features == "MS":
         wrong.append("--features MS: a panel's series are one variable; use M or S")
+    if len(data.target) > 1:
+        wrong.append(f"--target: a panel's values are one column, found {' '.join(data.target)}")
+    if data.has_covariates:
+        wrong.append(
+            "--known_covariates, --past_covariates, --static, --static_numbers: they go with a table of one "
+            "series; leave them out for a panel"
+        )
     if data.eval_data is not None:
         wrong.append("--eval_data: a panel is tested on its own series alone; leave it out")
     if data.round_dates:
@@ -338,6 +348,9 @@ def _prepared(data: DataConfig, *, flags: bool = True) -> Prepared:
     splits = split_rows(
         data.data, len(series.values), seq_len=data.seq_len, pred_len=data.pred_len, percent=data.percent
     )
+    n_targets = data.targets_of(len(series.columns))
+    if data.non_negative:
+        _check_not_negative(series, n_targets)
     original = torch.from_numpy(series.values)  # [T, N]
     standardisation = scaling.fit(original[splits.train.begin : splits.train.end])
     values = scaling.transform_to_float32(original, standardisation)
@@ -354,9 +367,10 @@ def _prepared(data: DataConfig, *, flags: bool = True) -> Prepared:
         standardisation=standardisation,
         values=values,
         marks=torch.from_numpy(time_marks(series.dates, series.frequency)),
-        n_targets=1 if data.features == "MS" else len(series.columns),
+        n_targets=n_targets,
         coding=coding,
         beside=beside,
+        floor=scaling.floor(standardisation)[-n_targets:] if data.non_negative else None,
     )
 
 
@@ -444,6 +458,18 @@ def _check_static_width(data: DataConfig, coding: Coding) -> None:
                 f"--static_width: expected {coding.static_width} (the numbers and categories of "
                 f"{data.static_path}) or no flag, found {data.static_width}"
             ]
+        )
+
+
+def _check_not_negative(series: Series, n_targets: int) -> None:
+    """Raise UserError where a target goes below the floor that its forecasts are to have."""
+    values = series.values[:, -n_targets:]
+    row, column = np.unravel_index(int((values < 0).argmax()), values.shape)
+    if values[row, column] < 0:
+        raise UserError(
+            f"--non_negative: expected targets of 0 or more, found {values[row, column]:g} in {series.name}, "
+            f"column {series.columns[-n_targets:][column]!r}, data row {row + 1}; correct it, or leave the "
+            "flag out"
         )
 
 

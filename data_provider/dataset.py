@@ -38,6 +38,7 @@ class WindowDataset(Dataset[Batch]):
         stride: int = 1,
         n_targets: int | None = None,
         beside: RowsBeside | None = None,
+        floor: Tensor | None = None,
     ) -> None:
         """Keep views of the whole series; nothing is copied.
 
@@ -52,6 +53,7 @@ class WindowDataset(Dataset[Batch]):
             stride: distance between the starts of successive windows; 1 takes them all.
             n_targets: how many variables are forecast, the last ones; all by default.
             beside: what is known beside the series, for as many rows as it is.
+            floor: what no forecast is below, [M] float32, standardised.
 
         Raises:
             ValueError: the split reaches beyond the values or the marks.
@@ -62,7 +64,7 @@ class WindowDataset(Dataset[Batch]):
                 f"found {len(values)} and {len(marks)}"
             )
         self.values, self.marks, self.split = values, marks, split
-        self.beside = beside
+        self.beside, self.floor = beside, floor
         self.seq_len, self.pred_len, self.stride = seq_len, pred_len, stride
         self.channel_sampling = channel_sampling
         self.num_variables = values.shape[1]
@@ -87,6 +89,8 @@ class WindowDataset(Dataset[Batch]):
         middle, end = start + self.seq_len, start + self.seq_len + self.pred_len
         targets = slice(None) if joint else chosen
         beside = {} if self.beside is None else self.beside.of_window(start, middle, end, targets)
+        if self.floor is not None:
+            beside["floor"] = self.floor[targets]
         return Batch(
             x=self.values[start:middle, chosen],  # [L, N] or [L, 1]
             y=self.values[middle:end, wanted],  # [H, M] or [H, 1]

@@ -31,6 +31,7 @@ def forecast_windows(
     first: int,
     count: int,
     coding: Coding | None = None,
+    non_negative: bool = False,
 ) -> WindowDataset:
     """The ``count`` windows that begin at row ``first`` and the rows after it.
 
@@ -47,6 +48,7 @@ def forecast_windows(
         first: row at which the first window begins.
         count: number of windows.
         coding: of what is known beside the series, where the model reads that.
+        non_negative: whether forecasts have a floor of 0.
 
     Raises:
         ValueError: there are too few rows for that, of the series or of its known covariates, or their
@@ -76,6 +78,7 @@ def forecast_windows(
         pred_len=pred_len,
         series_id=known_as,
         n_targets=n_targets,
+        floor=scaling.floor(standardisation)[-n_targets:] if non_negative else None,
         beside=None if coding is None else _beside(series, coding, first + needed + pred_len, pred_len),
     )
 

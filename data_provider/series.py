@@ -158,7 +158,7 @@ def read_csv(
     path: str | Path,
     *,
     features: Literal["M", "S", "MS"],
-    target: str,
+    target: str | Sequence[str],
     freq: str | None = None,
     fill_missing: FillMissing | None = None,
     as_published: bool = False,
@@ -170,8 +170,8 @@ def read_csv(
     Args:
         path: the file, of one of the kinds of `table_files`; CSV is UTF-8, with or without a byte order
             mark, of any line ending.
-        features: M keeps every variable, S the target alone, MS every variable, the target last.
-        target: name of the target column (looked at for S and MS).
+        features: M keeps every variable, S the targets alone, MS every variable, the targets last.
+        target: name of the target column, or several in order (looked at for S and MS).
         freq: pandas alias of the step between rows; inferred where None. Given, it also accepts
             gaps in the dates, with a warning, as long as most steps are of that length.
         fill_missing: what to do with missing and infinite numbers. None: an error. interpolate:
@@ -188,9 +188,9 @@ def read_csv(
     """
     path = Path(path)
     frame = read_table(path)
-    target = column_name(target)
+    targets = [column_name(name) for name in ([target] if isinstance(target, str) else target)]
     if not as_published:
-        _refuse_long_format(frame, path, target)
+        _refuse_long_format(frame, path, targets[-1])
     times = read_times(
         date_column(frame, path), path, rules or DateRules(freq=freq), as_published=as_published
     )
@@ -201,9 +201,10 @@ def read_csv(
         besides = " and the covariates" if covariates != NO_COLUMNS else ""
         raise UserError(f"{path}: expected numeric columns beside 'date'{besides}, found none")
     if features != "M":
-        _check_target(target, columns, path)
-        columns = [c for c in columns if c != target and features == "MS"] + [target]
-    needed = columns if len(columns) == 1 else [target] if features != "M" else []
+        for name in targets:
+            _check_target(name, columns, path)
+        columns = [c for c in columns if c not in targets and features == "MS"] + targets
+    needed = columns if len(columns) == 1 else targets if features != "M" else []
     values = _numbers([frame[c] for c in columns], path, fill_missing, needed=needed, rows=times.rows)
     beside = None
     if covariates != NO_COLUMNS:

@@ -128,19 +128,19 @@ def _texts_of(words: Tensor) -> list[str]:
 class WindowPrompts:
     """What makes the prompts of a batch's windows: for loaders, whose workers it is handed to."""
 
-    def __init__(self, builder: PromptBuilder, *, last_alone: bool, masked: bool) -> None:
+    def __init__(self, builder: PromptBuilder, *, targets: int | None, masked: bool) -> None:
         """Keep the builder, and how windows are read.
 
         Args:
             builder: makes text and tokens.
-            last_alone: the last variable alone is forecast (``--features MS``).
+            targets: how many variables are forecast, the last ones (``--features MS``); None: all.
             masked: the time marks are insample masks (series without dates).
         """
-        self.builder, self.last_alone, self.masked = builder, last_alone, masked
+        self.builder, self.targets, self.masked = builder, targets, masked
 
     def __call__(self, x: Tensor, x_mark: Tensor | None = None, words: Tensor | None = None) -> Tensor:
         """Token ids [B, M, K] of windows [B, L, N] with their series' words, as in `utils.types.Batch`."""
-        read = x[..., -1:] if self.last_alone else x
+        read = x if self.targets is None else x[..., -self.targets :]
         observed = per_series(x_mark.expand_as(read)) if self.masked and x_mark is not None else None
         told = words.flatten(0, 1) if words is not None and words.numel() else None
         return self.builder.ids(per_series(read), observed, told).unflatten(0, (len(x), -1))

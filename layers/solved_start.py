@@ -46,7 +46,6 @@ class SolvedStart(StartFeatures):
 
     plain_map: Tensor
     joint_map: Tensor
-    own_map: Tensor
     penalties: Tensor
     decided: Tensor
     evidence: Tensor
@@ -64,8 +63,6 @@ class SolvedStart(StartFeatures):
         self.register_buffer("decided", torch.tensor([False, self.retrieves]))
         self.register_buffer("evidence", torch.zeros(len(DECISIONS), 2, 2))
         self.register_buffer("advantages", torch.empty(0))
-        if self.own_width:
-            self.register_buffer("own_map", torch.zeros(self.own_width, self.horizon))
         self._derive()
 
     @property
@@ -104,19 +101,17 @@ class SolvedStart(StartFeatures):
             lookback = lookback.float()
             if self.has_calendar and marks is None:
                 raise UserError("the start's calendar is in: expected time marks of each window, found none")
-            base, mean, std = self.base(lookback, marks if self.has_calendar else None, covariates)
-            plain = base @ self.plain_map.to(base)
+            dated = marks if self.has_calendar else None
+            base, mean, std = self.base(lookback, dated, covariates, query.variable)
             added = None
-            if self.own_width:
-                own = self.own(covariates, query.variable, std)
-                added = torch.einsum("shg,gh->sh", own, self.own_map.to(own))
-            plain = (plain if added is None else plain + added).float()
+            if self.beside.groups:
+                added = self.effect(covariates, query.variable, std)[:, self.seq_len :]
+            plain = _with(base @ self.plain_map.to(base), added)
             if not self.has_retrieval:
                 return StartForecast(plain, plain, query.start.new_empty(len(plain), 0), plain[:, :0])
             rows = self.retrieved.search(lookback, query, target=target)[:, 0]
             features = torch.cat([base, self.history(lookback, mean, std, rows).flatten(1)], dim=1)
-            joint = features @ self.joint_map.to(features)
-            joint = (joint if added is None else joint + added).float()
+            joint = _with(features @ self.joint_map.to(features), added)
         return StartForecast(plain, joint, rows, self._shares(rows))
 
     def advantage(self, series_id: Tensor, variable: Tensor, start: Tensor) -> Tensor:
@@ -160,8 +155,6 @@ class SolvedStart(StartFeatures):
         solved = StartFit(self, training, validation, calendar=calendar, refine=refine).run()
         for name in ("plain_map", "penalties", "evidence"):
             getattr(self, name).copy_(getattr(solved, name))
-        if self.own_width:
-            self.own_map.copy_(solved.own_map)
         self.decided.copy_(torch.tensor([solved.form.calendar, solved.form.retrieval]))
         if solved.form.retrieval:
             self.joint_map.copy_(solved.joint_map)
@@ -229,6 +222,11 @@ class SolvedStart(StartFeatures):
     def _derive(self) -> None:
         self._decided = self.decided.tolist()
         self._index = None
+
+
+def _with(forecast: Tensor, added: Tensor | None) -> Tensor:
+    """Forecasts [S, H] in float32, with what was taken out of their windows."""
+    return (forecast if added is None else forecast + added).float()
 
 
 def _fingerprints(series_id: Tensor, variable: Tensor, start: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What a solved start's maps read of a window: lookback, covariates, calendar, neighbours' futures.
 
 Covariates enter linearly, in deviations of the window as all else: over the lookback, and of the horizon
-those that are known for it. What they do may differ: of each group (what the statics say, or which variable
-it is) their values at a step have coefficients of their own for that step.
+those that are known for it. What a known one does at its own time may differ from group to group (what the
+statics say, and which variable it is): it is taken out of lookback and future before, and put in behind.
 
 Shape legend: S series or rows, L lookback, H horizon, C calendar columns, X columns of covariates, K known
 covariates, G groups, F kinds of neighbours, k neighbours of all kinds.
@@ -25,7 +25,7 @@ from utils.types import RowCovariates, WindowSource
 from utils.windows import floored_std
 
 MOST_OWN = 512
-"""Columns G * K above which groups have no coefficients of their own: each step has a matrix so wide."""
+"""Numbers G * K above which groups have no effects of their own: they are solved for together."""
 
 
 class CovariateSizes(NamedTuple):
@@ -45,9 +45,14 @@ class CovariateSizes(NamedTuple):
         return rows + (self.static + 1 if self.static else 0)
 
     @property
+    def apart(self) -> bool:
+        """Whether each variable is a group."""
+        return self.variables > 1 and (self.static + self.variables) * self.known <= MOST_OWN
+
+    @property
     def groups(self) -> int:
-        """G: the statics' columns, or without any the variables; 0 where all are one, or these too many."""
-        groups = self.static or (self.variables if self.variables > 1 else 0)
+        """G: the statics' columns and the variables, as far as they are not too many; 0 of one variable."""
+        groups = self.static + self.variables if self.apart else self.static
         return groups if 0 < groups * self.known <= MOST_OWN else 0
 
 
@@ -56,6 +61,8 @@ class StartFeatures(nn.Module):
 
     calendar_mean: Tensor
     calendar_scale: Tensor
+    effects: Tensor
+    """[G, K], what known covariates do at their own time."""
 
     def __init__(
         self,
@@ -109,8 +116,8 @@ class StartFeatures(nn.Module):
         """L + X, before the calendar's columns."""
         self.base_width = self.dated_from + self.calendar_width
         """L + X + C."""
-        self.own_width = self.beside.groups * self.beside.known
-        """G * K."""
+        if self.beside.groups:
+            self.register_buffer("effects", torch.zeros(self.beside.groups, self.beside.known))
         self.register_buffer("calendar_mean", torch.zeros(self.calendar_width))
         self.register_buffer("calendar_scale", torch.ones(self.calendar_width))
 
@@ -125,9 +132,15 @@ class StartFeatures(nn.Module):
             self.retrieved.fill(source)
 
     def base(
-        self, lookback: Tensor, marks: Tensor | None, covariates: RowCovariates | None = None
+        self,
+        lookback: Tensor,
+        marks: Tensor | None,
+        covariates: RowCovariates | None = None,
+        variable: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised lookbacks, covariates and calendar [S, L + X + C], with levels and deviations [S, 1].
+
+        Where groups have effects of their own, these are taken out; ``variable`` [S] is read for that.
 
         The calendar's are zeros without ``marks`` [S, F], those of each window's last known row.
 
@@ -137,7 +150,10 @@ class StartFeatures(nn.Module):
         mean, std = self.mean_and_std(lookback)
         normalised = (lookback.to(mean) - mean) / std
         if self.dated_from > self.seq_len:
-            normalised = torch.cat([normalised, self._beside(covariates, mean, std)], dim=1)
+            columns = self._beside(covariates, mean, std)
+            if self.beside.groups:
+                normalised = normalised - self.effect(covariates, variable, std)[:, : self.seq_len]
+            normalised = torch.cat([normalised, columns], dim=1)
         if not self.calendar_width:
             return normalised, mean, std
         if marks is None:
@@ -161,15 +177,23 @@ class StartFeatures(nn.Module):
             moved += [static.to(mean), mean]
         return torch.cat(moved, dim=1) / std
 
-    def own(self, covariates: RowCovariates | None, variable: Tensor, std: Tensor) -> Tensor:
-        """Known covariates of each step, apart for each group, [S, H, G * K], in deviations of the window."""
-        known, _, static = _given(covariates)
-        known, length = known.to(std), self.seq_len
-        ahead = (known[:, length:] - known[:, :length].mean(dim=1, keepdim=True)) / std[
-            ..., None
-        ]  # [S, H, K]
-        group = static if self.beside.static else F.one_hot(variable, self.beside.variables)
-        return (group.to(std)[:, None, :, None] * ahead[:, :, None]).flatten(2)
+    def moved(self, covariates: RowCovariates | None) -> Tensor:
+        """Known covariates less their mean over the lookback, [S, L + H, K]."""
+        known = _given(covariates).known
+        return known - known[:, : self.seq_len].mean(dim=1, keepdim=True)
+
+    def group(self, covariates: RowCovariates | None, variable: Tensor | None) -> Tensor:
+        """How much each row is of each group, [S, G]."""
+        static = _given(covariates).static
+        if not self.beside.apart:
+            return static
+        assert variable is not None
+        return torch.cat([static, F.one_hot(variable, self.beside.variables).to(static)], dim=1)
+
+    def effect(self, covariates: RowCovariates | None, variable: Tensor | None, std: Tensor) -> Tensor:
+        """What known covariates do at their own time, in deviations of the window: [S, L + H]."""
+        share = self.group(covariates, variable).to(std) @ self.effects.to(std)  # [S, K]
+        return torch.einsum("stk,sk->st", self.moved(covariates).to(std), share) / std
 
     @staticmethod
     def mean_and_std(lookback: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """How a solved start is fitted: features in blocks, their sums, maps, held-out errors, and two decisions.
 
 Shape legend: R rows (one variable of one window each), L lookback, H horizon, X columns of covariates,
-C calendar columns, Q columns of groups' own covariates, F kinds of neighbours, k neighbours of all kinds,
-E folds, A features of a form.
+K known covariates, G groups of rows, C calendar columns, F kinds of neighbours, k neighbours of all kinds, E
+folds, A features of a form.
 """
 
 from __future__ import annotations
@@ -158,8 +158,6 @@ class Solution(NamedTuple):
     """[2, 2, 2]: calendar in and retrieval out; by validation and by cross-validation; `Evidence`."""
     advantages: Tensor
     """[M], see `layers.solved_start.SolvedStart.advantage`, in the memory's order; none without retrieval."""
-    own_map: Tensor
-    """[Q, H], what groups' own covariates add to either map."""
 
 
 class StartFit:
@@ -183,8 +181,6 @@ class StartFit:
         self.kinds, self.given = start.kinds, calendar
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if refine else None
         """Features and futures of the training rows, block by block."""
-        self.searched: list[Tensor] = []
-        """The memory's rows of the training rows, block by block, where they are needed once more."""
         self.evidence = torch.zeros(2, 2, 2)
         dated = start.calendar_width > 0 and len(self.numbers) > 0
         self.calendar = calendar is not False and dated and training.rows(self.numbers[:1]).marks is not None
@@ -201,6 +197,7 @@ class StartFit:
             UserError: there are no training or no validation windows, or a value is not finite.
         """
         self._scale_calendar()
+        self._solve_effects()
         folds = self._folds() if self.given is None and len(self.forms) > 1 else []
         sums, found = self._sum_up(folds)
         sums[0].base.require("training")
@@ -282,11 +279,16 @@ class StartFit:
 
     def _features(self, block: Block, rows: Tensor) -> Features:
         """What every form reads of a block, with these ``rows`` [R, k] of the memory."""
-        base, mean, std = self.start.base(block.lookback, block.marks, block.covariates)
+        variable = block.query.variable
+        base, mean, std = self.start.base(block.lookback, block.marks, block.covariates, variable)
         history = base.new_empty(len(base), 0, self.start.horizon)
         if self.kinds:
             history = self.start.history(block.lookback, mean, std, rows)
-        return Features(base, history, (block.future.to(mean) - mean) / std, std)
+        future = (block.future.to(mean) - mean) / std
+        if self.start.beside.groups:
+            effect = self.start.effect(block.covariates, variable, std)
+            future = future - effect[:, self.start.seq_len :]
+        return Features(base, history, future, std)
 
     # Sums, maps and errors.
 
@@ -305,6 +307,18 @@ class StartFit:
         scale = (square / len(self.numbers) - mean.square()).clamp(min=0).sqrt()
         start.calendar_mean.copy_(mean)
         start.calendar_scale.copy_(torch.where(scale > 1e-6, scale, 1.0))
+
+    def _solve_effects(self) -> None:
+        """What known covariates do in each group; the penalty, or that they do nothing, is validation's."""
+        if not self.start.beside.groups:
+            return
+        training, validation = EffectSums(self.start), EffectSums(self.start)
+        for block in self._training_blocks():
+            training.add(block)
+        for block in self._validation_blocks():
+            validation.add(block, squared=True)
+        tried = [training.solve(penalty) for penalty in PENALTIES]
+        self.start.effects.copy_(min([*tried, torch.zeros_like(tried[0])], key=validation.change))
 
     def _folds(self) -> list[Fold]:
         """Contiguous blocks of all the training windows."""
@@ -328,8 +342,6 @@ class StartFit:
         for block in self._training_blocks():
             rows = self._search(block, folds)  # [R, 1 + E, k]
             whole = self._features(block, rows[:, 0])
-            if self.start.own_width:
-                self.searched.append(rows[:, 0].int())
             sums[0].add(whole, whole.std)
             if self.kept is not None:
                 self.kept.append((_joint(whole).float(), whole.future.float()))
@@ -434,7 +446,6 @@ class StartFit:
             advantages = better[variables.argsort(stable=True)].float().nan_to_num(nan=UNKNOWN)
         maps = self._refined(maps, {plain, chosen})
         return Solution(
-            own_map=self._own(maps[chosen]),
             form=chosen,
             plain_map=maps[plain],
             joint_map=maps[chosen],
@@ -442,23 +453,6 @@ class StartFit:
             evidence=self.evidence,
             advantages=advantages,
         )
-
-    def _own(self, taken: Tensor) -> Tensor:
-        """What groups' own covariates say of what the map that is ``taken`` leaves: [Q, H].
-
-        For each step a ridge on that step's columns alone, its penalty validation's, that of none among them.
-        """
-        start = self.start
-        if not start.own_width:
-            return taken.new_zeros(0, start.horizon)
-        training = OwnSums(start)
-        for block, rows in zip(self._training_blocks(), self.searched, strict=True):
-            training.add(block, self._features(block, rows.long()), taken)
-        validation = OwnSums(start)
-        for block in self._validation_blocks():
-            validation.add(block, self._features(block, self._search(block, ())[:, 0]), taken, squared=True)
-        tried = [training.solve(penalty) for penalty in PENALTIES]
-        return min([*tried, torch.zeros_like(tried[0])], key=validation.change)
 
     def _refined(self, maps: dict[Form, Tensor], forms: set[Form]) -> dict[Form, Tensor]:
         """The maps of ``forms``, alike in their calendar; gone on from by steps where that is asked for.
@@ -477,38 +471,40 @@ class StartFit:
         }
 
 
-class OwnSums:
-    """Sums that determine what groups' own covariates explain of a residual, float64, step by step."""
+class EffectSums:
+    """Sums that determine what known covariates do at their own time in each group, float64."""
 
     def __init__(self, start: StartFeatures) -> None:
         """Nothing is counted yet."""
         self.start = start
-        width, like = start.own_width, start.calendar_mean
-        self.gram = like.new_zeros(start.horizon, width, width, dtype=torch.float64)
-        self.cross = like.new_zeros(start.horizon, width, dtype=torch.float64)
+        shape, like = start.effects.shape, start.effects
+        self.gram = like.new_zeros(*shape, *shape, dtype=torch.float64)
+        self.cross = like.new_zeros(*shape, dtype=torch.float64)
         self.weight = self.rows = 0.0
 
-    def add(self, block: Block, rows: Features, taken: Tensor, *, squared: bool = False) -> None:
-        """Count rows by their deviation, or its square: what the map ``taken`` [A, H] leaves of them."""
-        weight = rows.std**2 if squared else rows.std
-        left = (rows.future - _joint(rows)[:, : len(taken)] @ taken) * weight  # [R, H]
-        own = self.start.own(block.covariates, block.query.variable, rows.std)  # [R, H, Q]
-        self.gram += torch.einsum("rhq,rhp->hqp", own * weight[..., None], own)
-        self.cross += torch.einsum("rhq,rh->hq", own, left)
+    def add(self, block: Block, *, squared: bool = False) -> None:
+        """Count the rows of windows, each by its deviation, or the square of that."""
+        mean, std = self.start.mean_and_std(block.lookback)
+        values = (torch.cat([block.lookback, block.future], dim=1).to(mean) - mean) / std  # [R, L + H]
+        known = self.start.moved(block.covariates).to(mean) / std[..., None]  # [R, L + H, K]
+        group = self.start.group(block.covariates, block.query.variable).to(mean)  # [R, G]
+        weight = std[:, 0] ** (2 if squared else 1)
+        pairs = torch.einsum("rtk,rtl->rkl", known, known) * weight[:, None, None]
+        self.gram += torch.einsum("rg,rh,rkl->gkhl", group, group, pairs)
+        self.cross += torch.einsum("rg,rtk,rt->gk", group * weight[:, None], known, values)
         self.weight += float(weight.sum())
-        self.rows += len(own)
+        self.rows += len(values)
 
     def solve(self, penalty: float) -> Tensor:
-        """The ridge map [Q, H] of one penalty, as `layers.ridge.solve_at` counts it."""
-        scale = self.rows / self.weight
-        gram = self.gram * scale + penalty * torch.eye(self.gram.shape[1]).to(self.gram)
-        return torch.linalg.solve(gram, self.cross * scale).T
+        """The effects [G, K] of one penalty, as `layers.ridge.solve_at` counts it."""
+        size, scale = self.cross.numel(), self.rows / self.weight
+        gram = self.gram.reshape(size, size) * scale + penalty * torch.eye(size).to(self.gram)
+        return torch.linalg.solve(gram, self.cross.flatten() * scale).view_as(self.cross)
 
-    def change(self, own: Tensor) -> float:
-        """By how much the sum of weighed squares changes with the map ``own`` [Q, H]."""
-        by_step = own.T  # [H, Q]
-        explained = torch.einsum("hq,hqp,hp->", by_step, self.gram, by_step)
-        return float(explained - 2 * (by_step * self.cross).sum())
+    def change(self, effects: Tensor) -> float:
+        """By how much the sum of weighed squares changes where ``effects`` [G, K] are taken out."""
+        explained = torch.einsum("gk,gkhl,hl->", effects, self.gram, effects)
+        return float(explained - 2 * (effects * self.cross).sum())
 
 
 def compare(part: Held, changed: Form, default: Form, *, block: int) -> Evidence:

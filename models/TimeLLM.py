@@ -5,8 +5,8 @@ ICLR 2024. Deviations are named where they occur.
 
 Shape legend: B windows, N variables, M of them forecast, L lookback, H horizon, S = B * M series,
 P patches, T tokens given to the LLM, D model width, C source tokens. M = N, and each variable is
-forecast from itself (channel independence), but with --features MS: there M = 1, the last variable,
-and its patches are embedded together with those of all the others.
+forecast from itself (channel independence), but with --features MS: there M counts the targets, the last
+variables, and the patches of each are embedded together with those of all the others.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Series(NamedTuple):
     normalised: Tensor
     """[S, L], mean 0 and deviation 1."""
     channels: Tensor
-    """[S, 1 or N, L]: what is embedded, normalised; the variable alone, or with all the others."""
+    """[S, 1 or N, L]: what is embedded, normalised; the variable alone, or as the last of all."""
     statistics: InstanceStatistics
     """Of the forecast variables, each [B, 1, M]."""
     observed: Tensor | None
@@ -157,7 +157,7 @@ class Model(ForecastModel):
         self._build(config, d_llm)
         self.prompts = WindowPrompts(
             self.prompt,
-            last_alone=config.data.features == "MS",
+            targets=len(config.data.target) if config.data.features == "MS" else None,
             masked=config.run.task_name == SHORT_TERM,
         )
         self.register_state_dict_post_hook(_drop_llm)
@@ -297,6 +297,7 @@ class Model(ForecastModel):
             ValueError: the windows have another length, or another number of variables, than the settings.
         """
         expected, joint = self.config.data.seq_len, self.config.data.features == "MS"
+        targets = self.config.data.targets_of(x_enc.shape[-1])
         if x_enc.dim() != 3 or x_enc.shape[1] != expected:
             raise ValueError(f"x_enc: expected [B, {expected}, N], found {list(x_enc.shape)}")
         if joint and x_enc.shape[2] != self.config.data.enc_in:
@@ -308,9 +309,10 @@ class Model(ForecastModel):
             series = per_series(normalised)
             seen = None if observed is None else per_series(observed.expand_as(x_enc))
             return Series(per_series(x_enc), series, series.unsqueeze(1), statistics, seen, covariates)
-        own = InstanceStatistics(*(value[..., -1:] for value in statistics))
-        seen = None if observed is None else observed[..., -1]
-        return Series(x_enc[..., -1], normalised[..., -1], normalised.transpose(1, 2), own, seen, covariates)
+        own = InstanceStatistics(*(value[..., -targets:] for value in statistics))
+        lookback, values = per_series(x_enc[..., -targets:]), per_series(normalised[..., -targets:])
+        seen = None if observed is None else per_series(observed.expand_as(x_enc)[..., -targets:])
+        return Series(lookback, values, _each_last(normalised, targets), own, seen, covariates)
 
     def embed(self, series: Series, marks: Tensor | None = None) -> Tensor:
         """Patch embeddings [S, P, D]; ``marks`` [B, L, F] are the lookback's.
@@ -519,6 +521,17 @@ class Model(ForecastModel):
         return self.llm_model.get_input_embeddings().weight.detach()
 
 
+def _each_last(windows: Tensor, targets: int) -> Tensor:
+    """All variables of windows [B, L, N], for each of the last M once with that one last: [B * M, N, L]."""
+    if targets == 1:
+        return windows.transpose(1, 2)
+    places = list(range(windows.shape[-1]))
+    others, forecast = places[:-targets], places[-targets:]
+    orders = [[*others, *(place for place in forecast if place != own), own] for own in forecast]
+    chosen = windows.transpose(1, 2)[:, torch.tensor(orders, device=windows.device)]  # [B, M, N, L]
+    return chosen.flatten(0, 1)
+
+
 def _state_of(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """Where the weights lie and how often they changed: another value after any change, in place or not."""
     return tuple((weight.data_ptr(), weight._version) for weight in map(_held, module.parameters()))
@@ -610,7 +623,7 @@ def solved_start(config: Config, *, retrieves: bool) -> SolvedStart:
             known=len(d.known_covariates),
             past=len(d.past_covariates),
             static=_static_width(config),
-            variables=1 if d.features == "MS" else d.enc_in or 1,
+            variables=d.targets_of(d.enc_in or 1),
         ),
     )
 

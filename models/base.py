@@ -36,7 +36,7 @@ class ForecastModel(nn.Module):
     channel_independent = False
     """Whether the forecast of a variable reads that variable alone (but with ``--features MS``)."""
     offers_ms = False
-    """Whether it takes ``--features MS``: reads all variables, and forecasts the last alone, [B, H, 1]."""
+    """Whether it takes ``--features MS``: reads all variables, and forecasts the last M alone, [B, H, M]."""
     reads_covariates = False
     """Whether a forecast reads what is known beside the variables (`utils.types.Covariates`)."""
     splits_width = False

@@ -118,6 +118,11 @@ class Forecaster(TrainedModel):
         half = self.calibration.half_width(level, torch.from_numpy(found.std)).double()
         return (half * self.standardisation.std[-len(self.targets) :]).numpy()
 
+    @property
+    def floor(self) -> float:
+        """What no forecast, and no lower bound, is below."""
+        return 0.0 if self.config.data.non_negative else -np.inf
+
     def _check_levels(self, levels: Sequence[float], recalibrate: int | None) -> None:
         """Before any forecast: the intervals that are asked for can be had."""
         for level in levels:
@@ -183,6 +188,7 @@ class Forecaster(TrainedModel):
             self.targets,
             found.prediction[0],
             half_widths={level: width[0] for level, width in half.items()},
+            floor=self.floor,
         )
 
     def backtest(
@@ -230,6 +236,7 @@ class Forecaster(TrainedModel):
             found.prediction.reshape(rows),
             half_widths={level: width.reshape(rows) for level, width in half.items()},
             truth=found.truth.reshape(rows),
+            floor=self.floor,
         )
         std = self.standardisation.std[-len(self.targets) :].numpy()
         scored, mean = forecast_tables.scores(

@@ -97,7 +97,7 @@ class TrainedModel:
         data = run.facts["data"]
         self.columns: tuple[str, ...] = tuple(data["columns"])
         """The variables read, in order."""
-        n_targets = 1 if self.config.data.features == "MS" else len(self.columns)
+        n_targets = self.config.data.targets_of(len(self.columns))
         self.targets: tuple[str, ...] = self.columns[-n_targets:]
         """The variables forecast, the last M of `columns`."""
         self.batch_size = batch_size or windows_per_pass(
@@ -271,6 +271,7 @@ class TrainedModel:
             first=first,
             count=count,
             coding=self.coding,
+            non_negative=self.config.data.non_negative,
         )
 
     def states(self, windows: Dataset[Batch]) -> Iterator[tuple[Batch, ForecastState]]:

@@ -97,6 +97,10 @@ def _lengths(s: SimpleNamespace) -> Iterator[str]:
 
 def _variables(s: SimpleNamespace) -> Iterator[str]:
     """Which variables a model reads together."""
+    if s.features != "M" and not s.target:
+        yield f"--target: --features {s.features} forecasts the columns that it names, found none"
+    if twice := sorted({name for name in s.target if s.target.count(name) > 1}):
+        yield f"--target: expected each column once, found {twice[0]!r} more than once"
     if s.features == "MS" and s.channel_sampling == "single":
         yield "--channel_sampling single: --features MS reads all variables at once; use joint"
     if (s.id_column or s.date_column) and s.data not in ("custom",):
@@ -109,8 +113,8 @@ def _covariates(s: SimpleNamespace) -> Iterator[str]:
     """What is known beside the variables."""
     roles = {name: list(getattr(s, name)) for name in ("known_covariates", "past_covariates")}
     for name, columns in roles.items():
-        if s.features != "M" and s.target in columns:
-            yield f"--{name}: {s.target!r} is the --target; a column is forecast or a covariate, not both"
+        if both := [target for target in s.target if s.features != "M" and target in columns]:
+            yield f"--{name}: {both[0]!r} is a --target; a column is forecast or a covariate, not both"
         if twice := sorted({column for column in columns if columns.count(column) > 1}):
             yield f"--{name}: expected each column once, found {twice[0]!r} more than once"
     if both := sorted(set(roles["known_covariates"]) & set(roles["past_covariates"])):

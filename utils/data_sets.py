@@ -61,6 +61,7 @@ M4_ONLY: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "known_covariates": ((),),
         "past_covariates": ((),),
         "static_path": (None,),
+        "non_negative": (False,),
     }
 )
 """Settings that M4 leaves no choice in."""

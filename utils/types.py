@@ -45,6 +45,8 @@ class Batch(NamedTuple):
     one, [B, M, W] float32; empty likewise."""
     words: Tensor = torch.empty(0, dtype=torch.uint8)
     """The same in words, [B, M, U] uint8: UTF-8, zeros behind its end; empty likewise."""
+    floor: Tensor = torch.empty(0)
+    """What no forecast is below, [B, M] float32, standardised; empty where there is no floor."""
 
 
 class Covariates(NamedTuple):

@@ -14,6 +14,7 @@ from data_provider.splits import Split
 from layers.retrieval.search import Rows
 from layers.solved_start import SolvedStart
 from layers.start_features import MOST_OWN, CovariateSizes
+from layers.start_fitting import PENALTIES
 from utils.config import STD_FLOOR
 from utils.types import covariates_of
 from utils.windows import per_series, rows_of
@@ -43,7 +44,7 @@ def fitted() -> SolvedStart:
 
 
 def by_hand(variable: int, first: int) -> tuple[Any, Any, Any, float]:
-    """(columns of the shared map, own columns by step, future, deviation) of one window, all normalised."""
+    """(columns of the shared map, each group's by row, the rows, deviation) of one window, all normalised."""
     window = VALUES[first : first + L + H, variable].double().numpy()
     known, past = (values[first : first + L + H].double().numpy() for values in (KNOWN, PAST))
     mean, std = window[:L].mean(), max(window[:L].std(), STD_FLOOR)
@@ -51,15 +52,12 @@ def by_hand(variable: int, first: int) -> tuple[Any, Any, Any, float]:
     columns += [known[row, c] - known[:L, c].mean() for c in range(2) for row in range(L + H)]
     columns += [past[row, 0] - past[:L, 0].mean() for row in range(L)]
     columns += [*STATIC[variable].double().tolist(), mean]
+    groups = [*STATIC[variable].tolist(), *(float(variable == v) for v in range(N))]
     own = [
-        [
-            float(group) * (known[L + step, c] - known[:L, c].mean())
-            for group in STATIC[variable]
-            for c in range(2)
-        ]
-        for step in range(H)
+        [float(group) * (known[row, c] - known[:L, c].mean()) for group in groups for c in range(2)]
+        for row in range(L + H)
     ]
-    return np.array(columns) / std, np.array(own) / std, (window[L:] - mean) / std, std
+    return np.array(columns) / std, np.array(own) / std, (window - mean) / std, std
 
 
 def beside(item: Any) -> Any:
@@ -73,37 +71,38 @@ def table(starts: range) -> tuple[Any, Any, Any, Any]:
 
 
 def test_the_maps_are_scikit_learns_on_columns_written_out():
-    """Both the shared map and what each group adds, at the penalties that the fit chose."""
+    """What each group's covariates do, and the map of what is left, at the penalties that the fit chose."""
     start = fitted()
     x, own, y, std = table(range(TRAIN - L - H + 1))
     weight = std / std.mean()
-    shared = Ridge(alpha=float(start.penalties[0]), fit_intercept=False).fit(x, y, sample_weight=weight)
-    np.testing.assert_allclose(start.plain_map.numpy(), shared.coef_.T, atol=1e-6)
-    left = y - x @ start.plain_map.double().numpy()
-    tried = {
-        penalty: [
-            Ridge(alpha=penalty, fit_intercept=False).fit(own[:, h], left[:, h], sample_weight=weight).coef_
-            for h in range(H)
-        ]
-        for penalty in (1.0, 10.0, 100.0, 1e3, 3e3, 1e4, 3e4, 1e5)
-    }
-    nearest = min(np.abs(start.own_map.numpy() - np.array(maps).T).max() for maps in tried.values())
-    assert nearest < 1e-5 and start.own_map.abs().max() > 0.1
+    pairs = own.reshape(-1, own.shape[-1]), y.reshape(-1)
+    tried = [
+        Ridge(alpha=penalty, fit_intercept=False).fit(*pairs, sample_weight=weight.repeat(L + H)).coef_
+        for penalty in PENALTIES
+    ]
+    effects = start.effects.double().numpy().reshape(-1)
+    assert min(np.abs(effects - one).max() for one in tried) < 1e-5 and np.abs(effects).max() > 0.1
+    left = y - own @ effects
+    x[:, :L] = left[:, :L]
+    shared = Ridge(alpha=float(start.penalties[0]), fit_intercept=False).fit(
+        x, left[:, L:], sample_weight=weight
+    )
+    np.testing.assert_allclose(start.plain_map.numpy(), shared.coef_.T, atol=1e-5)
 
 
 def test_a_forecast_is_the_columns_times_the_maps():
     """What was fitted in blocks by rows of the memory is what is read of a batch, variable by variable."""
     start = fitted()
-    start.own_map.normal_(generator=torch.Generator().manual_seed(1))
     _, validation = parts(BESIDE)
+    effects = start.effects.double().numpy().reshape(-1)
     for place in (0, 20):
         item = validation[place]
         query = Rows(torch.full((N,), 7), torch.arange(N), item.start.repeat(N))
         found = start(per_series(item.x[None]), query, covariates=beside(item)).plain
         for variable in range(N):
             x, own, _, _ = by_hand(variable, int(item.start))
-            wanted = x @ start.plain_map.double().numpy()
-            wanted += np.einsum("hq,qh->h", own, start.own_map.double().numpy())
+            x[:L] -= own[:L] @ effects
+            wanted = x @ start.plain_map.double().numpy() + own[L:] @ effects
             np.testing.assert_allclose(found[variable].numpy(), wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -122,9 +121,10 @@ def test_of_the_future_known_covariates_alone_are_read():
     assert torch.equal(first, second) and bool(first.isfinite().all())
 
 
-def test_groups_have_coefficients_of_their_own_up_to_a_bound():
-    """One matrix a step, as wide as groups times covariates: of thousands of variables none could be held."""
+def test_groups_have_effects_of_their_own_up_to_a_bound():
+    """They are solved for together: the matrix of thousands of variables could not be held."""
     assert CovariateSizes(known=2, variables=7).groups == 7
-    assert CovariateSizes(known=2, static=3, variables=7).groups == 3
+    assert CovariateSizes(known=2, static=3, variables=7).groups == 10
+    assert CovariateSizes(known=2, static=3, variables=MOST_OWN).groups == 3
     assert CovariateSizes(known=2, variables=MOST_OWN).groups == 0
     assert CovariateSizes(known=0, variables=7).groups == CovariateSizes(known=1).groups == 0

@@ -12,6 +12,7 @@ from utils.config import GROUPS, IDENTITY, Config, ConfigError, iter_settings, s
 
 ANOTHER: dict[str, Any] = {
     "llm_dim": 32, "season": 7, "max_steps": 3, "eval_steps": 2, "levels": (0.5,), "lora_targets": ("k",),
+    "target": ("k",),
 }  # fmt: skip
 """A value for settings whose default tells nothing of their type."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils.batches import batched
@@ -22,6 +23,9 @@ from utils.types import (
     RetrievalRecord,
     covariates_of,
 )
+
+LINK_SHARPNESS = 10.0
+"""Of the softplus, per standardised unit: a third of one above the floor it adds 0.004, and less beyond."""
 
 
 class ShapeError(UserError):
@@ -67,9 +71,23 @@ def forecast_state(model: Any, batch: Batch, micro_step: MicroStep | None = None
         raise ShapeError(
             f"{getattr(plain, 'name', type(plain).__name__)}: expected a forecast of {list(batch.y.shape)} "
             f"(windows, rows, forecast variables), found {shape}; mend the model's "
-            "forecast. With --features MS (offers_ms = True), the last variable alone is forecast"
+            "forecast. With --features MS (offers_ms = True), the last variables alone are forecast"
         )
-    return state
+    return linked(state, batch.floor) if batch.floor.numel() else state
+
+
+def linked(state: ForecastState, floor: Tensor) -> ForecastState:
+    """The forecast above ``floor`` [B, M]: softplus of what it is above it, which it nears from above.
+
+    With a gradient everywhere, so that training goes through it; the forecast's parts alike.
+    """
+    low = floor[:, None]
+
+    def above(forecast: Tensor) -> Tensor:
+        return low + F.softplus(forecast.float() - low, beta=LINK_SHARPNESS)
+
+    parts = None if state.parts is None else ForecastParts(*map(above, state.parts))
+    return state._replace(prediction=above(state.prediction), parts=parts)
 
 
 def stacked(items: Sequence[Batch], device: torch.device, prompts: PromptMaker | None = None) -> Batch:
@@ -95,7 +113,7 @@ def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
                 variable=batch.variable[..., chosen],
                 **{
                     name: column[:, chosen]
-                    for name in ("prompt", "static", "words")
+                    for name in ("prompt", "static", "words", "floor")
                     if (column := getattr(batch, name)).numel()
                 },
             )
