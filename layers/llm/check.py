@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from layers.llm import attention as llm_attention
 from layers.llm import blocks as llm_fused
 from layers.llm.forward import LLMPass
+from layers.llm.kept import format_of
 from layers.llm.layers import HasKeys, stack_of
 from layers.llm.probe import WORDS, twin_of
 from layers.llm.way import BY_LENGTH, LEFT, MIDDLE, Way
@@ -149,7 +150,8 @@ def _key(llm: PreTrainedModel, wanted: list[CheckTokens], content_hash: str) -> 
     facts = [
         content_hash, type(llm).__name__, int(config.num_hidden_layers), [tuple(w) for w in wanted],
         any(weight.requires_grad for weight in llm.parameters()), bool(getattr(llm, "is_quantized", False)),
-        getattr(llm, "hf_device_map", None) is not None, torch.__version__, transformers.__version__, _code(),
+        format_of(llm), getattr(llm, "hf_device_map", None) is not None, torch.__version__,
+        transformers.__version__, _code(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 

@@ -13,7 +13,7 @@ from torch import nn
 from utils.config import Config
 from utils.paths import PACKAGE, PROJECT_ROOT
 from utils.process_memory import available_bytes, mib, resident_bytes
-from utils.reporting.peak_memory import expected_peaks
+from utils.reporting.peak_memory import expected_peaks, frozen_entries
 from utils.reporting.unused_flags import unread_flags
 from utils.training.optim import rate_factor
 from utils.types import DataBundle
@@ -38,7 +38,7 @@ def environment() -> dict[str, Any]:
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """(trained, frozen) numbers of parameters."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trained, sum(p.numel() for p in model.parameters()) - trained
+    return trained, frozen_entries(model)
 
 
 def adapters_text(model: Any) -> str:
