@@ -116,7 +116,8 @@ def with_fitting_batch(config: Config, data: DataBundle, model: Any, *, on_gpu: 
     plan = plan_batches(config, 1, None)
     found = sizes_of(model, config=config, forecast=len(data.targets), on_gpu=on_gpu)
     free = torch.cuda.mem_get_info()[0] if on_gpu else available_bytes()
-    size = largest_by_estimate(found, possible_sizes(plan), passes=plan.passes, available=free)
+    sizes = possible_sizes(plan)
+    size = largest_by_estimate(found, sizes, passes=plan.passes, available=free) or sizes[-1]
     return BatchPlan(size, plan.windows // size, 1).apply(config)
 
 

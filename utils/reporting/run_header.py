@@ -121,7 +121,10 @@ def memory_line(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) -
     """The peaks expected of a training step and of evaluation, by `utils.reporting.peak_memory`."""
     if not hasattr(model, "llm_model"):
         return f"memory: {mib(resident_bytes())} so far; this model adds little"
-    training, evaluation = expected_peaks(config, data, model, on_gpu=on_gpu)
+    try:
+        training, evaluation = expected_peaks(config, data, model, on_gpu=on_gpu)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return f"memory: no estimate for {type(model.llm_model).__name__} ({type(error).__name__}: {error})"
     there = "" if on_gpu else f"; {mib(available_bytes())} can still be taken here"
     steps = f"{mib(training)} expected at the peak of training, " if config.run.is_training else "expected: "
     return f"memory: {steps}{mib(evaluation)} in evaluation{there}"
