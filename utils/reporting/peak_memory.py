@@ -399,7 +399,7 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
     """
     forecast = min(forecast, config.training.max_channels_per_step or forecast)
     variables = 1 if config.data.channel_sampling == "single" else forecast
-    llm = _llm_sizes(model.llm_model) if hasattr(model, "llm_model") else None
+    llm = llm_sizes(model.llm_model) if hasattr(model, "llm_model") else None
     retrieves = config.gram.use_gram and hasattr(model, "gram")
     divided = llm is not None and (model._pass.kind != "causal" or model._pass.reuses_prefix)
     kept = model.prompt.n_constant if divided else 0
@@ -416,8 +416,8 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
     )
 
 
-def _llm_sizes(llm: Any) -> LLMSizes:
-    """Sizes of a transformers model."""
+def llm_sizes(llm: Any) -> LLMSizes:
+    """Sizes of a transformers model, whose weights may be anywhere, or nowhere."""
     words = llm.get_input_embeddings().weight
     width = _setting(llm.config, "hidden_size", "d_model", default=words.shape[1])
     layers = _setting(llm.config, "num_hidden_layers", default=1)

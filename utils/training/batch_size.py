@@ -55,10 +55,10 @@ def choose_batch_size(ctx: RunContext) -> None:
     else:
         found = memory_sizes(ctx)
         there = available_bytes()
-        size = largest_by_estimate(found, sizes, passes=ctx.plan.passes, available=there)
-        if size is None:
+        fitting = largest_by_estimate(found, sizes, passes=ctx.plan.passes, available=there)
+        if fitting is None:
             log.warning("--auto_batch_size: %s", nothing_fits_text(found, sizes, available=there))
-            size = largest_by_trial(ctx, sizes[-1:])
+        size = fitting or largest_by_trial(ctx, sizes[-1:])
     size = min(gather_object([size]))
     asked, ctx.plan = (
         ctx.plan,
