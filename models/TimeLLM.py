@@ -57,7 +57,7 @@ DEFAULT_SEASON = 24
 
 
 def dtype_of(config: Config) -> torch.dtype:
-    """What the frozen LLM's weights are kept in.
+    """What the frozen LLM computes in, and keeps its weights in but for ``--llm_weights``.
 
     Raises:
         ValueError: ``--mixed_precision auto``, which a run decides before it builds its model.
@@ -121,7 +121,7 @@ class Model(ForecastModel):
         config = self.config
         if llm is None:
             with torch.random.fork_rng():  # loading must not move what follows
-                llm = load_llm(config.llm, dtype=dtype_of(config))
+                llm = load_llm(config.llm, dtype=dtype_of(config), cpu=config.training.cpu)
         llm = ablated(llm, config.llm, seed=config.training.seed)
         if config.llm.peft == "lora":
             add_adapters(llm.model, config.llm, seed=config.training.seed)

@@ -312,7 +312,14 @@ class LLMConfig:
         "linear maps that get adapters, by name, or all-linear (none: PEFT's own for the architecture)",
         needs="lora",
     )
-    load_in_4bit: bool = setting(False, "LLM weights in 4 bits (needs a GPU and bitsandbytes)")
+    llm_weights: Literal["auto", "fp32", "bf16", "int8"] = setting(
+        AUTO,
+        "what the LLM's linear maps are kept in: int8 by torchao (auto: what the run computes in)",
+        needs="layers",
+    )
+    load_in_4bit: bool = setting(
+        False, "the LLM's linear maps in 4 bits, by bitsandbytes on a GPU, else by torchao"
+    )
     trust_remote_code: bool = setting(
         False, "allow an LLM that ships its own code to run it", on_resume="llm"
     )
