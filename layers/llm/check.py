@@ -200,7 +200,11 @@ def _decided(llm: PreTrainedModel, wanted: list[CheckTokens], *, name: str) -> W
     So it is the same in every precision, on every processor and at every number of layers.
     """
     with matmul_precision("highest", torch.device("cpu")):
-        return _Check(llm, wanted, name=name).way()
+        check = _Check(llm, wanted, name=name)
+        way = check.way()
+        with suppress(UserError):  # a layer that is fused holds itself, and would stay a while
+            llm_fused.restore(stack_of(check.twin, int(check.twin.config.num_hidden_layers)))
+        return way
 
 
 def _require_own_precision(llm: PreTrainedModel, *, name: str) -> None:
@@ -236,8 +240,14 @@ def _require_gradient(llm: PreTrainedModel, *, name: str) -> None:
         return _score(llm(inputs_embeds=given).last_hidden_state[0].float())
 
     given = tokens.clone().requires_grad_()
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(score(given), given)
+    try:
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(score(given), given)
+    except FAILURES as error:
+        raise UserError(
+            f"--llm_model {name or type(llm).__name__}: expected quantised weights that this machine computes "
+            f"with ({tokens.device.type}), found: {_said(error)}; take the model in its original precision"
+        ) from error
     told = ways.float() @ gradient[0, 1].float()
     found = []
     with torch.no_grad():
@@ -250,8 +260,8 @@ def _require_gradient(llm: PreTrainedModel, *, name: str) -> None:
     if not 1 - SLOPE_TOLERANCE < slope < 1 + SLOPE_TOLERANCE:
         raise UserError(
             f"--llm_model {name or type(llm).__name__}: expected quantised weights that let gradients "
-            f"through, found one {slope:.2g} times what its states say ({tokens.device.type}); take the model "
-            "in its original precision, with --llm_weights int8 for less memory"
+            f"through, found {slope:.2g} times what its states say ({tokens.device.type}); take the model in "
+            "its original precision, with --llm_weights int8 for less memory"
         )
 
 
