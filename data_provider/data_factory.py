@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_provider import scaling
+from data_provider.covariate_tables import columns_of, read_statics
+from data_provider.covariates import Coding, CovariateColumns, CovariateValues, RowsBeside, no_values
 from data_provider.dataset import TrainingWindows, WindowDataset
 from data_provider.dates import DateRules, frequency_alias
 from data_provider.download import LocalFile, ensure_data, file_sha256
@@ -27,7 +29,15 @@ from data_provider.panel_data import build_panel
 from data_provider.panel_windows import PanelDataset
 from data_provider.sampler import EpochSampler, SeriesSampler
 from data_provider.scaling import LARGEST
-from data_provider.series import Series, identity_of, read_csv, require_file
+from data_provider.series import (
+    NO_COLUMNS,
+    Series,
+    check_covariates,
+    column_name,
+    identity_of,
+    read_csv,
+    require_file,
+)
 from data_provider.splits import Split, Splits, split_rows
 from data_provider.suspicious import Constant, Sentinel, constants, sentinels
 from data_provider.synthetic import make_series
@@ -91,12 +101,41 @@ def load_series(config: DataConfig, file: LocalFile | None, *, flags: bool = Tru
     Raises:
         ValueError: if the file, or --freq or --target, is at fault.
     """
-    if file is None:
-        series = make_series(frequency=frequency_alias(config.freq or "h"))
-        if config.features == "M":
-            return series
-        others = [c for c in series.columns if c != config.target and config.features == "MS"]
-        return series.select([*others, config.target])
+    beside = columns_of(config.known_covariates, config.past_covariates)
+    series = _made(config, beside) if file is None else _read(config, file, beside, flags=flags)
+    if not config.has_covariates:
+        return series
+    found = series.covariates or no_values(len(series.values))
+    if config.has_statics:
+        targets = series.columns[-config.targets_of(len(series.columns)) :]
+        statics = read_statics(
+            Path(config.root_path) / str(config.static_path),
+            targets,
+            categories=[column_name(name) for name in config.static],
+            numbers=[column_name(name) for name in config.static_numbers],
+        )
+        found = replace(found, statics=statics)
+    return series.with_covariates(found)
+
+
+def _made(config: DataConfig, beside: CovariateColumns) -> Series:
+    """The built-in series, some of its variables taken for covariates."""
+    series = make_series(frequency=frequency_alias(config.freq or "h"))
+    check_covariates(beside, series.columns, series.name)
+    known, past = (series.select(names).values if names else series.values[:, :0] for names in beside)
+    variables = [c for c in series.columns if c not in (*beside.known, *beside.past)]
+    if config.features != "M":
+        targets = tuple(map(column_name, config.target))
+        variables = [c for c in variables if c not in targets and config.features == "MS"] + [*targets]
+    if tuple(variables) != series.columns:
+        series = series.select(variables)
+    if beside == NO_COLUMNS:
+        return series
+    return series.with_covariates(CovariateValues(beside, known, past))
+
+
+def _read(config: DataConfig, file: LocalFile, beside: CovariateColumns, *, flags: bool) -> Series:
+    """The series of a file."""
     published = is_published(config)
     return read_csv(
         file.path,
@@ -105,6 +144,7 @@ def load_series(config: DataConfig, file: LocalFile | None, *, flags: bool = Tru
         fill_missing=config.fill_missing,
         as_published=published,
         rules=_date_rules(config, published=published, flags=flags),
+        covariates=beside,
     )
 
 
@@ -132,6 +172,9 @@ class Prepared(NamedTuple):
     marks: Tensor
     """[T, F]."""
     n_targets: int
+    coding: Coding | None = None
+    beside: RowsBeside | None = None
+    floor: Tensor | None = None
 
     def part(self, part: Split, data: DataConfig, **options: Any) -> WindowDataset:
         """The windows of one part."""
@@ -143,6 +186,8 @@ class Prepared(NamedTuple):
             pred_len=data.pred_len,
             series_id=self.series.series_id,
             n_targets=self.n_targets,
+            beside=self.beside,
+            floor=self.floor,
             **options,
         )
 
@@ -189,6 +234,7 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
             pred_len=data.pred_len,
             series_id=own.series.series_id,
             marks=own.marks,
+            beside=own.beside,
         ),
         standardisation=own.standardisation,
         columns=own.series.columns,
@@ -199,11 +245,14 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
         identity=_identity(own.series, own.splits),
         tested=tested.series.name,
         test_targets=tested.series.columns[-tested.n_targets :],
-        windows=(len(train), len(validation), len(test)),
+        windows=(len(train), len(validation), own.splits.test.num_windows(data.seq_len, data.pred_len)),
         notes=_notes(data, own, tested) | ({} if tested is own else _transfer_notes(data, own, tested)),
         date_format=own.series.dates_kept.date_format,
         time_zone=own.series.dates_kept.time_zone,
         constant=tuple(c.column for c in _constants(tested)),
+        covariates={} if own.coding is None else own.coding.state(),
+        words=() if own.coding is None or own.coding.statics is None else own.coding.statics.words(),
+        static_width=None if own.coding is None else own.coding.static_width or None,
     )
 
 
@@ -249,6 +298,13 @@ def _check_panel(data: DataConfig) -> None:
     wrong = []
     if data.features == "MS":
         wrong.append("--features MS: a panel's series are one variable; use M or S")
+    if len(data.target) > 1:
+        wrong.append(f"--target: a panel's values are one column, found {' '.join(data.target)}")
+    if data.has_covariates:
+        wrong.append(
+            "--known_covariates, --past_covariates, --static, --static_numbers: they go with a table of one "
+            "series; leave them out for a panel"
+        )
     if data.eval_data is not None:
         wrong.append("--eval_data: a panel is tested on its own series alone; leave it out")
     if data.round_dates:
@@ -292,10 +348,18 @@ def _prepared(data: DataConfig, *, flags: bool = True) -> Prepared:
     splits = split_rows(
         data.data, len(series.values), seq_len=data.seq_len, pred_len=data.pred_len, percent=data.percent
     )
+    n_targets = data.targets_of(len(series.columns))
+    if data.non_negative:
+        _check_not_negative(series, n_targets)
     original = torch.from_numpy(series.values)  # [T, N]
     standardisation = scaling.fit(original[splits.train.begin : splits.train.end])
     values = scaling.transform_to_float32(original, standardisation)
     _check_scaled(series, values, splits)
+    coding = beside = None
+    if series.covariates is not None:
+        coding = Coding.fit(series.covariates, begin=splits.train.begin, end=splits.train.end)
+        _check_static_width(data, coding)
+        beside = coding.rows(series.covariates, name=series.name)
     return Prepared(
         series=series,
         file=file,
@@ -303,7 +367,10 @@ def _prepared(data: DataConfig, *, flags: bool = True) -> Prepared:
         standardisation=standardisation,
         values=values,
         marks=torch.from_numpy(time_marks(series.dates, series.frequency)),
-        n_targets=1 if data.features == "MS" else len(series.columns),
+        n_targets=n_targets,
+        coding=coding,
+        beside=beside,
+        floor=scaling.floor(standardisation)[-n_targets:] if data.non_negative else None,
     )
 
 
@@ -380,6 +447,29 @@ def _check_variables(data: DataConfig, *, found: int) -> None:
                 f"--enc_in: expected {found} (the variables of {data.file_name} with --features "
                 f"{data.features}) or no flag, found {data.enc_in}"
             ]
+        )
+
+
+def _check_static_width(data: DataConfig, coding: Coding) -> None:
+    """The number of coded statics, where it is given, is that of the table."""
+    if data.static_width not in (None, coding.static_width):
+        raise ConfigError(
+            [
+                f"--static_width: expected {coding.static_width} (the numbers and categories of "
+                f"{data.static_path}) or no flag, found {data.static_width}"
+            ]
+        )
+
+
+def _check_not_negative(series: Series, n_targets: int) -> None:
+    """Raise UserError where a target goes below the floor that its forecasts are to have."""
+    values = series.values[:, -n_targets:]
+    row, column = np.unravel_index(int((values < 0).argmax()), values.shape)
+    if values[row, column] < 0:
+        raise UserError(
+            f"--non_negative: expected targets of 0 or more, found {values[row, column]:g} in {series.name}, "
+            f"column {series.columns[-n_targets:][column]!r}, data row {row + 1}; correct it, or leave the "
+            "flag out"
         )
 
 

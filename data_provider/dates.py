@@ -106,13 +106,15 @@ def read_times(column: pd.Series, where: object, rules: DateRules, *, as_publish
     return _times(dates, frequency, written, order_notes | notes, rows)
 
 
-def times_as_written(column: pd.Series, where: object, rules: DateRules) -> pd.DatetimeIndex:
-    """The times of a table to look at [T]: in any order, with gaps, some repeated.
+def times_as_written(
+    column: pd.Series, where: object, rules: DateRules, *, kept: DatesKept = NOTHING_KEPT
+) -> pd.DatetimeIndex:
+    """The times of a table to look at [T]: in any order, with gaps, some repeated; written as ``kept``.
 
     Raises:
         UserError: for what `parse_dates` refuses.
     """
-    return _parsed(column, where, rules, NOTHING_KEPT, frequency=rules.freq)[0]
+    return _parsed(column, where, rules, kept, frequency=rules.freq)[0]
 
 
 def times_of_many(

@@ -60,7 +60,7 @@ def columns_in_file(config: DataConfig, path: Path) -> PanelColumns | None:
         first,
         ids=[column_name(one) for one in config.id_column],
         date=None if config.date_column is None else column_name(config.date_column),
-        target=column_name(config.target),
+        target=column_name(config.target[0]),
     )
     if found is None and path.is_dir():
         raise UserError(

@@ -48,6 +48,14 @@ def transform_to_float32(values: Tensor, standardisation: Standardisation) -> Te
     return result
 
 
+def floor(standardisation: Standardisation) -> Tensor:
+    """Zero in standardised units [N] float32, rounded so that `inverse` is not below it."""
+    mean, std = standardisation
+    nearest = (-mean / std).float()
+    below = nearest.double() * std + mean < 0
+    return torch.where(below, nearest.nextafter(torch.full_like(nearest, torch.inf)), nearest)
+
+
 def inverse(values: Tensor, standardisation: Standardisation) -> Tensor:
     """Standardised ``values`` [..., N] -> original units, float64."""
     mean, std = _matching(values, standardisation)

@@ -41,6 +41,7 @@ def table(
     *,
     half_widths: Mapping[float, Array],
     truth: Array | None = None,
+    floor: float = -np.inf,
 ) -> pd.DataFrame:
     """Columns by variable: forecast, truth where given, then the bounds by level.
 
@@ -50,6 +51,7 @@ def table(
         prediction: [R, M].
         half_widths: by level, [R, M].
         truth: [R, M].
+        floor: what no lower bound is below, as no truth is.
 
     No two columns have the same name: `check_names` tells before any forecast.
     """
@@ -59,7 +61,7 @@ def table(
         if truth is not None:
             columns[truth_column(name)] = truth[:, place]
         for level, half in half_widths.items():
-            columns[bound_column(name, "lo", level)] = own - half[:, place]
+            columns[bound_column(name, "lo", level)] = np.maximum(own - half[:, place], floor)
             columns[bound_column(name, "hi", level)] = own + half[:, place]
     return pd.DataFrame(columns)
 

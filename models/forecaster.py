@@ -118,6 +118,11 @@ class Forecaster(TrainedModel):
         half = self.calibration.half_width(level, torch.from_numpy(found.std)).double()
         return (half * self.standardisation.std[-len(self.targets) :]).numpy()
 
+    @property
+    def floor(self) -> float:
+        """What no forecast, and no lower bound, is below."""
+        return 0.0 if self.config.data.non_negative else -np.inf
+
     def _check_levels(self, levels: Sequence[float], recalibrate: int | None) -> None:
         """Before any forecast: the intervals that are asked for can be had."""
         for level in levels:
@@ -150,6 +155,8 @@ class Forecaster(TrainedModel):
         levels: Sequence[float] = (),
         recalibrate: int | None = None,
         reading: ReadOptions | None = None,
+        future: Table | None = None,
+        static: Table | None = None,
     ) -> pd.DataFrame:
         """The H rows after the end of ``table``: ``date``, and a column for each variable forecast.
 
@@ -163,6 +170,8 @@ class Forecaster(TrainedModel):
             levels: of the prediction intervals, each between 0 and 1.
             recalibrate: as for `evaluated`.
             reading: as for `series`.
+            future: as for `series`.
+            static: as for `series`.
 
         Raises:
             ValueError, OSError: as `series` and `evaluated` do.
@@ -171,7 +180,7 @@ class Forecaster(TrainedModel):
         if self.panel is not None:
             self._check_panel(levels, recalibrate)
             return forecast_panel(self, table, levels=levels, reading=reading or ReadOptions())
-        series = self.series(table, reading=reading)
+        series = self.series(table, reading=reading, future=future, static=static)
         first = len(series.values) - self.seq_len
         found, half = self.evaluated(series, first=first, count=1, levels=levels, recalibrate=recalibrate)
         return forecast_tables.table(
@@ -179,6 +188,7 @@ class Forecaster(TrainedModel):
             self.targets,
             found.prediction[0],
             half_widths={level: width[0] for level, width in half.items()},
+            floor=self.floor,
         )
 
     def backtest(
@@ -189,6 +199,7 @@ class Forecaster(TrainedModel):
         levels: Sequence[float] = (),
         recalibrate: int | None = None,
         reading: ReadOptions | None = None,
+        static: Table | None = None,
     ) -> Backtest:
         """Forecasts of the last ``windows`` windows of ``table`` whose future it holds, and their scores.
 
@@ -202,7 +213,7 @@ class Forecaster(TrainedModel):
         if self.panel is not None:
             self._check_panel(levels, recalibrate)
             return backtest_panel(self, table, windows, levels=levels, reading=reading or ReadOptions())
-        series = self.series(table, reading=reading)
+        series = self.series(table, reading=reading, static=static)
         first = len(series.values) - self.seq_len - self.pred_len - windows + 1
         if windows < 1 or first < 0:
             most = first + windows
@@ -225,6 +236,7 @@ class Forecaster(TrainedModel):
             found.prediction.reshape(rows),
             half_widths={level: width.reshape(rows) for level, width in half.items()},
             truth=found.truth.reshape(rows),
+            floor=self.floor,
         )
         std = self.standardisation.std[-len(self.targets) :].numpy()
         scored, mean = forecast_tables.scores(

@@ -79,12 +79,12 @@ def read_panel(model: TrainedModel, table: Table, *, reading: ReadOptions) -> Pa
         where,
         ids=data.id_column if trained else (),
         date=data.date_column if trained and dated else None,
-        target=data.target,
+        target=data.target[0],
     )
     if columns is None:
         raise UserError(
             f"{where}: expected the columns that the model was trained on, {', '.join(data.id_column)}, "
-            f"{data.date_column} and {data.target}, found {', '.join(names)}; rename them"
+            f"{data.date_column} and {data.target[0]}, found {', '.join(names)}; rename them"
         )
     if is_frame:
         check_columns(names, [*columns.ids, columns.date, columns.target], where)
