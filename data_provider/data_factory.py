@@ -307,6 +307,8 @@ def _check_panel(data: DataConfig) -> None:
         )
     if data.eval_data is not None:
         wrong.append("--eval_data: a panel is tested on its own series alone; leave it out")
+    if data.non_negative:
+        wrong.append("--non_negative: it goes with a table of one series; leave it out for a panel")
     if data.round_dates:
         wrong.append("--round_dates: the times of a panel are not rounded; round them in the file")
     if data.enc_in not in (None, 1):
