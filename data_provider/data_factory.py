@@ -23,7 +23,7 @@ from data_provider.dates import DateRules, frequency_alias
 from data_provider.download import LocalFile, ensure_data, file_sha256
 from data_provider.long_files import columns_in_file, read_long_files, table_paths
 from data_provider.long_table import read_long
-from data_provider.m4 import build_m4
+from data_provider.m4 import build_competition, build_m4
 from data_provider.panel import Panel, PanelColumns
 from data_provider.panel_data import build_panel
 from data_provider.panel_windows import PanelDataset
@@ -45,7 +45,7 @@ from data_provider.table_files import table_file
 from data_provider.time_features import season_rows, time_marks
 from utils.batches import batched
 from utils.config import Config, ConfigError, DataConfig
-from utils.data_sets import CUSTOM, DATA_SETS, M4, SHORT_TERM, SYNTHETIC
+from utils.data_sets import COMPETITIONS, CUSTOM, DATA_SETS, M4, SHORT_TERM, SYNTHETIC
 from utils.errors import UserError
 from utils.forecast_columns import reserved
 from utils.types import Batch, DataBundle, PromptMaker, SeriesIdentity, Standardisation
@@ -77,7 +77,7 @@ def data_file(config: DataConfig) -> LocalFile | None:
 
 def files_are_there(config: DataConfig) -> bool:
     """Whether the files that a configuration names can be read without a download."""
-    if config.data == SYNTHETIC:
+    if config.data == SYNTHETIC or (config.data in COMPETITIONS and config.data != M4):
         return True
     if config.data == CUSTOM:
         return (Path(config.root_path) / config.file_name).exists()
@@ -208,7 +208,7 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
     """
     data = config.data
     if config.run.task_name == SHORT_TERM:
-        return build_m4(config)
+        return build_m4(config) if data.data == M4 else build_competition(config)
     columns = None if data.data != CUSTOM else columns_in_file(data, Path(data.root_path) / data.file_name)
     if columns is not None:
         return _build_panel(data, columns)
@@ -307,6 +307,8 @@ def _check_panel(data: DataConfig) -> None:
         )
     if data.eval_data is not None:
         wrong.append("--eval_data: a panel is tested on its own series alone; leave it out")
+    if data.non_negative:
+        wrong.append("--non_negative: it goes with a table of one series; leave it out for a panel")
     if data.round_dates:
         wrong.append("--round_dates: the times of a panel are not rounded; round them in the file")
     if data.enc_in not in (None, 1):
