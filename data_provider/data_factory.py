@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_provider import scaling
-from data_provider.covariate_tables import columns_of, read_statics
+from data_provider.covariate_tables import columns_of, read_statics, statics_of
 from data_provider.covariates import Coding, CovariateColumns, CovariateValues, RowsBeside, no_values
 from data_provider.dataset import TrainingWindows, WindowDataset
 from data_provider.dates import DateRules, frequency_alias
@@ -28,8 +29,10 @@ from data_provider.series import (
     check_covariates,
     column_name,
     identity_of,
+    named_table,
     read_csv,
     require_file,
+    series_in,
 )
 from data_provider.splits import Split, Splits, split_rows
 from data_provider.suspicious import Constant, Sentinel, constants, sentinels
@@ -47,6 +50,8 @@ LARGEST = 1e9
 HIDDEN = 1e-6
 """Share of a column's deviation below which its middle half is lost in float32 (of 7 digits)."""
 
+GIVEN = "the table"
+"""What messages call a table given in Python."""
 SAID = 8
 """Columns with something suspicious that are told in a line each."""
 
@@ -85,27 +90,49 @@ def is_published(config: DataConfig) -> bool:
     return any(file.name == config.file_name for file in files)
 
 
-def load_series(config: DataConfig, file: LocalFile | None, *, flags: bool = True) -> Series:
+class GivenTables(NamedTuple):
+    """Tables that a caller has in Python, in place of those that a configuration names."""
+
+    series: pd.DataFrame
+    static: pd.DataFrame | None = None
+    """What holds of each variable, whose names are its first column."""
+
+
+def load_series(
+    config: DataConfig, file: LocalFile | None, *, flags: bool = True, given: GivenTables | None = None
+) -> Series:
     """The whole series that a configuration names, in original units; ``file`` from `data_file`.
 
-    ``flags`` is whether ``--freq`` and the flags of dates are about this file, to be named in advice.
+    ``flags`` is whether ``--freq`` and the flags of dates are about this file, to be named in advice;
+    ``given`` tables are read in place of files.
 
     Raises:
         ValueError: if the file, or --freq or --target, is at fault.
     """
     beside = columns_of(config.known_covariates, config.past_covariates)
-    series = _made(config, beside) if file is None else _read(config, file, beside, flags=flags)
+    if given is not None:
+        series = series_in(
+            named_table(given.series, GIVEN), GIVEN, **_reading(config, beside, published=False, flags=flags)
+        )
+    elif file is None:
+        series = _made(config, beside)
+    else:
+        published = is_published(config)
+        how = _reading(config, beside, published=published, flags=flags)
+        series = read_csv(file.path, as_published=published, **how)
     if not config.has_covariates:
         return series
     found = series.covariates or no_values(len(series.values))
     if config.has_statics:
         targets = series.columns[-config.targets_of(len(series.columns)) :]
-        statics = read_statics(
-            Path(config.root_path) / str(config.static_path),
-            targets,
-            categories=[column_name(name) for name in config.static],
-            numbers=[column_name(name) for name in config.static_numbers],
-        )
+        columns = {
+            "categories": [column_name(name) for name in config.static],
+            "numbers": [column_name(name) for name in config.static_numbers],
+        }
+        if given is not None and given.static is not None:
+            statics = statics_of(given.static, "the static table", targets, **columns)
+        else:
+            statics = read_statics(Path(config.root_path) / str(config.static_path), targets, **columns)
         found = replace(found, statics=statics)
     return series.with_covariates(found)
 
@@ -126,16 +153,14 @@ def _made(config: DataConfig, beside: CovariateColumns) -> Series:
     return series.with_covariates(CovariateValues(beside, known, past))
 
 
-def _read(config: DataConfig, file: LocalFile, beside: CovariateColumns, *, flags: bool) -> Series:
-    """The series of a file."""
-    published = is_published(config)
-    return read_csv(
-        file.path,
-        features=config.features,
-        target=config.target,
-        fill_missing=config.fill_missing,
-        as_published=published,
-        rules=DateRules(
+def _reading(config: DataConfig, beside: CovariateColumns, *, published: bool, flags: bool) -> dict[str, Any]:
+    """How a configuration has a table read."""
+    return {
+        "features": config.features,
+        "target": config.target,
+        "fill_missing": config.fill_missing,
+        "covariates": beside,
+        "rules": DateRules(
             freq=config.freq or (DATA_SETS[config.data].frequency if published else None),
             date_format=config.date_format,
             time_zone=config.time_zone,
@@ -143,8 +168,7 @@ def _read(config: DataConfig, file: LocalFile, beside: CovariateColumns, *, flag
             repeated_times=config.repeated_times,
             flags=flags,
         ),
-        covariates=beside,
-    )
+    }
 
 
 class Prepared(NamedTuple):
@@ -179,7 +203,7 @@ class Prepared(NamedTuple):
         )
 
 
-def build_data(config: Config, *, model: Any = None) -> DataBundle:
+def build_data(config: Config, *, model: Any = None, given: GivenTables | None = None) -> DataBundle:
     """Series, scaler, windows of the three parts and the memory's source.
 
     The scaler is fitted on the training rows that are used (``--percent``), nothing else. Validation
@@ -187,7 +211,7 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
     ``--eval_data`` where one is named, which is standardised by its own training part, as the published
     protocol has it.
     Whether ``model`` (a `models.base.ForecastModel`, or its class), where it is given, can forecast that
-    data set is checked.
+    data set is checked. ``given`` tables are taken in place of the files that it names.
 
     Raises:
         OSError: if the data file is not there and can not be had.
@@ -196,7 +220,7 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
     data = config.data
     if config.run.task_name == SHORT_TERM:
         return build_m4(config)
-    own = _prepared(data)
+    own = _prepared(data, given=given)
     _check_names(own)
     _check_variables(data, found=len(own.series.columns))
     tested = own if data.eval_data is None else _prepared(transfer_config(data), flags=False)
@@ -266,10 +290,10 @@ def transfer_config(data: DataConfig) -> DataConfig:
     )
 
 
-def _prepared(data: DataConfig, *, flags: bool = True) -> Prepared:
-    """The series that a configuration names, divided and standardised."""
-    file = data_file(data)
-    series = load_series(data, file, flags=flags)
+def _prepared(data: DataConfig, *, flags: bool = True, given: GivenTables | None = None) -> Prepared:
+    """The series that a configuration names, or a table is given of, divided and standardised."""
+    file = None if given is not None else data_file(data)
+    series = load_series(data, file, flags=flags, given=given)
     splits = split_rows(
         data.data, len(series.values), seq_len=data.seq_len, pred_len=data.pred_len, percent=data.percent
     )
@@ -496,8 +520,10 @@ def _notes(data: DataConfig, own: Prepared, tested: Prepared) -> dict[str, str]:
     """Facts about the data that belong beside every result."""
     notes: dict[str, str] = {}
     file, series, splits = own.file, own.series, own.splits
-    if file is None:
+    if data.data == SYNTHETIC:
         notes["data"] = "built-in synthetic series, no real data"
+    elif file is None:
+        notes["data"] = "a table given in Python"
     else:
         notes["file_sha256"] = file.sha256
     if data.fill_missing:
