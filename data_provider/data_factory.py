@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,8 +22,21 @@ from data_provider.covariates import Coding, CovariateColumns, CovariateValues, 
 from data_provider.dataset import TrainingWindows, WindowDataset
 from data_provider.dates import DateRules, frequency_alias
 from data_provider.download import LocalFile, ensure_data, file_sha256
+from data_provider.long_files import (
+    check_columns,
+    columns_in,
+    columns_in_file,
+    long_table,
+    read_long_files,
+    table_paths,
+)
+from data_provider.long_table import read_long
 from data_provider.m4 import build_m4
-from data_provider.sampler import EpochSampler
+from data_provider.panel import Panel, PanelColumns
+from data_provider.panel_data import build_panel
+from data_provider.panel_windows import PanelDataset
+from data_provider.sampler import EpochSampler, SeriesSampler
+from data_provider.scaling import LARGEST
 from data_provider.series import (
     NO_COLUMNS,
     Series,
@@ -37,21 +51,21 @@ from data_provider.series import (
 from data_provider.splits import Split, Splits, split_rows
 from data_provider.suspicious import Constant, Sentinel, constants, sentinels
 from data_provider.synthetic import make_series
+from data_provider.table_files import table_file
 from data_provider.time_features import season_rows, time_marks
 from utils.batches import batched
 from utils.config import Config, ConfigError, DataConfig
-from utils.data_sets import DATA_SETS, M4, SHORT_TERM, SYNTHETIC
+from utils.data_sets import CUSTOM, DATA_SETS, M4, SHORT_TERM, SYNTHETIC
 from utils.errors import UserError
 from utils.forecast_columns import reserved
 from utils.types import Batch, DataBundle, PromptMaker, SeriesIdentity, Standardisation
 
-LARGEST = 1e9
-"""Deviations from the mean beyond which sums of squares come near the end of float32's range."""
 HIDDEN = 1e-6
 """Share of a column's deviation below which its middle half is lost in float32 (of 7 digits)."""
 
 GIVEN = "the table"
 """What messages call a table given in Python."""
+IN_PYTHON = "a table given in Python"
 SAID = 8
 """Columns with something suspicious that are told in a line each."""
 
@@ -78,6 +92,8 @@ def files_are_there(config: DataConfig) -> bool:
     """Whether the files that a configuration names can be read without a download."""
     if config.data == SYNTHETIC:
         return True
+    if config.data == CUSTOM:
+        return (Path(config.root_path) / config.file_name).exists()
     names = [config.file_name]
     if config.data == M4:
         names = [file.name for file in DATA_SETS[M4].files]
@@ -160,15 +176,20 @@ def _reading(config: DataConfig, beside: CovariateColumns, *, published: bool, f
         "target": config.target,
         "fill_missing": config.fill_missing,
         "covariates": beside,
-        "rules": DateRules(
-            freq=config.freq or (DATA_SETS[config.data].frequency if published else None),
-            date_format=config.date_format,
-            time_zone=config.time_zone,
-            round_dates=config.round_dates,
-            repeated_times=config.repeated_times,
-            flags=flags,
-        ),
+        "rules": _date_rules(config, published=published, flags=flags),
     }
+
+
+def _date_rules(config: DataConfig, *, published: bool, flags: bool) -> DateRules:
+    """How a configuration's dates are read."""
+    return DateRules(
+        freq=config.freq or (DATA_SETS[config.data].frequency if published else None),
+        date_format=config.date_format,
+        time_zone=config.time_zone,
+        round_dates=config.round_dates,
+        repeated_times=config.repeated_times,
+        flags=flags,
+    )
 
 
 class Prepared(NamedTuple):
@@ -220,6 +241,9 @@ def build_data(config: Config, *, model: Any = None, given: GivenTables | None =
     data = config.data
     if config.run.task_name == SHORT_TERM:
         return build_m4(config)
+    panel = _panel_of(data, given)
+    if panel is not None:
+        return panel
     own = _prepared(data, given=given)
     _check_names(own)
     _check_variables(data, found=len(own.series.columns))
@@ -253,7 +277,7 @@ def build_data(config: Config, *, model: Any = None, given: GivenTables | None =
         identity=_identity(own.series, own.splits),
         tested=tested.series.name,
         test_targets=tested.series.columns[-tested.n_targets :],
-        windows=(len(train), len(validation), len(test)),
+        windows=(len(train), len(validation), own.splits.test.num_windows(data.seq_len, data.pred_len)),
         notes=_notes(data, own, tested) | ({} if tested is own else _transfer_notes(data, own, tested)),
         date_format=own.series.dates_kept.date_format,
         time_zone=own.series.dates_kept.time_zone,
@@ -262,6 +286,78 @@ def build_data(config: Config, *, model: Any = None, given: GivenTables | None =
         words=() if own.coding is None or own.coding.statics is None else own.coding.statics.words(),
         static_width=None if own.coding is None else own.coding.static_width or None,
     )
+
+
+def _panel_of(data: DataConfig, given: GivenTables | None) -> DataBundle | None:
+    """The data of a run on a long table, on a file or on a folder of them; None of any other table.
+
+    Raises:
+        ConfigError: settings that do not go with a panel.
+        UserError: the files are at fault.
+    """
+    if data.data != CUSTOM:
+        return None
+    path = Path(data.root_path) / data.file_name
+    frame = None if given is None else long_table(given.series)
+    columns = columns_in_file(data, path) if frame is None else columns_in(data, list(frame), GIVEN)
+    if columns is None:
+        return None
+    where: object = path if frame is None else GIVEN
+    _check_panel(data)
+    if frame is None:
+        panel = load_panel(data, path, columns)
+        hashes = [file_sha256(one) for one in table_paths(path)]
+        whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        notes = {"file_sha256": whole}
+    else:
+        check_columns(list(frame), [*columns.ids, columns.date, columns.target], where)
+        rules = _date_rules(data, published=False, flags=True)
+        panel = read_long(frame, where, columns, name=GIVEN, rules=rules, fill_missing=data.fill_missing)
+        notes = {"data": IN_PYTHON}
+    if reserved((columns.target,)):
+        raise UserError(
+            f"{where}: --target {columns.target}: expected a name that leaves a forecast's own columns "
+            "theirs; rename that column in the file"
+        )
+    return build_panel(panel, data, notes=notes)
+
+
+def load_panel(data: DataConfig, path: Path, columns: PanelColumns) -> Panel:
+    """The whole panel that a configuration names, in original units.
+
+    Raises:
+        UserError: a file, or --freq or --fill_missing, is at fault.
+    """
+    return read_long(
+        read_long_files(path, columns),
+        path,
+        columns,
+        name=path.name if path.is_dir() else table_file(path).stem,
+        rules=_date_rules(data, published=False, flags=True),
+        fill_missing=data.fill_missing,
+    )
+
+
+def _check_panel(data: DataConfig) -> None:
+    """Raise ConfigError for settings that do not go with a panel."""
+    wrong = []
+    if data.features == "MS":
+        wrong.append("--features MS: a panel's series are one variable; use M or S")
+    if len(data.target) > 1:
+        wrong.append(f"--target: a panel's values are one column, found {' '.join(data.target)}")
+    if data.has_covariates:
+        wrong.append(
+            "--known_covariates, --past_covariates, --static, --static_numbers: they go with a table of one "
+            "series; leave them out for a panel"
+        )
+    if data.eval_data is not None:
+        wrong.append("--eval_data: a panel is tested on its own series alone; leave it out")
+    if data.round_dates:
+        wrong.append("--round_dates: the times of a panel are not rounded; round them in the file")
+    if data.enc_in not in (None, 1):
+        wrong.append(f"--enc_in: expected 1 (the variable of a panel) or no flag, found {data.enc_in}")
+    if wrong:
+        raise ConfigError(wrong)
 
 
 def transfer_config(data: DataConfig) -> DataConfig:
@@ -350,11 +446,19 @@ def training_loader(
     return DataLoader(
         bundle.train,
         batch_size=training.batch_size,
-        sampler=EpochSampler(items, training.seed, taken=items // needed * needed),
+        sampler=_sampler(bundle, config, taken=items // needed * needed),
         drop_last=True,
         generator=torch.Generator().manual_seed(training.seed),
         **_workers(config.data.num_workers, prompts),
     )
+
+
+def _sampler(bundle: DataBundle, config: Config, *, taken: int) -> EpochSampler:
+    """The order of the training items."""
+    seed = config.training.seed
+    if config.data.sampling == "series" and isinstance(bundle.train, PanelDataset):
+        return SeriesSampler(bundle.train.places.counts, seed, taken=taken)
+    return EpochSampler(len(bundle.train), seed, taken=taken)  # type: ignore[arg-type]
 
 
 def evaluation_loader(
@@ -523,7 +627,7 @@ def _notes(data: DataConfig, own: Prepared, tested: Prepared) -> dict[str, str]:
     if data.data == SYNTHETIC:
         notes["data"] = "built-in synthetic series, no real data"
     elif file is None:
-        notes["data"] = "a table given in Python"
+        notes["data"] = IN_PYTHON
     else:
         notes["file_sha256"] = file.sha256
     if data.fill_missing:

@@ -10,9 +10,9 @@ import torch
 
 from data_provider import scaling
 from data_provider.covariates import Coding, RowsBeside
-from data_provider.data_factory import LARGEST
 from data_provider.dataset import WindowDataset
 from data_provider.dates import dates_after
+from data_provider.scaling import LARGEST
 from data_provider.series import Series, identity_of
 from data_provider.splits import Split
 from data_provider.time_features import time_marks

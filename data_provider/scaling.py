@@ -8,6 +8,8 @@ from torch import Tensor
 from utils.types import Standardisation
 
 ROWS_AT_ONCE = 1024
+LARGEST = 1e9
+"""Deviations from the mean beyond which sums of squares come near the end of float32's range."""
 
 
 def fit(values: Tensor) -> Standardisation:

@@ -450,7 +450,7 @@ def _read_text(path: Path, ending: str) -> pd.DataFrame:
         names = header_of(file)
         if not names:
             raise pd.errors.EmptyDataError
-        _check_separator(names, path)
+        check_separator(names, path)
         dates = {name: str for name in names if column_name(name) == "date"}
         _check_names([column_name(name) for name in names], path)
         file.seek(0)
@@ -458,7 +458,7 @@ def _read_text(path: Path, ending: str) -> pd.DataFrame:
     return named_as_in_file(frame, names, path)
 
 
-def _check_separator(names: Sequence[str], path: Path) -> None:
+def check_separator(names: Sequence[str], path: Path) -> None:
     """Raise UserError where the header is one of other marks than commas."""
     line = ",".join(names).strip()
     other = next((mark for mark in ";\t|" if "date" in line.split(mark)), None)

@@ -75,6 +75,8 @@ class StartFeatures(nn.Module):
         top_k: int | None = None,
         control: str = "none",
         draw: int = 0,
+        one_calendar: bool = False,
+        apart: int = 0,
         covariates: CovariateSizes | None = None,
     ) -> None:
         """An empty memory; no random number is drawn.
@@ -88,6 +90,8 @@ class StartFeatures(nn.Module):
             top_k: neighbours of each kind, in place of those of `layers.retrieval.futures.KINDS`.
             control: as ``--retrieval_control``.
             draw: which draw of random rows, for that.
+            one_calendar: as for `RetrievedFutures`.
+            apart: as for that.
             covariates: what is known beside a window; nothing by default.
         """
         super().__init__()
@@ -97,7 +101,14 @@ class StartFeatures(nn.Module):
         """Windows of a block for standard errors; fewer than a horizon's would share what they forecast."""
         kinds = KINDS if top_k is None else [Kind(top_k, kind.same_phase) for kind in KINDS]
         self.retrieved = RetrievedFutures(
-            seq_len=seq_len, horizon=horizon, season=season, kinds=kinds, control=control, draw=draw
+            seq_len=seq_len,
+            horizon=horizon,
+            season=season,
+            kinds=kinds,
+            control=control,
+            draw=draw,
+            one_calendar=one_calendar,
+            apart=apart,
         )
         self.calendar_width = calendar_width(marks)
         self.beside = covariates or CovariateSizes()

@@ -57,7 +57,7 @@ DEFAULT_SEASON = 24
 
 
 def dtype_of(config: Config) -> torch.dtype:
-    """What the frozen LLM's weights are kept in.
+    """What the frozen LLM computes in, and keeps its weights in but for ``--llm_weights``.
 
     Raises:
         ValueError: ``--mixed_precision auto``, which a run decides before it builds its model.
@@ -121,7 +121,7 @@ class Model(ForecastModel):
         config = self.config
         if llm is None:
             with torch.random.fork_rng():  # loading must not move what follows
-                llm = load_llm(config.llm, dtype=dtype_of(config))
+                llm = load_llm(config.llm, dtype=dtype_of(config), cpu=config.training.cpu)
         llm = ablated(llm, config.llm, seed=config.training.seed)
         if config.llm.peft == "lora":
             add_adapters(llm.model, config.llm, seed=config.training.seed)
@@ -617,6 +617,8 @@ def solved_start(config: Config, *, retrieves: bool) -> SolvedStart:
         top_k=config.gram.top_k,
         control=config.gram.retrieval_control,
         draw=config.training.seed,
+        one_calendar=d.is_panel,
+        apart=config.apart,
         covariates=CovariateSizes(
             known=len(d.known_covariates),
             past=len(d.past_covariates),
@@ -639,6 +641,8 @@ def fit_start(start: SolvedStart, config: Config, source: FitSource) -> None:
         "refine": refine,
         "seed": config.training.seed if control in ("random", "same_phase") else None,
     }
+    if d.is_panel:
+        settings["apart"] = config.apart
     if d.has_covariates:
         settings["covariates"] = [*d.known_covariates, *d.past_covariates, *d.static, *d.static_numbers]
     start.fill(source.training)

@@ -88,6 +88,7 @@ class Model(TimeLLM.Model):
                 d_model=b.d_model,
                 d_llm=d_llm,
                 dropout=b.dropout,
+                apart=config.apart,
             )
             if config.gram.gate_loss != "document":  # whose tokens are as they were drawn
                 token = self.gram.prompt.confidence_embed

@@ -158,10 +158,17 @@ def scores(
         columns[f"width_{percent(level)}"] = 2 * np.mean(half, axis=(0, 1))
         columns[f"width_{percent(level)}_standardised"] = 2 * np.mean(half, axis=(0, 1)) / std
     frame = pd.DataFrame(columns, index=list(targets))
+    return frame, means(frame)
+
+
+def means(scored: pd.DataFrame) -> pd.Series:
+    """The means of scores over their rows; NaN for what is in the rows' own units."""
     own_units = [
-        c for c in columns if c in ("mse", "mae") or c.removeprefix("width_").replace(".", "").isdigit()
+        c
+        for c in scored.columns
+        if c in ("mse", "mae") or c.removeprefix("width_").replace(".", "").isdigit()
     ]
-    return frame, frame.drop(columns=own_units).mean().reindex(frame.columns)
+    return scored.drop(columns=own_units).mean().reindex(scored.columns)
 
 
 def scores_text(tested: Backtest) -> str:

@@ -22,11 +22,13 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from data_provider.data_factory import GivenTables
 from data_provider.dates import date_column
 from data_provider.forecast_windows import same_series
+from data_provider.long_files import columns_in, long_table
 from data_provider.series import Series
 from models import forecast_tables
 from models.fitting import train
 from models.forecast_tables import Array, Backtest
 from models.loading import load_run
+from models.panel_forecasts import backtest_panel, forecast_panel
 from models.registry import ENHANCED_DEFAULTS, MODELS, model_name
 from models.trained import Forecasts, ReadOptions, Table, TrainedModel
 from utils.config import Config, settings_where
@@ -263,6 +265,16 @@ class Forecaster(TrainedModel):
                     "calibrates on the last N windows of the table itself"
                 )
 
+    def _check_panel(self, levels: Sequence[float], recalibrate: int | None) -> None:
+        """Before any forecast of a panel: the intervals that are asked for can be had."""
+        if recalibrate is not None:
+            raise UserError(
+                "--recalibrate: it calibrates on the windows before one forecast; a panel's intervals "
+                "are those "
+                "of the run's validation: leave it out"
+            )
+        self._check_levels(levels, None)
+
     def predict(
         self,
         table: Table,
@@ -279,6 +291,9 @@ class Forecaster(TrainedModel):
 
         With ``levels`` each variable has its bounds beside it, such as ``OT_lo_80`` and ``OT_hi_80``. What is
         given with dates as its index comes back so, and times in the zone in which they were given.
+
+        Of a model that was trained on a panel: the H rows after the end of each series of a long table, whose
+        columns, ids and order it keeps (`models.panel_forecasts`).
 
         Args:
             table: as for `series`.
@@ -301,6 +316,14 @@ class Forecaster(TrainedModel):
                 f"found {horizon}; train one with a longer --pred_len for more"
             )
         forecast_tables.check_names((DATE,), self.targets, levels=levels, quantiles=quantiles)
+        if self.panel is not None:
+            self._check_panel(levels, recalibrate)
+            if quantiles:
+                raise UserError(
+                    "quantiles: of a panel the bounds of intervals are given; name levels instead"
+                )
+            whole = forecast_panel(self, table, levels=levels, reading=reading or ReadOptions())
+            return whole[np.arange(len(whole)) % self.pred_len < rows].reset_index(drop=True)
         series = self.series(table, reading=reading, future=future, static=static)
         first = len(series.values) - self.seq_len
         asked = forecast_tables.levels_of(levels, quantiles)
@@ -345,6 +368,11 @@ class Forecaster(TrainedModel):
             UserError: there are too few rows, or as `fit` does.
         """
         config = self._given_config()
+        if columns_in(config.data, list(long_table(table)), "the table") is not None:
+            raise UserError(
+                "cross_validation: expected a table of one series, or a column for each, found a long one; "
+                "fit on the rows before, and use backtest"
+            )
         horizon, length = config.data.pred_len, len(table)
         step = horizon if step is None else step
         ends = [length - horizon - step * place for place in reversed(range(max(n_windows, 0)))]
@@ -397,6 +425,9 @@ class Forecaster(TrainedModel):
             ValueError: more windows than the table has, or fewer than 1.
         """
         forecast_tables.check_names((ORIGIN, DATE), self.targets, levels=levels, truth=True)
+        if self.panel is not None:
+            self._check_panel(levels, recalibrate)
+            return backtest_panel(self, table, windows, levels=levels, reading=reading or ReadOptions())
         series = self.series(table, reading=reading, static=static)
         first = len(series.values) - self.seq_len - self.pred_len - windows + 1
         if windows < 1 or first < 0:

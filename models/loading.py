@@ -150,7 +150,7 @@ def frozen_llm(config: Config, recorded: Mapping[str, Any], path: Path, elsewher
     elif config.llm.llm_model_path is None and config.llm.llm_model == "auto":
         wanted["llm_model"] = recorded["name"]
     try:
-        llm = load_llm(type(config.llm)(**wanted), dtype=dtype_of(config))
+        llm = load_llm(type(config.llm)(**wanted), dtype=dtype_of(config), cpu=config.training.cpu)
     except LLMUnavailableError as error:
         raise LLMUnavailableError(
             f"{path}: expected its LLM, {recorded['name']} (content {recorded['content_hash'][:12]}), found "

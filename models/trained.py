@@ -37,7 +37,7 @@ from utils.evaluation_batch import windows_per_pass
 from utils.training.checkpoint import CheckpointError
 from utils.training.forward import channel_parts, forecast_state, joined, stacked
 from utils.training.intervals import std_of
-from utils.types import Batch, DataBundle, ForecastState, SeriesIdentity, Standardisation
+from utils.types import Batch, DataBundle, ForecastState, PanelTable, SeriesIdentity, Standardisation
 
 log = getLogger(__name__)
 Array = NDArray[np.float64]
@@ -115,6 +115,9 @@ class TrainedModel:
         beside = data.get("covariates")
         self.coding = None if beside is None else Coding.from_state(beside)
         """Of what is known beside the series; None where nothing is."""
+        table = data.get("panel")
+        self.panel = None if table is None else PanelTable(**table)
+        """Of the panel that it was trained on; None of one series."""
         stored = run.facts.get("calibration")
         self.calibration = None if stored is None else Calibration.from_state(stored)
         """Behind the prediction intervals; None where the checkpoint has none."""
@@ -210,7 +213,7 @@ class TrainedModel:
         return read_statics(Path(table), self.targets, **asked)
 
     def own_series(self, *, root_path: str | None = None) -> Series:
-        """The whole series that the run was trained on, read again from where it lay.
+        """The whole series that the run was trained on, read again from where it lay (none of a panel).
 
         Args:
             root_path: its folder, if it moved.
@@ -219,6 +222,11 @@ class TrainedModel:
             OSError: it is not there.
             CheckpointError: it is not what the run saw.
         """
+        if self.panel is not None:
+            raise UserError(
+                f"{self.path}: expected a run on one series, found one on a panel of {len(self.panel.ids)}; "
+                "see its series_scores.csv, and scripts/predict.py for its forecasts"
+            )
         data = self._own_config(root_path).data
         series = load_series(data, data_file(data))
         self._check_own(series.content_hash)

@@ -27,6 +27,7 @@ from utils.atomic_files import whole_file
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.errors import FileMissingError, UserError
+from utils.forecast_columns import ORIGIN
 from utils.log import setup_logging
 from utils.threads import fit_threads
 from utils.training.precision import matmul_precision
@@ -58,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_table(frame, file, kind.ending, name=kind.stem)
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory; lower --batch_size, or use --cpu ({error})") from error
-    print(f"{len(frame)} rows, {frame['date'].min()} to {frame['date'].max()}: {args.output}")
+    dates = frame["date" if forecaster.panel is None else _date_column(frame)]
+    print(f"{len(frame)} rows, {dates.min()} to {dates.max()}: {args.output}")
     return 0
 
 
@@ -92,6 +94,13 @@ def _forecast(forecaster: Forecaster, args: argparse.Namespace) -> pd.DataFrame:
     return tested.frame
 
 
+def _date_column(frame: pd.DataFrame) -> str:
+    """The column of the times of a panel's forecasts."""
+    return next(
+        str(c) for c in frame.columns if c != ORIGIN and pd.api.types.is_datetime64_any_dtype(frame[c])
+    )
+
+
 def _say_what(forecaster: Forecaster) -> None:
     """Which weights, and which LLM around them."""
     facts, llm = forecaster.facts, forecaster.facts["llm"]
@@ -114,7 +123,8 @@ def _check(args: argparse.Namespace) -> TableFile:
     Raises:
         ValueError: otherwise.
     """
-    table_file(args.input, flag="--input")
+    if not args.input.is_dir():
+        table_file(args.input, flag="--input")
     kind = table_file(args.output, flag="--output")
     for name in ("backtest", "recalibrate", "batch_size"):
         value = getattr(args, name)
@@ -130,7 +140,7 @@ def _check(args: argparse.Namespace) -> TableFile:
         given = getattr(args, name)
         if given is not None and not given.is_file():
             raise FileMissingError(f"--{name}: expected a table, found none at {given}")
-    if not args.input.is_file():
+    if not args.input.exists():
         raise FileMissingError(f"--input: expected a CSV file, found none at {args.input}")
     if args.output.exists() and args.output.samefile(args.input):
         raise UserError(f"--output: expected another file than --input, found {args.output}")

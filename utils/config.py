@@ -60,7 +60,7 @@ content is compared); what gives the same LLM, by content, or the same batch in 
 what the checkpoint's machine came to."""
 Need = Literal[
     "llm", "part", "layers", "tokens", "lora", "tapr", "gram", "learned_key", "memory_limit",
-    "own_memory", "choice", "modules", "llm_by_name", "file", "m4", "table", "selection",
+    "own_memory", "choice", "modules", "llm_by_name", "file", "m4", "table", "selection", "panel",
     "steps", "step_files", "start",
 ]  # fmt: skip
 """What a run must have for a setting to be read; `utils.reporting.unused_flags` says when it has not."""
@@ -132,7 +132,23 @@ class DataConfig:
         "M", "M: all variables; S: the targets, each from itself; MS: the targets, each from all variables"
     )
     target: tuple[str, ...] = setting(
-        ("OT",), "target columns, used with --features S and MS", needs=("table", "selection")
+        ("OT",), "target columns, used with --features S and MS, and of a panel", needs=("table", "selection")
+    )
+    id_column: tuple[str, ...] = setting(
+        (),
+        "columns that tell the series of a long file apart (default: unique_id or item_id, where there)",
+        needs=("file", "table"),
+    )
+    date_column: str | None = setting(
+        None, "column of the times of a long file (default: ds, timestamp or date)", needs=("file", "table")
+    )
+    panel_scaler: Literal["series", "global"] = setting(
+        "series", "series of a panel are standardised each by itself, or all together", needs="panel"
+    )
+    sampling: Literal["window", "series"] = setting(
+        "window",
+        "training draws among all windows of a panel, or a series and then its window",
+        needs="panel",
     )
     enc_in: int | None = setting(
         None, "expected number of variables read (default: the file's)", at_least=1, decides="course"
@@ -230,6 +246,11 @@ class DataConfig:
         return len(self.target) if self.features == "MS" else variables
 
     @property
+    def is_panel(self) -> bool:
+        """Whether a run's data are series told apart by an id; known once its data are read."""
+        return bool(self.id_column)
+
+    @property
     def has_statics(self) -> bool:
         """Whether something is known of whole variables."""
         return bool(self.static or self.static_numbers)
@@ -291,7 +312,14 @@ class LLMConfig:
         "linear maps that get adapters, by name, or all-linear (none: PEFT's own for the architecture)",
         needs="lora",
     )
-    load_in_4bit: bool = setting(False, "LLM weights in 4 bits (needs a GPU and bitsandbytes)")
+    llm_weights: Literal["auto", "fp32", "bf16", "int8"] = setting(
+        AUTO,
+        "what the LLM's linear maps are kept in: int8 by torchao (auto: what the run computes in)",
+        needs="layers",
+    )
+    load_in_4bit: bool = setting(
+        False, "the LLM's linear maps in 4 bits, by bitsandbytes on a GPU, else by torchao"
+    )
     trust_remote_code: bool = setting(
         False, "allow an LLM that ships its own code to run it", on_resume="llm"
     )
@@ -441,8 +469,13 @@ class GRAMConfig:
     retrieval_fusion: Literal["feature", "prediction", "both"] = setting(
         "feature", "where the retrieved futures enter"
     )
-    retrieval_scope: Literal["variable", "all"] = setting(
-        "variable", "neighbours of the same variable only, or of any"
+    retrieval_scope: Literal["variable", "series", "all"] = setting(
+        "variable",
+        "neighbours of the same variable (of a panel: of all its series), of the same series, or of any",
+    )
+    retrieval_mask: Literal["time", "series"] = setting(
+        "time",
+        "a panel's windows whose future overlaps in time are never neighbours; series: but of another series",
     )
     retrieval_control: Literal["none", "random", "same_phase", "oracle"] = setting(
         "none", "study control: replace the neighbours found by these"
@@ -730,6 +763,12 @@ class Config:
         """Whether GRA-M's neighbours are those of the start: one search and one memory serve both."""
         is_same = self.gram.retrieval_key == "raw" and self.gram.retrieval_scope == "variable"
         return self.begins_solved and self.gram.use_gram and is_same
+
+    @property
+    def apart(self) -> int:
+        """Rows by which the starts of a window and its neighbours must differ, of whichever series."""
+        by_time = self.data.is_panel and self.gram.retrieval_mask == "time"
+        return self.data.pred_len if by_time else 0
 
     def identity(self) -> dict[str, Any]:
         """The settings that change what is trained, but for those that a run counts as having unsaid.

@@ -103,6 +103,8 @@ def _variables(s: SimpleNamespace) -> Iterator[str]:
         yield f"--target: expected each column once, found {twice[0]!r} more than once"
     if s.features == "MS" and s.channel_sampling == "single":
         yield "--channel_sampling single: --features MS reads all variables at once; use joint"
+    if (s.id_column or s.date_column) and s.data not in ("custom",):
+        yield f"--id_column, --date_column: expected --data custom, a file of your own, found --data {s.data}"
     if s.features == "MS" and s.max_channels_per_step is not None:
         yield "--max_channels_per_step: --features MS reads all variables at once; leave it out"
 
@@ -170,14 +172,22 @@ def _training(s: SimpleNamespace) -> Iterator[str]:
 
 def _llm(s: SimpleNamespace) -> Iterator[str]:
     """The LLM's layers, its adapters and its devices."""
+    kept = f"--llm_weights {s.llm_weights}"
     if s.llm_ablation == "random" and s.load_in_4bit:
         yield "--load_in_4bit: random weights (--llm_ablation random) are not quantised"
+    if s.llm_weights != "auto":
+        if s.llm_ablation == "random":
+            yield f"{kept}: random weights (--llm_ablation random) are kept as they are drawn; drop either"
+        if s.load_in_4bit:
+            yield f"{kept}: --load_in_4bit keeps the weights in 4 bits; drop either"
+        if s.llm_device_map is not None:
+            yield f"{kept}: --llm_device_map spreads the LLM as it is on disk; drop either"
     if s.peft != "none" and s.llm_ablation in ("attention", "none"):
         yield f"--peft {s.peft}: --llm_ablation {s.llm_ablation} leaves no layers to adapt; drop either"
     if s.peft != "none" and s.load_in_4bit:
         yield (
             f"--peft {s.peft}: adapters on 4-bit weights (--load_in_4bit) are not offered; use "
-            "--mixed_precision bf16 and --gradient_checkpointing"
+            "--llm_weights int8, or --mixed_precision bf16 and --gradient_checkpointing"
         )
     if s.llm_device_map is not None and s.llm_ablation == "random":
         yield "--llm_device_map: random weights (--llm_ablation random) are drawn onto one device"
@@ -199,6 +209,9 @@ def _sharding(s: SimpleNamespace) -> Iterator[str]:
             s.llm_device_map is not None
         ),
         "--load_in_4bit: weights in 4 bits are not divided": s.load_in_4bit,
+        f"--llm_weights {s.llm_weights}: weights that are kept otherwise are not divided": (
+            s.llm_weights != "auto"
+        ),
         f"--llm_ablation {s.llm_ablation}: it leaves no layers to divide": (
             s.llm_ablation in ("attention", "none")
         ),

@@ -328,6 +328,29 @@ class Standardisation(NamedTuple):
     """[N] float64, original units."""
 
 
+class PanelTable(NamedTuple):
+    """What a run keeps of each of a panel's S series, in the order of the scaler's columns."""
+
+    ids: Sequence[str]
+    """[S]."""
+    id_column: Sequence[str]
+    """What the columns are called that name a series."""
+    date_column: str
+    series_id: Tensor
+    """[S] int64, as in `Batch`."""
+    first: Tensor
+    """[S] int64, place in the calendar of its first row."""
+    trained: Tensor
+    """[S] int64, its first rows, that it was trained on; 0 of a series too short for that."""
+    calendar: Tensor
+    """[C] int64, the calendar's times by the wall clock, in microseconds."""
+    absolute_change: Tensor
+    """[S] float64, mean absolute change over a season before the test, original units; 0 of a series that
+    does not change, NaN of one with no more rows than a season."""
+    squared_change: Tensor
+    """[S] float64, its mean square."""
+
+
 class SeriesIdentity(NamedTuple):
     """What tells a series that a model was trained on from others, also where rows were added since."""
 
@@ -378,6 +401,8 @@ class DataBundle:
     """Of the dates; None where they have none."""
     constant: Sequence[str] = ()
     """The variables of ``test``'s series that do not change in its training part."""
+    panel: PanelTable | None = None
+    """Of many series told apart by an id; None of one series, and of a competition's without dates."""
     covariates: Mapping[str, Any] = field(default_factory=dict)
     """How what is known beside the series is scaled and coded (`data_provider.covariates.Coding.state`);
     empty where there is nothing."""

@@ -79,7 +79,7 @@ def test_the_content_of_a_run_speaks_of_its_covariates(tmp_path: Path) -> None:
     [
         ({"known_covariates": ("cost",)}, "column of --known_covariates, 'cost', found a, OT, price, rain"),
         ({"past_covariates": ("price",)}, "--past_covariates: 'price' is among --known_covariates"),
-        ({"target": "price", "features": "MS"}, "--known_covariates: 'price' is the --target"),
+        ({"target": "price", "features": "MS"}, "--known_covariates: 'price' is a --target"),
         ({"static": ("store",)}, "--static: expected --static_path"),
         ({"static_path": "s.csv"}, "--static_path: expected --static or --static_numbers"),
         (

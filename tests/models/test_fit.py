@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
+import run_main
 import run_main_enhanced
 from models import Forecaster
 from scripts import predict
@@ -159,3 +160,34 @@ def test_rows_that_are_forecast_were_never_seen(table: Path) -> None:
         model.cross_validation(frame[:50], 2)
     with pytest.raises(UserError, match="in the order of time"):
         model.cross_validation(frame[::-1], 2)
+
+
+def test_a_long_table_is_fitted_as_the_file_of_it_is(tmp_path: Path, as_words: AsWords) -> None:
+    """Series below each other came from files alone; a shorter horizon is cut in each of them."""
+    rng = np.random.default_rng(4)
+    frame = pd.concat(
+        [
+            pd.DataFrame({"unique_id": name, "ds": pd.date_range(first, periods=rows, freq="h")})
+            for name, first, rows in (("x", "2020-01-01", 300), ("y", "2020-01-03", 200))
+        ],
+        ignore_index=True,
+    ).assign(y=rng.normal(size=500).cumsum())
+    frame.to_csv(tmp_path / "long.csv", index=False)
+    settings = {"model": "Ridge", "seq_len": 32, "pred_len": HORIZON, "patch_len": 16, "cpu": True}
+    files = {
+        "data": "custom",
+        "root_path": tmp_path,
+        "data_path": "long.csv",
+        "checkpoints": tmp_path / "runs",
+    }
+    run = run_main.main(as_words({**settings, **files}))
+    forget_accelerator()
+    model = Forecaster(**settings).fit(pd.read_csv(tmp_path / "long.csv"))
+    assert model.results["best"] == run.results["best"]
+    wanted = Forecaster.load(run.run_dir, device="cpu").predict(frame)
+    pd.testing.assert_frame_equal(model.predict(frame), wanted, check_exact=True)
+    cut = model.predict(frame, 3)
+    assert cut.groupby("unique_id").size().to_dict() == {"x": 3, "y": 3}
+    pd.testing.assert_frame_equal(cut, wanted.groupby("unique_id").head(3).reset_index(drop=True))
+    with pytest.raises(UserError, match="cross_validation: expected a table of one series"):
+        Forecaster(**settings).cross_validation(frame)

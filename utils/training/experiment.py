@@ -214,7 +214,12 @@ def resolve(config: Config, data: DataBundle) -> Config:
     ``--start auto`` becomes what it means where nothing is resumed (`start_as_begun`).
     """
     start = "none" if config.run.task_name == SHORT_TERM else config.backbone.start
+    panel = data.panel
+    columns: dict[str, Any] = {} if panel is None else {
+        "id_column": tuple(panel.id_column), "date_column": panel.date_column, "target": data.targets[0]
+    }  # fmt: skip
     return config.replace(
+        **columns,
         season=min(data.season, config.data.seq_len),
         enc_in=len(data.columns),
         static_width=data.static_width,
