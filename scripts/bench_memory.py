@@ -126,6 +126,7 @@ def measured_format(settings: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     model = TimeLLM.Model(config)
     windows = lookback[:1].unsqueeze(-1)
+    give_back_freed()
     reset_peak()
     computing = []
     for _ in range(STEPS):

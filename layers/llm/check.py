@@ -200,7 +200,11 @@ def _decided(llm: PreTrainedModel, wanted: list[CheckTokens], *, name: str) -> W
     So it is the same in every precision, on every processor and at every number of layers.
     """
     with matmul_precision("highest", torch.device("cpu")):
-        return _Check(llm, wanted, name=name).way()
+        check = _Check(llm, wanted, name=name)
+        way = check.way()
+        with suppress(UserError):  # a layer that is fused holds itself, and would stay a while
+            llm_fused.restore(stack_of(check.twin, int(check.twin.config.num_hidden_layers)))
+        return way
 
 
 def _require_own_precision(llm: PreTrainedModel, *, name: str) -> None:
@@ -226,18 +230,24 @@ def _require_gradient(llm: PreTrainedModel, *, name: str) -> None:
     integers that tokens are rounded to none at all. Differences of states along random directions at one
     token are compared with what autograd says of them.
     """
-    words = llm.get_input_embeddings().weight
-    tokens = words[: FEW.total].detach()[None].clone()
+    words: Any = llm.get_input_embeddings()
+    tokens: Tensor = words.weight[: FEW.total].detach()[None].clone()
     generator = torch.Generator().manual_seed(0)
-    ways = torch.randn(DIRECTIONS, words.shape[1], generator=generator).to(tokens)
+    ways = torch.randn(DIRECTIONS, tokens.shape[-1], generator=generator).to(tokens)
     ways *= STEP * tokens.float().std().to(tokens)
 
     def score(given: Tensor) -> Tensor:
         return _score(llm(inputs_embeds=given).last_hidden_state[0].float())
 
     given = tokens.clone().requires_grad_()
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(score(given), given)
+    try:
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(score(given), given)
+    except FAILURES as error:
+        raise UserError(
+            f"--llm_model {name or type(llm).__name__}: expected quantised weights that can be computed with "
+            f"({tokens.device.type}), found: {_said(error)}; take the model in its original precision"
+        ) from error
     told = ways.float() @ gradient[0, 1].float()
     found = []
     with torch.no_grad():
@@ -250,8 +260,8 @@ def _require_gradient(llm: PreTrainedModel, *, name: str) -> None:
     if not 1 - SLOPE_TOLERANCE < slope < 1 + SLOPE_TOLERANCE:
         raise UserError(
             f"--llm_model {name or type(llm).__name__}: expected quantised weights that let gradients "
-            f"through, found one {slope:.2g} times what its states say ({tokens.device.type}); take the model "
-            "in its original precision, with --llm_weights int8 for less memory"
+            f"through, found {slope:.2g} times what its states say ({tokens.device.type}); take the model in "
+            "its original precision, with --llm_weights int8 for less memory"
         )
 
 

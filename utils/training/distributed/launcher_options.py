@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from accelerate.utils import is_deepspeed_available
 
-from utils.config import Config, ConfigError
+from utils.config import AUTO, Config, ConfigError
 
 FSDP_ASKED = "ACCELERATE_USE_FSDP"
 DEEPSPEED_ASKED = "ACCELERATE_USE_DEEPSPEED"
@@ -221,6 +221,11 @@ def _not_with_deepspeed(config: Config) -> Iterator[str]:
     for name, reason in ALONE.items():
         if config.flat()[name]:
             yield f"DeepSpeed: {reason}; drop it, or take scripts/accelerate/multi_gpu.yaml"
+    if config.llm.llm_weights != AUTO or config.llm.load_in_4bit:
+        yield (
+            "DeepSpeed: its engine makes weights float32, which --llm_weights and --load_in_4bit would not; "
+            "drop them, or take scripts/accelerate/multi_gpu.yaml"
+        )
     if config.training.mixed_precision == "fp16":
         yield "--mixed_precision: fp16 needs scaled losses, which are not kept with DeepSpeed; use bf16"
     if config.training.cpu and torch.cuda.is_available():
