@@ -32,6 +32,7 @@ from utils.config import Config
 from utils.micro_step import MicroStep
 from utils.trend import MAGNITUDES, ORDINAL_BINS, ordinal_probabilities, trend_measure
 from utils.types import (
+    Covariates,
     FitSource,
     ForecastState,
     InstanceStatistics,
@@ -87,6 +88,7 @@ class Model(TimeLLM.Model):
                 d_model=b.d_model,
                 d_llm=d_llm,
                 dropout=b.dropout,
+                apart=config.apart,
             )
             if config.gram.gate_loss != "document":  # whose tokens are as they were drawn
                 token = self.gram.prompt.confidence_embed
@@ -106,6 +108,7 @@ class Model(TimeLLM.Model):
         variable: Tensor | None = None,
         target: Tensor | None = None,
         prompt: Tensor | None = None,
+        covariates: Covariates | None = None,
         micro_step: MicroStep | None = None,
         return_state: bool = False,
     ) -> Tensor | ForecastState:
@@ -125,10 +128,11 @@ class Model(TimeLLM.Model):
             target: the true future [B, H, M], read by the retrieval oracle alone.
             prompt: prompts of the windows, [B, M, K], of `prompts`; made here where None, for which the
                 windows are read back from an accelerator.
+            covariates: what is known beside the windows, where the settings name any.
             micro_step: of the optimizer step, whose micro-steps share its source embeddings.
             return_state: give a `ForecastState` instead of the prediction alone.
         """
-        series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
+        series = self.normalise(x_enc, self.insample_mask(x_mark_enc), covariates)
         patches = self.embed(series, x_mark_enc)
         shape = series.statistics.mean[:, 0]  # [B, M]
         query = query_rows(shape, start=start, series_id=series_id, variable=variable)

@@ -20,6 +20,7 @@ from data_provider.series import Series
 from models import forecast_tables
 from models.forecast_tables import Array, Backtest
 from models.loading import load_run
+from models.panel_forecasts import backtest_panel, forecast_panel
 from models.trained import Forecasts, ReadOptions, Table, TrainedModel
 from utils.conformal import check_level, check_windows, rolling_half_width
 from utils.errors import UserError
@@ -117,6 +118,11 @@ class Forecaster(TrainedModel):
         half = self.calibration.half_width(level, torch.from_numpy(found.std)).double()
         return (half * self.standardisation.std[-len(self.targets) :]).numpy()
 
+    @property
+    def floor(self) -> float:
+        """What no forecast, and no lower bound, is below."""
+        return 0.0 if self.config.data.non_negative else -np.inf
+
     def _check_levels(self, levels: Sequence[float], recalibrate: int | None) -> None:
         """Before any forecast: the intervals that are asked for can be had."""
         for level in levels:
@@ -132,6 +138,16 @@ class Forecaster(TrainedModel):
                     "calibrates on the last N windows of the table itself"
                 )
 
+    def _check_panel(self, levels: Sequence[float], recalibrate: int | None) -> None:
+        """Before any forecast of a panel: the intervals that are asked for can be had."""
+        if recalibrate is not None:
+            raise UserError(
+                "--recalibrate: it calibrates on the windows before one forecast; a panel's intervals "
+                "are those "
+                "of the run's validation: leave it out"
+            )
+        self._check_levels(levels, None)
+
     def predict(
         self,
         table: Table,
@@ -139,22 +155,32 @@ class Forecaster(TrainedModel):
         levels: Sequence[float] = (),
         recalibrate: int | None = None,
         reading: ReadOptions | None = None,
+        future: Table | None = None,
+        static: Table | None = None,
     ) -> pd.DataFrame:
         """The H rows after the end of ``table``: ``date``, and a column for each variable forecast.
 
         With ``levels`` each variable has its bounds beside it, such as ``OT_lo_80`` and ``OT_hi_80``.
+
+        Of a model that was trained on a panel: the H rows after the end of each series of a long table, whose
+        columns, ids and order it keeps (`models.panel_forecasts`).
 
         Args:
             table: as for `series`.
             levels: of the prediction intervals, each between 0 and 1.
             recalibrate: as for `evaluated`.
             reading: as for `series`.
+            future: as for `series`.
+            static: as for `series`.
 
         Raises:
             ValueError, OSError: as `series` and `evaluated` do.
         """
         forecast_tables.check_names((DATE,), self.targets, levels=levels)
-        series = self.series(table, reading=reading)
+        if self.panel is not None:
+            self._check_panel(levels, recalibrate)
+            return forecast_panel(self, table, levels=levels, reading=reading or ReadOptions())
+        series = self.series(table, reading=reading, future=future, static=static)
         first = len(series.values) - self.seq_len
         found, half = self.evaluated(series, first=first, count=1, levels=levels, recalibrate=recalibrate)
         return forecast_tables.table(
@@ -162,6 +188,7 @@ class Forecaster(TrainedModel):
             self.targets,
             found.prediction[0],
             half_widths={level: width[0] for level, width in half.items()},
+            floor=self.floor,
         )
 
     def backtest(
@@ -172,6 +199,7 @@ class Forecaster(TrainedModel):
         levels: Sequence[float] = (),
         recalibrate: int | None = None,
         reading: ReadOptions | None = None,
+        static: Table | None = None,
     ) -> Backtest:
         """Forecasts of the last ``windows`` windows of ``table`` whose future it holds, and their scores.
 
@@ -182,7 +210,10 @@ class Forecaster(TrainedModel):
             ValueError: more windows than the table has, or fewer than 1.
         """
         forecast_tables.check_names((ORIGIN, DATE), self.targets, levels=levels, truth=True)
-        series = self.series(table, reading=reading)
+        if self.panel is not None:
+            self._check_panel(levels, recalibrate)
+            return backtest_panel(self, table, windows, levels=levels, reading=reading or ReadOptions())
+        series = self.series(table, reading=reading, static=static)
         first = len(series.values) - self.seq_len - self.pred_len - windows + 1
         if windows < 1 or first < 0:
             most = first + windows
@@ -205,6 +236,7 @@ class Forecaster(TrainedModel):
             found.prediction.reshape(rows),
             half_widths={level: width.reshape(rows) for level, width in half.items()},
             truth=found.truth.reshape(rows),
+            floor=self.floor,
         )
         std = self.standardisation.std[-len(self.targets) :].numpy()
         scored, mean = forecast_tables.scores(

@@ -55,7 +55,10 @@ def _look_inside(run: LoadedRun, start: int, *, shapes: bool, prompt: bool) -> I
             list(f.states(windows))
         yield from record.lines()
     if prompt:
-        yield from prompt_lines(f.model, windows[0].x[None], list(f.targets), windows[0].x_mark[None])
+        first = windows[0]
+        yield from prompt_lines(
+            f.model, first.x[None], list(f.targets), first.x_mark[None], first.words[None]
+        )
 
 
 def _explained(run: LoadedRun, start: int, variable: str, out: Path) -> Iterator[str]:
