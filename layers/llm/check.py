@@ -230,10 +230,10 @@ def _require_gradient(llm: PreTrainedModel, *, name: str) -> None:
     integers that tokens are rounded to none at all. Differences of states along random directions at one
     token are compared with what autograd says of them.
     """
-    words = llm.get_input_embeddings().weight
-    tokens = words[: FEW.total].detach()[None].clone()
+    words: Any = llm.get_input_embeddings()
+    tokens: Tensor = words.weight[: FEW.total].detach()[None].clone()
     generator = torch.Generator().manual_seed(0)
-    ways = torch.randn(DIRECTIONS, words.shape[1], generator=generator).to(tokens)
+    ways = torch.randn(DIRECTIONS, tokens.shape[-1], generator=generator).to(tokens)
     ways *= STEP * tokens.float().std().to(tokens)
 
     def score(given: Tensor) -> Tensor:
@@ -245,8 +245,8 @@ def _require_gradient(llm: PreTrainedModel, *, name: str) -> None:
             (gradient,) = torch.autograd.grad(score(given), given)
     except FAILURES as error:
         raise UserError(
-            f"--llm_model {name or type(llm).__name__}: expected quantised weights that this machine computes "
-            f"with ({tokens.device.type}), found: {_said(error)}; take the model in its original precision"
+            f"--llm_model {name or type(llm).__name__}: expected quantised weights that can be computed with "
+            f"({tokens.device.type}), found: {_said(error)}; take the model in its original precision"
         ) from error
     told = ways.float() @ gradient[0, 1].float()
     found = []

@@ -25,6 +25,7 @@ from tests.models.test_fast_paths import assert_alike, gradients
 from tests.models.test_timellm_enhanced import forecast, model_of, train
 from utils.config import Config, ConfigError
 from utils.errors import UserError
+from utils.reporting.peak_memory import frozen_entries, llm_sizes
 
 FOLDERS = ["tiny_gpt2", "tiny_llama", "tiny_qwen", "tiny_bert"]
 KINDS: dict[str, dict[str, Any]] = {
@@ -208,6 +209,17 @@ def test_what_is_kept_is_counted_and_said(
     assert (
         sum(stored.values()) == 4 * (every - maps) + maps * {"bf16": 2, "int8": 1, "int4": 0.5}[kind] + scales
     )
+
+
+@pytest.mark.parametrize("kind", ["bf16", pytest.param("int8", marks=needs_torchao)])
+def test_the_estimate_of_memory_counts_what_is_kept(kind: str, tiny_llama: Path) -> None:
+    """It counted every weight in the precision of the run."""
+    whole, kept_so = (load_llm(at(tiny_llama, **more)).model for more in ({}, KINDS[kind]))
+    own, other = llm_sizes(whole), llm_sizes(kept_so)
+    assert other.layer_bytes == sum(w.nbytes for w in stack_of(kept_so, 2)[0].parameters())
+    assert other.weights == sum(w.nbytes for w in kept_so.parameters()) < own.weights
+    assert (other.layer_weights, other.largest) == (own.layer_weights, 64 * 32)
+    assert frozen_entries(kept_so) == sum(w.numel() for w in whole.parameters())
 
 
 @pytest.mark.parametrize("wanted", ["auto", "fp32"])

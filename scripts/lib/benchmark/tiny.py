@@ -55,6 +55,7 @@ def write_llm(
     )
     with quiet_transformers(), torch.random.fork_rng():
         torch.manual_seed(0)
-        LlamaModel(settings).to(dtype).save_pretrained(folder)
+        drawn: Any = LlamaModel(settings)
+        drawn.to(dtype).save_pretrained(folder)
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
     return folder

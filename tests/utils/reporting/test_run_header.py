@@ -10,6 +10,7 @@ import pytest
 from data_provider.data_factory import build_data
 from models.registry import MODELS
 from utils.config import Config
+from utils.reporting import run_header
 from utils.reporting.run_header import opening_lines
 from utils.training.experiment import resolve
 
@@ -60,3 +61,14 @@ def test_defaults_of_other_baselines_are_not_worth_a_word() -> None:
 @pytest.mark.parametrize(("model", "steps"), [("Linear", "3 an epoch, 6 at most"), ("Ridge", "none")])
 def test_a_closed_form_is_not_announced_as_steps(model: str, steps: str) -> None:
     assert f"steps: {steps}" in lines_of(model)
+
+
+def test_an_estimate_that_fails_stops_no_run(tiny_gpt2, monkeypatch):
+    """Sizes that a config tells layer by layer ended runs that had all they needed."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise AttributeError("no head_dim")
+
+    monkeypatch.setattr(run_header, "expected_peaks", fails)
+    text = lines_of("TimeLLM", llm_model_path=str(tiny_gpt2), llm_layers=1, d_ff=16, num_tokens=20)
+    assert "memory: no estimate for GPT2Model (AttributeError: no head_dim)" in text

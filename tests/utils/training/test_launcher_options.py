@@ -173,7 +173,7 @@ def test_deepspeed_options_that_are_not_read_are_said(zero):
         ({"shard_llm": True}, "DeepSpeed: --shard_llm divides the frozen LLM by another engine; drop it"),
         ({"auto_batch_size": True}, "DeepSpeed: --auto_batch_size tries passes around DeepSpeed's engine"),
         ({"mixed_precision": "fp16"}, "fp16 needs scaled losses, which are not kept with DeepSpeed"),
-        ({"llm_weights": "bf16"}, "its engine makes weights float32 that --llm_weights"),
+        ({"llm_weights": "bf16"}, "its engine makes weights float32, which --llm_weights"),
     ],
 )
 def test_what_does_not_go_with_deepspeed_is_refused(zero, settings, said):

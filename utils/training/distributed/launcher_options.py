@@ -223,7 +223,7 @@ def _not_with_deepspeed(config: Config) -> Iterator[str]:
             yield f"DeepSpeed: {reason}; drop it, or take scripts/accelerate/multi_gpu.yaml"
     if config.llm.llm_weights != AUTO or config.llm.load_in_4bit:
         yield (
-            "DeepSpeed: its engine makes weights float32 that --llm_weights or --load_in_4bit keep otherwise; "
+            "DeepSpeed: its engine makes weights float32, which --llm_weights and --load_in_4bit would not; "
             "drop them, or take scripts/accelerate/multi_gpu.yaml"
         )
     if config.training.mixed_precision == "fp16":
