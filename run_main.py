@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from logging import getLogger
 
-from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from models.inspection import inspection_lines
-from models.registry import MODELS, llm_outline, parse_run
+from models.fitting import train
+from models.registry import MODELS, parse_run
 from utils.cli import parse_config
 from utils.config import Config
 from utils.ending import ending
@@ -17,20 +15,6 @@ from utils.reporting.text_tables import spread_text
 from utils.training import experiment
 
 log = getLogger(__name__)
-
-
-def train(config: Config, *, model: str) -> experiment.RunResult:
-    """One run of the model of this name."""
-    builders = experiment.Builders(
-        model_name=model,
-        model=MODELS[model],
-        data=partial(build_data, model=MODELS[model]),
-        training_loader=training_loader,
-        evaluation_loader=evaluation_loader,
-        inspect=inspection_lines,
-        llm=llm_outline(model),
-    )
-    return experiment.run(config, builders)
 
 
 def main(

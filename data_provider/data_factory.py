@@ -11,19 +11,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_provider import scaling
-from data_provider.covariate_tables import columns_of, read_statics
+from data_provider.covariate_tables import columns_of, read_statics, statics_of
 from data_provider.covariates import Coding, CovariateColumns, CovariateValues, RowsBeside, no_values
 from data_provider.dataset import TrainingWindows, WindowDataset
 from data_provider.dates import DateRules, frequency_alias
 from data_provider.download import LocalFile, ensure_data, file_sha256
-from data_provider.long_files import columns_in_file, read_long_files, table_paths
+from data_provider.long_files import (
+    check_columns,
+    columns_in,
+    columns_in_file,
+    long_table,
+    read_long_files,
+    table_paths,
+)
 from data_provider.long_table import read_long
-from data_provider.m4 import build_m4
+from data_provider.m4 import build_competition, build_m4
 from data_provider.panel import Panel, PanelColumns
 from data_provider.panel_data import build_panel
 from data_provider.panel_windows import PanelDataset
@@ -35,8 +43,10 @@ from data_provider.series import (
     check_covariates,
     column_name,
     identity_of,
+    named_table,
     read_csv,
     require_file,
+    series_in,
 )
 from data_provider.splits import Split, Splits, split_rows
 from data_provider.suspicious import Constant, Sentinel, constants, sentinels
@@ -45,7 +55,7 @@ from data_provider.table_files import table_file
 from data_provider.time_features import season_rows, time_marks
 from utils.batches import batched
 from utils.config import Config, ConfigError, DataConfig
-from utils.data_sets import CUSTOM, DATA_SETS, M4, SHORT_TERM, SYNTHETIC
+from utils.data_sets import COMPETITIONS, CUSTOM, DATA_SETS, M4, SHORT_TERM, SYNTHETIC
 from utils.errors import UserError
 from utils.forecast_columns import reserved
 from utils.types import Batch, DataBundle, PromptMaker, SeriesIdentity, Standardisation
@@ -53,6 +63,9 @@ from utils.types import Batch, DataBundle, PromptMaker, SeriesIdentity, Standard
 HIDDEN = 1e-6
 """Share of a column's deviation below which its middle half is lost in float32 (of 7 digits)."""
 
+GIVEN = "the table"
+"""What messages call a table given in Python."""
+IN_PYTHON = "a table given in Python"
 SAID = 8
 """Columns with something suspicious that are told in a line each."""
 
@@ -77,7 +90,7 @@ def data_file(config: DataConfig) -> LocalFile | None:
 
 def files_are_there(config: DataConfig) -> bool:
     """Whether the files that a configuration names can be read without a download."""
-    if config.data == SYNTHETIC:
+    if config.data == SYNTHETIC or (config.data in COMPETITIONS and config.data != M4):
         return True
     if config.data == CUSTOM:
         return (Path(config.root_path) / config.file_name).exists()
@@ -93,27 +106,49 @@ def is_published(config: DataConfig) -> bool:
     return any(file.name == config.file_name for file in files)
 
 
-def load_series(config: DataConfig, file: LocalFile | None, *, flags: bool = True) -> Series:
+class GivenTables(NamedTuple):
+    """Tables that a caller has in Python, in place of those that a configuration names."""
+
+    series: pd.DataFrame
+    static: pd.DataFrame | None = None
+    """What holds of each variable, whose names are its first column."""
+
+
+def load_series(
+    config: DataConfig, file: LocalFile | None, *, flags: bool = True, given: GivenTables | None = None
+) -> Series:
     """The whole series that a configuration names, in original units; ``file`` from `data_file`.
 
-    ``flags`` is whether ``--freq`` and the flags of dates are about this file, to be named in advice.
+    ``flags`` is whether ``--freq`` and the flags of dates are about this file, to be named in advice;
+    ``given`` tables are read in place of files.
 
     Raises:
         ValueError: if the file, or --freq or --target, is at fault.
     """
     beside = columns_of(config.known_covariates, config.past_covariates)
-    series = _made(config, beside) if file is None else _read(config, file, beside, flags=flags)
+    if given is not None:
+        series = series_in(
+            named_table(given.series, GIVEN), GIVEN, **_reading(config, beside, published=False, flags=flags)
+        )
+    elif file is None:
+        series = _made(config, beside)
+    else:
+        published = is_published(config)
+        how = _reading(config, beside, published=published, flags=flags)
+        series = read_csv(file.path, as_published=published, **how)
     if not config.has_covariates:
         return series
     found = series.covariates or no_values(len(series.values))
     if config.has_statics:
         targets = series.columns[-config.targets_of(len(series.columns)) :]
-        statics = read_statics(
-            Path(config.root_path) / str(config.static_path),
-            targets,
-            categories=[column_name(name) for name in config.static],
-            numbers=[column_name(name) for name in config.static_numbers],
-        )
+        columns = {
+            "categories": [column_name(name) for name in config.static],
+            "numbers": [column_name(name) for name in config.static_numbers],
+        }
+        if given is not None and given.static is not None:
+            statics = statics_of(given.static, "the static table", targets, **columns)
+        else:
+            statics = read_statics(Path(config.root_path) / str(config.static_path), targets, **columns)
         found = replace(found, statics=statics)
     return series.with_covariates(found)
 
@@ -134,18 +169,15 @@ def _made(config: DataConfig, beside: CovariateColumns) -> Series:
     return series.with_covariates(CovariateValues(beside, known, past))
 
 
-def _read(config: DataConfig, file: LocalFile, beside: CovariateColumns, *, flags: bool) -> Series:
-    """The series of a file."""
-    published = is_published(config)
-    return read_csv(
-        file.path,
-        features=config.features,
-        target=config.target,
-        fill_missing=config.fill_missing,
-        as_published=published,
-        rules=_date_rules(config, published=published, flags=flags),
-        covariates=beside,
-    )
+def _reading(config: DataConfig, beside: CovariateColumns, *, published: bool, flags: bool) -> dict[str, Any]:
+    """How a configuration has a table read."""
+    return {
+        "features": config.features,
+        "target": config.target,
+        "fill_missing": config.fill_missing,
+        "covariates": beside,
+        "rules": _date_rules(config, published=published, flags=flags),
+    }
 
 
 def _date_rules(config: DataConfig, *, published: bool, flags: bool) -> DateRules:
@@ -192,7 +224,7 @@ class Prepared(NamedTuple):
         )
 
 
-def build_data(config: Config, *, model: Any = None) -> DataBundle:
+def build_data(config: Config, *, model: Any = None, given: GivenTables | None = None) -> DataBundle:
     """Series, scaler, windows of the three parts and the memory's source.
 
     The scaler is fitted on the training rows that are used (``--percent``), nothing else. Validation
@@ -200,7 +232,7 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
     ``--eval_data`` where one is named, which is standardised by its own training part, as the published
     protocol has it.
     Whether ``model`` (a `models.base.ForecastModel`, or its class), where it is given, can forecast that
-    data set is checked.
+    data set is checked. ``given`` tables are taken in place of the files that it names.
 
     Raises:
         OSError: if the data file is not there and can not be had.
@@ -208,11 +240,11 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
     """
     data = config.data
     if config.run.task_name == SHORT_TERM:
-        return build_m4(config)
-    columns = None if data.data != CUSTOM else columns_in_file(data, Path(data.root_path) / data.file_name)
-    if columns is not None:
-        return _build_panel(data, columns)
-    own = _prepared(data)
+        return build_m4(config) if data.data == M4 else build_competition(config)
+    panel = _panel_of(data, given)
+    if panel is not None:
+        return panel
+    own = _prepared(data, given=given)
     _check_names(own)
     _check_variables(data, found=len(own.series.columns))
     tested = own if data.eval_data is None else _prepared(transfer_config(data), flags=False)
@@ -256,25 +288,38 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
     )
 
 
-def _build_panel(data: DataConfig, columns: PanelColumns) -> DataBundle:
-    """The data of a run on a long file, or on a folder of them.
+def _panel_of(data: DataConfig, given: GivenTables | None) -> DataBundle | None:
+    """The data of a run on a long table, on a file or on a folder of them; None of any other table.
 
     Raises:
         ConfigError: settings that do not go with a panel.
         UserError: the files are at fault.
     """
-    _check_panel(data)
+    if data.data != CUSTOM:
+        return None
     path = Path(data.root_path) / data.file_name
-    hashes = [file_sha256(one) for one in table_paths(path)]
-    whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    panel = load_panel(data, path, columns)
+    frame = None if given is None else long_table(given.series)
+    columns = columns_in_file(data, path) if frame is None else columns_in(data, list(frame), GIVEN)
+    if columns is None:
+        return None
+    where: object = path if frame is None else GIVEN
+    _check_panel(data)
+    if frame is None:
+        panel = load_panel(data, path, columns)
+        hashes = [file_sha256(one) for one in table_paths(path)]
+        whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        notes = {"file_sha256": whole}
+    else:
+        check_columns(list(frame), [*columns.ids, columns.date, columns.target], where)
+        rules = _date_rules(data, published=False, flags=True)
+        panel = read_long(frame, where, columns, name=GIVEN, rules=rules, fill_missing=data.fill_missing)
+        notes = {"data": IN_PYTHON}
     if reserved((columns.target,)):
         raise UserError(
-            f"{path}: --target {columns.target}: expected a name that leaves a forecast's own columns "
-            f"theirs; "
-            "rename that column in the file"
+            f"{where}: --target {columns.target}: expected a name that leaves a forecast's own columns "
+            "theirs; rename that column in the file"
         )
-    return build_panel(panel, data, notes={"file_sha256": whole})
+    return build_panel(panel, data, notes=notes)
 
 
 def load_panel(data: DataConfig, path: Path, columns: PanelColumns) -> Panel:
@@ -307,6 +352,8 @@ def _check_panel(data: DataConfig) -> None:
         )
     if data.eval_data is not None:
         wrong.append("--eval_data: a panel is tested on its own series alone; leave it out")
+    if data.non_negative:
+        wrong.append("--non_negative: it goes with a table of one series; leave it out for a panel")
     if data.round_dates:
         wrong.append("--round_dates: the times of a panel are not rounded; round them in the file")
     if data.enc_in not in (None, 1):
@@ -341,10 +388,10 @@ def transfer_config(data: DataConfig) -> DataConfig:
     )
 
 
-def _prepared(data: DataConfig, *, flags: bool = True) -> Prepared:
-    """The series that a configuration names, divided and standardised."""
-    file = data_file(data)
-    series = load_series(data, file, flags=flags)
+def _prepared(data: DataConfig, *, flags: bool = True, given: GivenTables | None = None) -> Prepared:
+    """The series that a configuration names, or a table is given of, divided and standardised."""
+    file = None if given is not None else data_file(data)
+    series = load_series(data, file, flags=flags, given=given)
     splits = split_rows(
         data.data, len(series.values), seq_len=data.seq_len, pred_len=data.pred_len, percent=data.percent
     )
@@ -579,8 +626,10 @@ def _notes(data: DataConfig, own: Prepared, tested: Prepared) -> dict[str, str]:
     """Facts about the data that belong beside every result."""
     notes: dict[str, str] = {}
     file, series, splits = own.file, own.series, own.splits
-    if file is None:
+    if data.data == SYNTHETIC:
         notes["data"] = "built-in synthetic series, no real data"
+    elif file is None:
+        notes["data"] = IN_PYTHON
     else:
         notes["file_sha256"] = file.sha256
     if data.fill_missing:

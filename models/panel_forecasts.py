@@ -19,13 +19,12 @@ import pandas as pd
 import torch
 
 from data_provider.dates import DateRules, dates_after
-from data_provider.long_files import check_columns, names_in, read_long_files, table_paths
+from data_provider.long_files import check_columns, long_table, names_in, read_long_files, table_paths
 from data_provider.long_format import panel_columns
 from data_provider.long_table import read_long
 from data_provider.panel import IntArray, Panel, named
 from data_provider.panel_data import grouped_moments, panel_windows
 from data_provider.panel_windows import PanelDataset, PanelWindows, Places
-from data_provider.series import column_name
 from models import forecast_tables
 from models.forecast_tables import Array, Backtest
 from models.trained import ReadOptions, Table, TrainedModel
@@ -67,8 +66,7 @@ def read_panel(model: TrainedModel, table: Table, *, reading: ReadOptions) -> Pa
     is_frame = isinstance(table, pd.DataFrame)
     where: object = "the table" if is_frame else Path(table)
     if isinstance(table, pd.DataFrame):
-        frame = table.reset_index() if any(n is not None for n in table.index.names) else table
-        frame = frame.set_axis([column_name(name) for name in frame.columns], axis=1)
+        frame = long_table(table)
         names = list(frame.columns)
     else:
         names = names_in(table_paths(Path(table))[0])

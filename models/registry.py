@@ -7,6 +7,7 @@ from models import (
     Autoformer,
     DLinear,
     Linear,
+    PanelAverage,
     PatchTST,
     Persistence,
     RetrievalRidge,
@@ -26,6 +27,7 @@ MODELS: dict[str, type[ForecastModel]] = {
     "Autoformer": Autoformer.Model,
     "DLinear": DLinear.Model,
     "Linear": Linear.Model,
+    "PanelAverage": PanelAverage.Model,
     "PatchTST": PatchTST.Model,
     "Persistence": Persistence.Model,
     "RetrievalRidge": RetrievalRidge.Model,
@@ -42,8 +44,9 @@ def llm_outline(name: str) -> Callable[[Config], LLMOutline | None]:
     return lambda config: outline_of(config.llm) if uses_llm else None
 
 
-ENHANCED_FLAGS = ("--start", "auto")
+ENHANCED_DEFAULTS = {"start": "auto"}
 """What run_main_enhanced.py asks for where its command line says nothing else."""
+ENHANCED_FLAGS = tuple(word for name, value in ENHANCED_DEFAULTS.items() for word in (f"--{name}", value))
 
 
 def parse_run(argv: Sequence[str] | None = None) -> tuple[Config, str]:

@@ -86,7 +86,7 @@ def _forecast(forecaster: Forecaster, args: argparse.Namespace) -> pd.DataFrame:
     if args.static_path is not None:
         how["static"] = args.static_path
     if args.backtest is None:
-        return forecaster.predict(args.input, future=args.future, **how)
+        return forecaster.predict(args.input, future=args.future, quantiles=args.quantiles, **how)
     tested = forecaster.backtest(args.input, args.backtest, **how)
     print(f"\nlast {args.backtest} windows of {args.input}: {forecaster.pred_len} rows ahead")
     print("mse, mae and width in each variable's own units (squared for mse), or standardised as in training")
@@ -130,8 +130,10 @@ def _check(args: argparse.Namespace) -> TableFile:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}: expected 1 or more, found {value}")
-    if args.recalibrate is not None and args.levels is None:
+    if args.recalibrate is not None and args.levels is None and not args.quantiles:
         raise UserError("--recalibrate: it calibrates intervals; say which with --levels")
+    if args.quantiles and args.backtest is not None:
+        raise UserError("--quantiles: --backtest scores intervals; name them with --levels, or leave it out")
     if args.future is not None and args.backtest is not None:
         raise UserError("--future: --backtest forecasts rows that --input holds; leave one of them out")
     for name in ("future", "static_path"):
@@ -180,6 +182,13 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         nargs="*",
         help="bounds of prediction intervals, e.g. 0.8 0.95 (no number: the run's)",
+    )
+    add(
+        "--quantiles",
+        type=float,
+        nargs="+",
+        default=(),
+        help="columns of these, e.g. 0.1 0.5 0.9: bounds of the prediction intervals, the forecast at 0.5",
     )
     add(
         "--recalibrate",

@@ -117,7 +117,7 @@ def setting(
 class DataConfig:
     """Which series, cut into which windows."""
 
-    data: str = setting("ETTh1", f"data set: {', '.join(DATA_SETS)}")
+    data: str = setting("ETTh1", f"one of {' '.join(DATA_SETS)}")
     root_path: str = setting(
         "./dataset/ETT-small",
         "folder of the data file (default: the data set's)",
@@ -136,7 +136,7 @@ class DataConfig:
     )
     id_column: tuple[str, ...] = setting(
         (),
-        "columns that tell the series of a long file apart (default: unique_id or item_id, where there)",
+        "columns that tell the series of a long file apart (default: unique_id or item_id)",
         needs=("file", "table"),
     )
     date_column: str | None = setting(
@@ -177,8 +177,8 @@ class DataConfig:
         on_resume="free",
         needs=("file", "table"),
     )
-    seasonal_patterns: Literal["Yearly", "Quarterly", "Monthly", "Weekly", "Daily", "Hourly"] = setting(
-        "Monthly", "group of M4's series", needs="m4"
+    seasonal_patterns: Literal["Yearly", "Quarterly", "Monthly", "Weekly", "Daily", "Hourly", "Other"] = (
+        setting("Monthly", "group of a competition's series (M4, M1, M3, Tourism)", needs="m4")
     )
     fill_missing: Literal["interpolate", "ffill"] | None = setting(
         None,

