@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data_provider.splits import Split
-from utils.types import Batch, WindowRows
+from utils.types import Batch, TextWindows, WindowRows
 
 
 class WindowDataset(Dataset[Batch]):
@@ -36,6 +36,7 @@ class WindowDataset(Dataset[Batch]):
         channel_sampling: Literal["joint", "single"] = "joint",
         stride: int = 1,
         n_targets: int | None = None,
+        texts: TextWindows | None = None,
     ) -> None:
         """Keep views of the whole series; nothing is copied.
 
@@ -49,6 +50,7 @@ class WindowDataset(Dataset[Batch]):
             channel_sampling: all variables of a window per item, or one.
             stride: distance between the starts of successive windows; 1 takes them all.
             n_targets: how many variables are forecast, the last ones; all by default.
+            texts: of the series, where windows are told of them.
 
         Raises:
             ValueError: the split reaches beyond the values or the marks.
@@ -64,6 +66,7 @@ class WindowDataset(Dataset[Batch]):
         self.num_variables = values.shape[1]
         self.num_windows = -(-split.num_windows(seq_len, pred_len) // stride)
         self._series_id = torch.tensor(series_id, dtype=torch.int64)
+        self._texts = texts
         self._n_targets = n_targets or self.num_variables
         self._targets = torch.arange(self._n_targets)
 
@@ -81,7 +84,7 @@ class WindowDataset(Dataset[Batch]):
         wanted = slice(self.num_variables - self._n_targets, None) if joint else chosen
         start = self.split.begin + window * self.stride
         middle, end = start + self.seq_len, start + self.seq_len + self.pred_len
-        return Batch(
+        item = Batch(
             x=self.values[start:middle, chosen],  # [L, N] or [L, 1]
             y=self.values[middle:end, wanted],  # [H, M] or [H, 1]
             x_mark=self.marks[start:middle],  # [L, F]
@@ -90,6 +93,11 @@ class WindowDataset(Dataset[Batch]):
             series_id=self._series_id,
             variable=self._targets if joint else self._targets[chosen],  # [M] or [1]
         )
+        if self._texts is None:
+            return item
+        places, ages = (part[0] for part in self._texts.seen(torch.tensor([middle - 1])))  # [V, C]
+        own = slice(None) if joint or len(places) == 1 else chosen
+        return item._replace(text=self._texts.reading.of(places[own]), text_age=ages[own])
 
 
 class TrainingWindows:

@@ -16,7 +16,7 @@ from data_provider.series import Series, identity_of
 from data_provider.splits import Split
 from data_provider.time_features import time_marks
 from utils.errors import UserError
-from utils.types import SeriesIdentity, Standardisation
+from utils.types import SeriesIdentity, Standardisation, TextWindows
 
 
 def forecast_windows(
@@ -29,6 +29,7 @@ def forecast_windows(
     known_as: int,
     first: int,
     count: int,
+    texts: TextWindows | None = None,
 ) -> WindowDataset:
     """The ``count`` windows that begin at row ``first`` and the rows after it.
 
@@ -44,6 +45,7 @@ def forecast_windows(
         known_as: the series' content hash, as the model's memory knows it (`same_series`).
         first: row at which the first window begins.
         count: number of windows.
+        texts: of this series, where the model reads any.
 
     Raises:
         ValueError: there are too few rows for that, or their values are beyond what can be computed with.
@@ -72,6 +74,7 @@ def forecast_windows(
         pred_len=pred_len,
         series_id=known_as,
         n_targets=n_targets,
+        texts=texts,
     )
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from utils.errors import UserError
-from utils.forecast_columns import bound_column, percent, truth_column
+from utils.forecast_columns import bound_column, percent, truth_column, what_if_column
 
 Array = NDArray[np.float64]
 MEAN = "(mean of all)"
@@ -41,6 +41,7 @@ def table(
     *,
     half_widths: Mapping[float, Array],
     truth: Array | None = None,
+    what_if: Array | None = None,
 ) -> pd.DataFrame:
     """Columns by variable: forecast, truth where given, then the bounds by level.
 
@@ -50,6 +51,7 @@ def table(
         prediction: [R, M].
         half_widths: by level, [R, M].
         truth: [R, M].
+        what_if: forecasts under other texts, [R, M].
 
     No two columns have the same name: `check_names` tells before any forecast.
     """
@@ -58,6 +60,8 @@ def table(
         own = columns[name] = prediction[:, place]
         if truth is not None:
             columns[truth_column(name)] = truth[:, place]
+        if what_if is not None:
+            columns[what_if_column(name)] = what_if[:, place]
         for level, half in half_widths.items():
             columns[bound_column(name, "lo", level)] = own - half[:, place]
             columns[bound_column(name, "hi", level)] = own + half[:, place]
@@ -65,7 +69,12 @@ def table(
 
 
 def check_names(
-    leading: Sequence[str], targets: Sequence[str], *, levels: Sequence[float], truth: bool = False
+    leading: Sequence[str],
+    targets: Sequence[str],
+    *,
+    levels: Sequence[float],
+    truth: bool = False,
+    what_if: bool = False,
 ) -> None:
     """Before any forecast: its table will have every column once.
 
@@ -75,6 +84,7 @@ def check_names(
     names = [*leading]
     for name in targets:
         names += [name, *([truth_column(name)] if truth else [])]
+        names += [what_if_column(name)] if what_if else []
         names += [bound_column(name, side, level) for level in levels for side in ("lo", "hi")]
     counts = Counter(names)
     twice = sorted(name for name in counts if counts[name] > 1)

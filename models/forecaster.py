@@ -25,6 +25,7 @@ from utils.conformal import check_level, check_windows, rolling_half_width
 from utils.errors import UserError
 from utils.forecast_columns import DATE, ORIGIN
 from utils.training.checkpoint import CheckpointError
+from utils.types import TextWindows
 
 log = getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Forecaster(TrainedModel):
         count: int,
         levels: Sequence[float] = (),
         recalibrate: int | None = None,
+        texts: TextWindows | Table | None = None,
     ) -> tuple[Forecasts, dict[float, Array]]:
         """Forecasts of ``count`` windows from row ``first`` on, and by level half their intervals' width.
 
@@ -80,6 +82,7 @@ class Forecaster(TrainedModel):
             levels: of the intervals, each between 0 and 1.
             recalibrate: take the errors of so many windows right before each forecast, as far as they are
                 known by then, in place of those of the run's validation.
+            texts: as for `windows`.
 
         Raises:
             CheckpointError: there is no calibration in the checkpoint, and none is made here.
@@ -88,7 +91,7 @@ class Forecaster(TrainedModel):
         """
         self._check_levels(levels, recalibrate)
         if not levels or recalibrate is None:
-            found = self.forecasts(self.windows(series, first=first, count=count))
+            found = self.forecasts(self.windows(series, first=first, count=count, texts=texts))
             return found, {level: self.half_width(level, found) for level in levels}
         before = recalibrate + self.pred_len - 1
         if first < before:
@@ -97,7 +100,8 @@ class Forecaster(TrainedModel):
                 f"{series.name}: expected {needed} rows or more, for --recalibrate {recalibrate} windows "
                 f"before the first forecast, found {first + self.seq_len + count - 1}"
             )
-        every = self.forecasts(self.windows(series, first=first - before, count=before + count))
+        windows = self.windows(series, first=first - before, count=before + count, texts=texts)
+        every = self.forecasts(windows)
         error = np.abs(every.prediction - every.truth)
         rolled = {
             level: rolling_half_width(error, level, windows=recalibrate, count=count).astype(np.float64)
@@ -139,29 +143,39 @@ class Forecaster(TrainedModel):
         levels: Sequence[float] = (),
         recalibrate: int | None = None,
         reading: ReadOptions | None = None,
+        texts: Table | None = None,
+        what_if: Table | None = None,
     ) -> pd.DataFrame:
         """The H rows after the end of ``table``: ``date``, and a column for each variable forecast.
 
-        With ``levels`` each variable has its bounds beside it, such as ``OT_lo_80`` and ``OT_hi_80``.
+        With ``levels`` each variable has its bounds beside it, such as ``OT_lo_80`` and ``OT_hi_80``; with
+        ``what_if`` its forecast under those texts, such as ``OT_what_if``.
 
         Args:
             table: as for `series`.
             levels: of the prediction intervals, each between 0 and 1.
             recalibrate: as for `evaluated`.
             reading: as for `series`.
+            texts: dated texts, of a model that reads some; by default those of the file that the run read.
+            what_if: others, for a second forecast beside the first.
 
         Raises:
             ValueError, OSError: as `series` and `evaluated` do.
         """
-        forecast_tables.check_names((DATE,), self.targets, levels=levels)
+        asked = what_if is not None
+        forecast_tables.check_names((DATE,), self.targets, levels=levels, what_if=asked)
         series = self.series(table, reading=reading)
-        first = len(series.values) - self.seq_len
-        found, half = self.evaluated(series, first=first, count=1, levels=levels, recalibrate=recalibrate)
+        first, known = len(series.values) - self.seq_len, self.texts(series, texts)
+        found, half = self.evaluated(
+            series, first=first, count=1, levels=levels, recalibrate=recalibrate, texts=known
+        )
+        other = self.forecasts(self.windows(series, first=first, texts=what_if)) if asked else None
         return forecast_tables.table(
             {DATE: self.dates(series, found.start)},
             self.targets,
             found.prediction[0],
             half_widths={level: width[0] for level, width in half.items()},
+            what_if=None if other is None else other.prediction[0],
         )
 
     def backtest(
@@ -172,6 +186,7 @@ class Forecaster(TrainedModel):
         levels: Sequence[float] = (),
         recalibrate: int | None = None,
         reading: ReadOptions | None = None,
+        texts: Table | None = None,
     ) -> Backtest:
         """Forecasts of the last ``windows`` windows of ``table`` whose future it holds, and their scores.
 
@@ -192,7 +207,12 @@ class Forecaster(TrainedModel):
             )
         self._say_trained(series, first=first, count=windows)
         found, half = self.evaluated(
-            series, first=first, count=windows, levels=levels, recalibrate=recalibrate
+            series,
+            first=first,
+            count=windows,
+            levels=levels,
+            recalibrate=recalibrate,
+            texts=self.texts(series, texts),
         )
         rows = (windows * self.pred_len, len(self.targets))
         origin = series.dates[found.start + self.seq_len - 1]

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # started as a file: its own folder is on the path, the project's is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -68,7 +69,7 @@ def _forecast(forecaster: Forecaster, args: argparse.Namespace) -> pd.DataFrame:
         levels = forecaster.config.training.levels
         if not levels:
             raise UserError("--levels: expected numbers, as the run itself has none, found none")
-    how = {
+    how: dict[str, Any] = {
         "levels": levels,
         "recalibrate": args.recalibrate,
         "reading": ReadOptions(
@@ -80,8 +81,9 @@ def _forecast(forecaster: Forecaster, args: argparse.Namespace) -> pd.DataFrame:
             repeated_times=args.repeated_times,
         ),
     }
+    how["texts"] = args.text_file
     if args.backtest is None:
-        return forecaster.predict(args.input, **how)
+        return forecaster.predict(args.input, what_if=args.what_if, **how)
     tested = forecaster.backtest(args.input, args.backtest, **how)
     print(f"\nlast {args.backtest} windows of {args.input}: {forecaster.pred_len} rows ahead")
     print("mse, mae and width in each variable's own units (squared for mse), or standardised as in training")
@@ -117,6 +119,8 @@ def _check(args: argparse.Namespace) -> TableFile:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}: expected 1 or more, found {value}")
+    if args.what_if is not None and args.backtest is not None:
+        raise UserError("--what_if: it is for the future after the end of the file; leave out --backtest")
     if args.recalibrate is not None and args.levels is None:
         raise UserError("--recalibrate: it calibrates intervals; say which with --levels")
     if not args.input.is_file():
@@ -178,6 +182,18 @@ def _parser() -> argparse.ArgumentParser:
         "--llm_model_path",
         action=PathFlag,
         help="where the run's LLM lies now, if it moved; its content is checked",
+    )
+    add(
+        "--text_file",
+        action=PathFlag,
+        kind=Path,
+        help="dated texts up to now (default: the file that the run was trained with)",
+    )
+    add(
+        "--what_if",
+        action=PathFlag,
+        kind=Path,
+        help="the same texts edited: their forecast stands beside the first, as NAME_what_if",
     )
     add("--batch_size", type=int, help="windows per pass (default: the run's)")
     add("--cpu", action="store_true", help="do not use a GPU")

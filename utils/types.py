@@ -36,13 +36,58 @@ class Batch(NamedTuple):
     prompt: Tensor = torch.empty(0, dtype=torch.int64)
     """Token ids of each variable's prompt, [B, M, K] int64, -1 behind the end of shorter ones; empty where
     none were made (models without an LLM; a model that has one makes them itself then)."""
+    text: Tensor = torch.empty(0)
+    """Of the texts that each window sees, oldest to newest, what `TextReading` holds: [B, V, C, D]; V is 1
+    where all variables see the same, otherwise M. Empty where no texts are read."""
+    text_age: Tensor = torch.empty(0, dtype=torch.int64)
+    """Rows since a window could first see each, [B, V, C] int64; -1 where there is none."""
 
 
 class PromptMaker(Protocol):
     """What makes the prompts of a batch's windows, one from each window alone."""
 
-    def __call__(self, x: Tensor, x_mark: Tensor | None = None) -> Tensor:
-        """Lookbacks [B, L, N] and their marks, as in `Batch`, to token ids [B, M, K]."""
+    def __call__(
+        self,
+        x: Tensor,
+        x_mark: Tensor | None = None,
+        *,
+        text: Tensor | None = None,
+        age: Tensor | None = None,
+    ) -> Tensor:
+        """Lookbacks [B, L, N], their marks and texts, as in `Batch`, to token ids [B, M, K]."""
+        ...
+
+
+class TextReading(Protocol):
+    """What a model made of each of K texts, each by itself."""
+
+    @property
+    def words(self) -> Sequence[str]:
+        """Answers whose log-probabilities are the last of each question's numbers; none of some LLMs."""
+        ...
+
+    def of(self, places: Tensor) -> Tensor:
+        """Of the texts at these places [...], [..., D]; zeros, or tokens that are none, for a place -1."""
+        ...
+
+
+class TextWindows(Protocol):
+    """The texts of a series, what a model made of them, and which of them each window sees."""
+
+    @property
+    def reading(self) -> TextReading:
+        """What a model made of them."""
+        ...
+
+    def seen(self, last: Tensor) -> tuple[Tensor, Tensor]:
+        """Of windows with these last rows [R]: places of their texts and ages, both [R, V, C] int64."""
+        ...
+
+    def wordings(self, places: Tensor) -> Tensor:
+        """Of the texts at these places [U], which are so near that they are one wording: [U] int64 from 0 on.
+
+        It depends on these texts alone.
+        """
         ...
 
 
@@ -115,6 +160,10 @@ class FitSource(NamedTuple):
     once: Callable[[nn.Module, dict[str, Any] | None, Callable[[], None]], None] = _solve_here
     """Solves for a module's state, once for all processes and runs in which the data and these settings are
     the same; None of them keeps nothing. See `utils.training.closed_form.solve_once`."""
+    texts: TextWindows | None = None
+    """Of the training series, where texts are read."""
+    text_hash: str | None = None
+    """As in `DataBundle`."""
 
 
 class SeriesReference(NamedTuple):
@@ -317,5 +366,9 @@ class DataBundle:
     """How the dates were written: strptime's format or ISO8601; None where they did not come as text."""
     time_zone: str | None = None
     """Of the dates; None where they have none."""
+    texts: TextWindows | None = None
+    """The texts that its windows see; None where none are read."""
+    text_hash: str | None = None
+    """sha256 of the texts that training and validation windows may see; None without a file of texts."""
     constant: Sequence[str] = ()
     """The variables of ``test``'s series that do not change in its training part."""

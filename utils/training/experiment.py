@@ -329,7 +329,10 @@ def _prepare_model(ctx: RunContext, payload: dict[str, Any] | None) -> None:
             _take_weights(ctx, {"model": weights}, source=f"--init_from {path}")
         if payload is None:
             given, once = run_settings.init_from is not None, partial(solve_once, ctx)
-            ctx.plain.fit_statistics(FitSource(ctx.data.source, ctx.data.validation, given, once))
+            texts, text_hash = ctx.data.texts, ctx.data.text_hash
+            ctx.plain.fit_statistics(
+                FitSource(ctx.data.source, ctx.data.validation, given, once, texts, text_hash)
+            )
         if payload is None or not ctx.config.run.is_training:
             # A resumed run goes on with the keys it had; a test wants those of the weights tested.
             ctx.plain.refresh(ctx.data.source)

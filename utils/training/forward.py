@@ -37,7 +37,9 @@ def forecast_state(model: Any, batch: Batch, micro_step: MicroStep | None = None
     Raises:
         ShapeError: it is no tensor of the target's shape, which losses and scores would stretch it to.
     """
-    prompts = {"prompt": batch.prompt} if batch.prompt.numel() else {}
+    beside = {"prompt": batch.prompt} if batch.prompt.numel() else {}
+    if batch.text_age.numel():
+        beside |= {"text": batch.text, "text_age": batch.text_age}
     found = model(
         batch.x,
         x_mark_enc=batch.x_mark,
@@ -48,7 +50,7 @@ def forecast_state(model: Any, batch: Batch, micro_step: MicroStep | None = None
         target=batch.y,
         micro_step=micro_step,
         return_state=True,
-        **prompts,
+        **beside,
     )
     state = found if isinstance(found, ForecastState) else ForecastState(found, None, None)
     shape = list(state.prediction.shape) if isinstance(state.prediction, Tensor) else type(found).__name__
@@ -79,11 +81,15 @@ def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
         chosen = slice(begin, min(begin + size, variables))
         part = batch
         if size < variables:
+            own = {}
+            if batch.text_age.numel() and batch.text_age.shape[1] == variables:
+                own = {"text": batch.text[:, chosen], "text_age": batch.text_age[:, chosen]}
             part = batch._replace(
                 x=batch.x[..., chosen],
                 y=batch.y[..., chosen],
                 variable=batch.variable[..., chosen],
                 prompt=batch.prompt[:, chosen] if batch.prompt.numel() else batch.prompt,
+                **own,
             )
         share = (chosen.stop - begin) / variables
         yield Part(part, share, first=begin == 0, last=chosen.stop == variables)
