@@ -147,8 +147,9 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
     """Series, scaler, windows of the three parts and the memory's source.
 
     The scaler is fitted on the training rows that are used (``--percent``), nothing else. Validation
-    takes every ``--eval_stride``-th window, the test all of them: of the data set of ``--eval_data``
-    where one is named, which is standardised by its own training part, as the published protocol has it.
+    takes every ``--eval_stride``-th window, the test every ``--test_stride``-th: of the data set of
+    ``--eval_data`` where one is named, which is standardised by its own training part, as the published
+    protocol has it.
     Whether ``model`` (a `models.base.ForecastModel`, or its class), where it is given, can forecast that
     data set is checked.
 
@@ -170,12 +171,12 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
         _check_transfer(config, model, own, tested)
     train = own.part(own.splits.train, data, channel_sampling=data.channel_sampling)
     validation = own.part(own.splits.validation, data, stride=data.eval_stride)
-    test = own.part(own.splits.test, data)
+    test = tested.part(tested.splits.test, data, stride=data.test_stride)
     return DataBundle(
         name=own.series.name,
         train=train,
         validation=validation,
-        test=test if tested is own else tested.part(tested.splits.test, data),
+        test=test,
         source=TrainingWindows(
             own.values[:, -own.n_targets :],
             own.splits.train,
@@ -194,7 +195,7 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
         tested=tested.series.name,
         test_targets=tested.series.columns[-tested.n_targets :],
         windows=(len(train), len(validation), len(test)),
-        notes=_notes(data, own)
+        notes=_notes(data, own, tested)
         | ({} if table is None else _text_notes(config, own, table))
         | ({} if tested is own else _transfer_notes(data, own, tested)),
         date_format=own.series.dates_kept.date_format,
@@ -451,7 +452,7 @@ def long_season(season: int, seq_len: int, frequency: str) -> str:
     )
 
 
-def _notes(data: DataConfig, own: Prepared) -> dict[str, str]:
+def _notes(data: DataConfig, own: Prepared, tested: Prepared) -> dict[str, str]:
     """Facts about the data that belong beside every result."""
     notes: dict[str, str] = {}
     file, series, splits = own.file, own.series, own.splits
@@ -469,11 +470,14 @@ def _notes(data: DataConfig, own: Prepared) -> dict[str, str]:
         notes["percent"] = (
             f"scaler and training use rows 0 to {splits.train.end - 1} (--percent {data.percent})"
         )
-    if data.eval_stride > 1:
-        windows = splits.validation.num_windows(data.seq_len, data.pred_len)
-        notes["validation"] = (
-            f"every {data.eval_stride}th of {windows} validation windows (--eval_stride {data.eval_stride})"
-        )
+    strides = (
+        ("validation", splits.validation, data.eval_stride, "--eval_stride"),
+        ("test", tested.splits.test, data.test_stride, "--test_stride"),
+    )
+    for name, part, stride, flag in strides:
+        if stride > 1:
+            windows = part.num_windows(data.seq_len, data.pred_len)
+            notes[name] = f"every {stride}th of {windows} {name} windows ({flag} {stride})"
     return notes | _suspicious(own)
 
 

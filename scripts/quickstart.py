@@ -140,7 +140,8 @@ def report(
         ("this model, best weights", *model),
         *((label, *baselines[name]) for name, label in names.items() if name in baselines),
     ]
-    print(f"\n{results['data']}, every test window, standardised units\n\n{score_table(rows)}")
+    windows = results["notes"].get("test", "every test window")
+    print(f"\n{results['data']}, {windows}, standardised units\n\n{score_table(rows)}")
     if "seasonal_naive" not in baselines:
         print(f"\nno {names['seasonal_naive']}: a season is longer than the lookback of {seq_len} rows")
     note = results["llm"].get("note")

@@ -1,8 +1,9 @@
 """The solved start alone, beside ridge and random windows: ``python scripts/start_table.py <a run's flags>``.
 
-For each of ``--horizons``: test errors of ridge, of the start's map without history, of the start, and of
-``--draws`` starts whose neighbours are random windows of the same number and phase; the differences with
-intervals over blocks of test windows, at each horizon and over all. Nothing is trained and nothing written.
+For each of ``--horizons``: test errors of ridge, of the start's map without history, of the start, of starts
+whose neighbours are the nearest of the same phase alone, or chosen by their futures (an oracle, no forecast),
+and of ``--draws`` starts whose neighbours are random windows of the same number and phase; the differences
+with intervals over blocks of test windows, at each horizon and over all. Nothing is trained or written.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from utils.training.forward import forecast_state
 from utils.types import Batch, DataBundle
 
 MODEL = "RetrievalRidge"
+CONTROLS = {"same_phase": "same phase's nearest", "oracle": "oracle, knows the future"}
+"""Values of ``--retrieval_control`` that are no draw, with what the table calls them."""
 
 
 class Errors(NamedTuple):
@@ -92,16 +95,22 @@ def judged(config: Config, *, draws: int) -> Iterator[tuple[str, NDArray[np.floa
     plain, joint = (errors_of(data, _of(model, name)) for name in ("plain", "joint"))
     print(f"{title}: start without history        {plain.text}", flush=True)
     print(f"{title}: start                        {joint.text}", flush=True)
+    calendar = model.start.has_calendar
     for line in model.start.lines():
         print(f"{title}: {line}", flush=True)
+    others = {}
+    for control, text in CONTROLS.items():
+        others[text] = errors_of(
+            data, _of(fitted(config.replace(retrieval_control=control), data, calendar=calendar), "joint")
+        )
+        print(f"{title}: {text:29s}{others[text].text}", flush=True)
     random = []
     for draw in range(draws):
-        drawn = fitted(
-            config.replace(retrieval_control="random", seed=draw), data, calendar=model.start.has_calendar
-        )
+        drawn = fitted(config.replace(retrieval_control="random", seed=draw), data, calendar=calendar)
         random.append(errors_of(data, _of(drawn, "joint")))
         print(f"{title}: random windows, draw {draw:2d}      {random[-1].text}", flush=True)
     differences = {"ridge": of_ridge.squared, "start without history": plain.squared}
+    differences |= {text: errors.squared for text, errors in others.items()}
     if random:
         scores = [errors.squared.mean() for errors in random]
         print(

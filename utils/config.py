@@ -188,7 +188,14 @@ class DataConfig:
     season: int | None = setting(
         None, "rows of one season (default: the data set's, 24 if hourly)", at_least=1
     )
-    eval_stride: int = setting(1, "validate on every N-th window (the test always uses all)", at_least=1)
+    eval_stride: int = setting(1, "validate on every N-th window", at_least=1)
+    test_stride: int = setting(
+        1,
+        "test on every N-th window: for studies, not for scores to publish",
+        at_least=1,
+        decides="test",
+        needs="table",
+    )
     num_workers: int = setting(0, "data loading processes", at_least=0, decides="place")
 
     @property

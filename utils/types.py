@@ -340,7 +340,7 @@ class DataBundle:
     validation: Dataset[Batch]
     """Every ``eval_stride``-th validation window, all variables at once."""
     test: Dataset[Batch]
-    """Every test window, all variables at once; of the data set of ``--eval_data`` where one is named."""
+    """Every ``test_stride``-th test window, all variables at once; of ``--eval_data`` where named."""
     source: WindowSource
     standardisation: Standardisation
     columns: Sequence[str]

@@ -93,6 +93,17 @@ def test_the_validation_stride_is_noted_and_leaves_the_test_alone(write_csv):
     assert "validation" not in full.notes
 
 
+def test_the_test_stride_takes_every_nth_test_window_and_is_noted(write_csv):
+    """A score over some of the windows that reads as one over all of them is no score."""
+    path = write_csv(600)
+    full, strided = (build_data(configuration(path, test_stride=s)) for s in (1, 4))
+    every = [full.test[i].start for i in range(size(full.test))]
+    assert [strided.test[i].start for i in range(size(strided.test))] == every[::4]
+    assert size(strided.validation) == size(full.validation) and size(strided.train) == size(full.train)
+    assert f"every 4th of {len(every)} test windows (--test_stride 4)" == strided.notes["test"]
+    assert "test" not in full.notes
+
+
 @pytest.mark.parametrize("sampling", ["joint", "single"])
 def test_the_training_order_follows_from_the_seed_alone(write_csv, sampling):
     """With 0 and 2 workers, whatever the global random state: else no run can be repeated."""

@@ -31,12 +31,13 @@ from scripts.lib.ablation.overview import SCORES_BEGIN, SCORES_END, write_scores
 from scripts.lib.ablation.plan import steps_of, still_to_run
 from scripts.lib.ablation.plan_file import plan_study
 from scripts.lib.ablation.runner import run_queue
+from scripts.lib.ablation.sections import score_row, score_tables
 from scripts.lib.ablation.store import cell_files, is_kept, keep
 from scripts.lib.ablation.study import StudyError, read_study
 from tests.conftest import forget_accelerator
 from utils.cli import parse_config
 from utils.paths import PROJECT_ROOT
-from utils.reporting.statistics import sign_flip_p
+from utils.reporting.statistics import BLOCK, block_interval, sign_flip_p
 from utils.training.window_errors import read_details, write_details
 
 STUDIES = sorted((PROJECT_ROOT / "scripts" / "studies").glob("*.toml"))
@@ -181,8 +182,9 @@ def test_a_key_names_what_is_trained_and_nothing_else():
     others = [
         parse_config(["--use_tapr"]),
         parse_config(["--use_tapr", "--seed", "3", "--llm_ablation", "none"]),
+        parse_config(["--use_tapr", "--seed", "3", "--test_stride", "4"]),
     ]
-    assert len({key, *(key_of(o, "TimeLLM_Enhanced") for o in others), key_of(config, "DLinear")}) == 4
+    assert len({key, *(key_of(o, "TimeLLM_Enhanced") for o in others), key_of(config, "DLinear")}) == 5
 
 
 def test_a_changed_default_or_recipe_takes_no_kept_cell_for_its_own(monkeypatch):
@@ -479,6 +481,33 @@ def test_cells_of_other_data_are_not_compared(finished, tmp_path):
     record.write_text(json.dumps({**json.loads(record.read_text()), "data_hash": "another"}))
     with pytest.raises(ValueError, match="same data and test windows"):
         Findings(tmp_path / "tiny")
+
+
+def test_scores_of_every_nth_window_say_so_and_draw_blocks_of_as_many_rows(finished, tmp_path):
+    """Blocks of 168 windows four rows apart would be four weeks, and a table of a quarter read as whole."""
+    folder = shutil.copytree(finished[2] / "tiny", tmp_path / "tiny")
+    stride = 42
+    for file in (folder / "cells").glob("*.json"):
+        record = json.loads(file.read_text())
+        record["settings"]["test_stride"] = stride
+        file.write_text(json.dumps(record))
+    found = Findings(folder)
+    (primary,) = found.differences("primary")
+    sides = [found.at(name, Place("custom", 8)) for name in ("both", "baseline")]
+    ours, theirs = (np.stack([r.errors("best", "mse") for r in side.values()]) for side in sides)
+    gaps = ours.astype(np.float64) - theirs
+    assert primary.over_windows == block_interval(gaps, block=BLOCK // stride)
+    (title, *_) = (part.title for part in score_tables(found) if isinstance(part, Table))
+    assert f"every {stride}th test window" in title
+
+
+def test_cells_that_keep_step_0_are_counted(finished):
+    """Where training had no effect a difference of nothing reads as a tie."""
+    found = Findings(finished[2] / "tiny")
+    place = Place("custom", 8)
+    cells = found.at("baseline", place)
+    next(iter(cells.values())).record["best"]["step"] = 0
+    assert score_row(found, "baseline", place)[-1] == "1 of 6"
 
 
 def test_primary_comparisons_stay_what_they_were_named(finished, tmp_path):

@@ -201,7 +201,7 @@ def test_what_trains_another_model_is_not_excused_from_the_hash():
         "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
         "build_memory model_id model_comment des eval_batch_size enc_in itr max_minutes "
         "auto_batch_size gradient_checkpointing levels interval_score report_to debug_shapes "
-        "dump_prompt eval_data eval_root_path eval_data_path llm_device_map shard_llm".split()
+        "dump_prompt eval_data eval_root_path eval_data_path llm_device_map shard_llm test_stride".split()
     )
     assert sorted(settings_where("on_resume", "free", "llm", "batch", "machine") & IDENTITY) == sorted(
         "llm_model llm_model_path llm_dim trust_remote_code max_steps train_epochs init_from prompt_file "

@@ -57,7 +57,9 @@ def identity(config: Config, model: str) -> dict[str, Any]:
     changes makes other cells.
     """
     recipe = {} if RECIPE == 1 else {"recipe": RECIPE}
-    return {**config.identity(), "model": model, **recipe}
+    stride = config.data.test_stride
+    windows = {} if stride == 1 else {"test_stride": stride}
+    return {**config.identity(), "model": model, **windows, **recipe}
 
 
 def key_of(config: Config, model: str) -> str:

@@ -57,6 +57,12 @@ class Result:
         """What is kept of one set of weights; where the best are the last, of those."""
         return self.details.get(weights, self.details["last"])
 
+    @property
+    def stride(self) -> int:
+        """Rows from a test window to the next."""
+        stride: int = self.record["settings"].get("test_stride", 1)
+        return stride
+
     def errors(self, weights: Weights, metric: Metric) -> NDArray[np.float32]:
         """[W]."""
         detail = self.detail(weights)
@@ -165,6 +171,7 @@ class Findings:
         gaps = [ours[s].test(weights)[metric] - theirs[s].test(weights)[metric] for s in seeds]
         windows = np.stack([ours[s].errors(weights, metric) for s in seeds]).astype(np.float64)
         windows -= np.stack([theirs[s].errors(weights, metric) for s in seeds])
+        block = max(1, BLOCK // ours[seeds[0]].stride)
         planned = set(self.planned[configuration, place]) & set(self.planned[against, place])
         return Difference(
             configuration,
@@ -173,7 +180,7 @@ class Findings:
             seeds,
             len(planned),
             seed_interval(gaps),
-            block_interval(windows) if windows.shape[1] >= 2 * BLOCK else None,
+            block_interval(windows, block=block) if windows.shape[1] >= 2 * block else None,
             100 * mean(gaps) / mean(theirs[s].test(weights)[metric] for s in seeds),
             p=sign_flip_p(gaps) if len(seeds) == len(planned) > 1 else None,
         )

@@ -23,7 +23,7 @@ BEGIN, END = "<!-- studies: begin -->", "<!-- studies: end -->"
 EARLIER = "earlier"
 """Folder of results that were made before today's start and modules; no cell of today's is taken from it."""
 LEFT_HEADER = ("study", "cells", "about", "command")
-HEADER = ("configuration", "seeds", "test MSE", "test MAE")
+HEADER = ("configuration", "seeds", "test MSE", "test MAE", "kept step 0")
 SCORES_BEGIN, SCORES_END = "<!-- scores: begin -->", "<!-- scores: end -->"
 
 
@@ -63,7 +63,7 @@ def write_scores(results: Path, document: Path) -> Path:
         for where in [_first_place(findings)]
         for row in _score_rows(findings, where)
     ]
-    page = Page([Table("Every test window; mean ± deviation over seeds", ("study", *HEADER), tuple(rows))])
+    page = Page([Table("Test scores; mean ± deviation over seeds", ("study", *HEADER), tuple(rows))])
     place(page.markdown(), document, markers=(SCORES_BEGIN, SCORES_END))
     return document
 
@@ -100,7 +100,8 @@ def _first_place(findings: Findings) -> Place:
 def _score_rows(findings: Findings, where: Place) -> tuple[tuple[str, ...], ...]:
     """Configuration, seeds, MSE and MAE of each configuration that is planned there."""
     planned = [name for name in findings.configurations if (name, where) in findings.planned]
-    return tuple(score_row(findings, name, where)[: len(HEADER)] for name in planned)
+    rows = (score_row(findings, name, where) for name in planned)
+    return tuple((*row[: len(HEADER) - 1], row[-1]) for row in rows)
 
 
 def _add(page: Page, findings: Findings, link: str) -> None:

@@ -130,22 +130,40 @@ def score_tables(findings: Findings) -> Iterator[Part]:
         ]
         if any(not findings.configurations[n]["reference"] for n, p in findings.planned if p == place):
             rows += [
-                (label, "", *(f"{value:.3f}" for value in scores[place.data, place.horizon]), "", "", "")
+                (label, "", *(f"{value:.3f}" for value in scores[place.data, place.horizon]), "", "", "", "")
                 for label, scores in PUBLISHED.items()
                 if (place.data, place.horizon) in scores
             ]
         yield Table(
-            f"{place}, every test window, mean ± deviation over seeds{setting}",
-            ("configuration", "seeds", "MSE, best", "MAE, best", "MSE, last", "MAE, last", "validation MSE"),
+            f"{place}, {_windows(findings, place)}, mean ± deviation over seeds{setting}",
+            (
+                *("configuration", "seeds", "MSE, best", "MAE, best", "MSE, last", "MAE, last"),
+                *("validation MSE", "kept step 0"),
+            ),
             tuple(rows),
         )
+
+
+def _kept_step_0(findings: Findings, name: str, found: Sequence[Result]) -> str:
+    """In how many cells training had no effect: no step was better on validation than where it began."""
+    if findings.configurations[name]["reference"]:
+        return ""
+    return f"{sum(r.record['best']['step'] == 0 for r in found)} of {len(found)}"
+
+
+def _windows(findings: Findings, place: Place) -> str:
+    """Which test windows the scores at a place are over."""
+    cells = [r for name in findings.configurations for r in findings.at(name, place).values()]
+    if not cells or cells[0].stride == 1:
+        return "every test window"
+    return f"every {cells[0].stride}th test window (published scores: all of them)"
 
 
 def score_row(findings: Findings, name: str, place: Place) -> tuple[str, ...]:
     """A configuration's row of a table of scores."""
     found, planned = list(findings.at(name, place).values()), len(findings.planned[name, place])
     if not found:
-        return (findings.label(name), f"0 of {planned}", NOT_RUN, NOT_RUN, NOT_RUN, NOT_RUN, NOT_RUN)
+        return (findings.label(name), f"0 of {planned}", *[NOT_RUN] * 5, "")
     weights: tuple[Weights, ...] = ("best", "last")
     scores = [_spread([r.test(w)[m] for r in found]) for w in weights for m in ("mse", "mae")]
     validation = [r.record["best"].get("validation_mse") for r in found]
@@ -155,6 +173,7 @@ def score_row(findings: Findings, name: str, place: Place) -> tuple[str, ...]:
         f"{len(found)} of {planned}",
         *scores,
         _spread(known) if known else "",
+        _kept_step_0(findings, name, found),
     )
 
 
@@ -355,12 +374,13 @@ def method_part(findings: Findings) -> Iterator[Part]:
     """How the numbers were made, for a reader who wants to repeat or doubt them."""
     yield Paragraph(
         "Weights are chosen by validation alone; no number of the test chose anything. `best` are the "
-        "weights of the best validation, `last` those of the last step."
+        "weights of the best validation, `last` those of the last step. Where a cell keeps step 0, the "
+        "solved start that it began at, training had no effect."
     )
     yield Paragraph(
         "Differences are paired: the same seed on both sides (the weights that both have, the order of the "
         "data). Intervals hold 95%: over seeds by Student's t, over test windows by a circular block "
-        f"bootstrap (blocks of {BLOCK} windows, mean over seeds). p counts every assignment of signs to the "
+        f"bootstrap (blocks of {BLOCK} rows, mean over seeds). p counts every assignment of signs to the "
         "paired differences (two-sided); a primary comparison is tested once all its seeds are there, and "
         f"called a difference at {LEVEL:g} after Holm's correction."
     )

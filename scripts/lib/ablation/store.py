@@ -80,7 +80,7 @@ def _record(cell: Cell, run: Path, *, attempts: list[dict[str, Any]]) -> dict[st
     events = MetricsFile(run / folders.METRICS_FILE).read()
     train = [_without(e, "event") for e in events if e["event"] == "train"]
     every = -(-len(train) // MOST_RECORDS) or 1
-    settings = {k: v for k, v in cell.config.flat().items() if k in IDENTITY}
+    settings = {k: v for k, v in cell.config.flat().items() if k in (*IDENTITY, "test_stride")}
     return {
         "key": cell.key,
         "model": cell.model,
