@@ -52,6 +52,7 @@ class TextRows(NamedTuple):
     """[W, C]."""
 
 
+@torch.no_grad()
 def fit_reader(
     reader: TextReader,
     texts: TextWindows,
