@@ -1,10 +1,10 @@
 """How the solved part of a `TextReader` is fitted to what a start leaves, variable by variable.
 
-First a ridge from a text's state to what the first window that sees it is off by: its main directions, found
-out of fold, are the few numbers that are read from a state. Then a ridge from these numbers, by kind of age,
-to what every window is off by. All choices (both penalties, how many numbers) are made by folds over
-wordings, groups of near-equal texts that lie together in time: rows of one wording in both halves of a fold
-flatter. The solution is kept where folds and validation agree beyond a standard error.
+First a kernel ridge from a text's state to what the first window that sees it is off by: its main directions,
+found out of fold, are the few numbers that are read from a state. Then a ridge from these numbers, by kind of
+age, to what every window is off by. All choices (kernel, both penalties, how many numbers) are made by folds
+over wordings, groups of near-equal texts that lie together in time: rows of one wording in both halves of a
+fold flatter. The solution is kept where folds and validation agree beyond a standard error.
 
 Shape legend: W windows, V variables that see texts of their own, C texts of a window, U texts that training
 windows see, E folds, D numbers of a text, r numbers read from it, A kinds of age, H horizon.
@@ -21,13 +21,21 @@ from torch.utils.data import Dataset
 
 from layers.retrieval.search import Rows, query_rows
 from layers.start_fitting import FITTED_AT_ONCE, NO_EVIDENCE, Evidence, blocked_evidence
-from layers.text_reader import TextReader, TextSolution
+from layers.text_reader import TextReader, TextSolution, likeness
 from utils.batches import window_batches
 from utils.types import Batch, TextWindows, WindowSource
 from utils.windows import per_series
 
+SHARPNESS = (0.0, 0.1, 0.3, 1.0)
+"""Tried for the kernel (`layers.text_reader.likeness`); 0 is linear."""
+LANDMARKS = 1000
+"""Texts that states are compared with, at most: evenly chosen ones."""
+READ_PENALTIES = tuple(10.0 ** (power / 2) for power in range(-8, 7))
+"""Tried for the kernel ridge, whose features are of length 1."""
 PENALTIES = tuple(10.0 ** (power / 2) for power in range(13))
-"""Tried for a ridge on standardised states; and for one on what was read from them."""
+"""Tried for the ridge on what was read."""
+FAINT = 1e-9
+"""Of the largest eigenvalue: what is below is noise of rounding."""
 RANKS = (1, 2, 4)
 """How many numbers are read from a state."""
 FOLDS = 6
@@ -74,7 +82,7 @@ def fit_reader(
         seq_len: lookback L.
         block: windows of a block for standard errors.
     """
-    windows = _thinned(training.num_windows)
+    windows = _thinned(training.num_windows, MOST_WINDOWS)
     last = training.rows(windows).start + seq_len - 1
     places, ages = texts.seen(last)  # [W, V, C]
     own = places[places >= 0].unique()
@@ -95,12 +103,18 @@ def fit_reader(
     folds = _folds(wording)
     compact = torch.where(places >= 0, torch.searchsorted(own, places.clamp(min=0)), -1)
     kinds = reader.kind_of(ages.to(reader.edges.device)).cpu()
-    held: list[Evidence] = []
+    fits = []
     for variable in range(training.num_variables):
         group = min(variable, places.shape[1] - 1)
         start, residual = _residuals(training, windows, variable, forecast)
         rows = TextRows(start, residual, compact[:, group], kinds[:, group])
-        solution, evidence = _TextFit(rows, states, folds, reader.kinds, block).run()
+        fits.append(_TextFit(rows, folds, reader.kinds, block))
+    landmarks = states[_thinned(len(states), LANDMARKS)]
+    best = min((_Kernel(states, landmarks, folds, s) for s in SHARPNESS), key=lambda one: one.error(fits))
+    reader.compare_with(landmarks, best.sharpness)
+    held: list[Evidence] = []
+    for variable, fit in enumerate(fits):
+        solution, evidence = fit.run(best)
         held.append(evidence)
         if solution is not None:
             reader.take(variable, solution)
@@ -112,9 +126,9 @@ def fit_reader(
             reader.leave_out(variable)
 
 
-def _thinned(windows: int) -> Tensor:
-    count = min(windows, MOST_WINDOWS)
-    return torch.arange(count) * windows // count
+def _thinned(every: int, most: int) -> Tensor:
+    count = min(every, most)
+    return torch.arange(count) * every // max(1, count)
 
 
 def _folds(wording: Tensor) -> Tensor:
@@ -140,22 +154,83 @@ def _residuals(
     return torch.cat(starts), torch.cat(found)
 
 
+class _Read(NamedTuple):
+    """What a kernel ridge reads from states."""
+
+    full: Tensor
+    """[U landmarks, H], from likenesses."""
+    held: Tensor
+    """[U, H], of each text by the texts of other folds."""
+    error: float
+    """Sum of squares over the folds."""
+
+
+class _Kernel:
+    """A kernel ridge from the states of all texts, of one sharpness."""
+
+    def __init__(self, states: Tensor, landmarks: Tensor, folds: Tensor, sharpness: float) -> None:
+        """``states`` [U, D] and ``landmarks`` [U', D] float64, standardised; ``folds`` [U]."""
+        self.folds, self.sharpness = folds, sharpness
+        values, vectors = torch.linalg.eigh(likeness(landmarks, landmarks, sharpness))
+        kept = values > FAINT * values[-1]
+        self.basis = vectors[:, kept] / values[kept].sqrt()  # [U', F]
+        self.features = likeness(states, landmarks, sharpness) @ self.basis  # [U, F]
+        self._decomposed: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
+
+    def error(self, fits: Sequence[_TextFit]) -> float:
+        """How much of what first windows are off by is left over the folds, in the mean over variables."""
+        left = [
+            self.read(*fit.target()).error / float(fit.target()[1].square().sum())
+            for fit in fits
+            if fit.is_told
+        ]
+        return sum(left)
+
+    def read(self, text: Tensor, target: Tensor) -> _Read:
+        """Of what the windows of these texts [K] are off by, [K, H]."""
+        own, folds = self.features[text], self.folds[text]
+        out = self.features.new_zeros(len(READ_PENALTIES), len(self.features), target.shape[1])
+        for f in range(FOLDS):
+            for k, fitted in enumerate(self._solved(f, text, own[folds != f], target[folds != f])):
+                out[k, self.folds == f] = self.features[self.folds == f] @ fitted
+        errors = (out[:, text] - target).square().sum(dim=(1, 2))
+        best = int(errors.argmin())
+        full = list(self._solved(FOLDS, text, own, target))[best]
+        return _Read(self.basis @ full, out[best], float(errors[best]))
+
+    def _solved(self, fold: int, text: Tensor, x: Tensor, y: Tensor) -> Iterator[Tensor]:
+        """The ridge [F, H] of each penalty; variables with the same texts share its decomposition."""
+        key = (fold, text.numpy().tobytes())
+        if key not in self._decomposed:
+            self._decomposed[key] = torch.linalg.eigh(x.T @ x)
+        values, vectors = self._decomposed[key]
+        rotated = vectors.T @ (x.T @ y)
+        for penalty in READ_PENALTIES:
+            yield vectors @ (rotated / (values.clamp(min=0) + penalty)[:, None])
+
+
 class _TextFit:
     """Of one variable."""
 
-    def __init__(self, rows: TextRows, states: Tensor, folds: Tensor, kinds: int, block: int) -> None:
-        """``states`` [U, D] float64, standardised; ``folds`` [U]; ``kinds`` is A."""
+    def __init__(self, rows: TextRows, folds: Tensor, kinds: int, block: int) -> None:
+        """``folds`` [U] of the texts; ``kinds`` is A."""
         seen = (rows.place >= 0).any(dim=1)
         self.rows = TextRows(*(column[seen] for column in rows))
-        self.states, self.folds, self.kinds, self.block = states, folds, kinds, block
+        self.folds, self.kinds, self.block = folds, kinds, block
+        self.window, self.text = self._first_windows()
+        self.is_told = len(self.text) >= FEWEST_WORDINGS
+        """Whether there are texts enough."""
 
-    def run(self) -> tuple[TextSolution | None, Evidence]:
+    def target(self) -> tuple[Tensor, Tensor]:
+        """The texts that are some window's latest [K], and what the first such windows are off by [K, H]."""
+        return self.text, self.rows.residual[self.window]
+
+    def run(self, kernel: _Kernel) -> tuple[TextSolution | None, Evidence]:
         """What was solved, and how it does on texts of other wordings; None where too few are seen."""
-        window, text = self._first_windows()
-        if len(text) < FEWEST_WORDINGS:
+        if not self.is_told:
             return None, NO_EVIDENCE
-        full, held = self._read(self.states[text], self.rows.residual[window], self.folds[text])
-        # [D, H] of all texts, and [U, H] of each text by the texts of the other folds
+        full, held, _ = kernel.read(*self.target())
+        text = self.text
         main = torch.linalg.svd(held[text], full_matrices=False).Vh.T  # [H, min(U, H)]
         tried = []
         for rank in RANKS:
@@ -174,27 +249,10 @@ class _TextFit:
         """Of each text that is the latest of some window, the first such window and the text."""
         latest = self.rows.place[:, -1]
         there = (latest >= 0).nonzero()[:, 0]
-        order = torch.full((len(self.states),), len(latest), dtype=torch.int64)
+        order = torch.full((len(self.folds),), len(latest), dtype=torch.int64)
         order.scatter_reduce_(0, latest[there], there, reduce="amin")
         text = (order < len(latest)).nonzero()[:, 0]
         return order[text], text
-
-    def _read(self, states: Tensor, target: Tensor, folds: Tensor) -> tuple[Tensor, Tensor]:
-        """The ridge [D, H] from states to what their windows are off by; that of each text by other folds."""
-        sums = [(states[folds == f], target[folds == f]) for f in range(FOLDS)]
-        grams = [x.T @ x for x, _ in sums]
-        crosses = [x.T @ y for x, y in sums]
-        gram, cross = torch.stack(grams).sum(0), torch.stack(crosses).sum(0)
-        errors = torch.zeros(len(PENALTIES), dtype=torch.float64)
-        fitted = []
-        for f, (x, y) in enumerate(sums):
-            fitted.append(_ridge(gram - grams[f], cross - crosses[f], PENALTIES))
-            errors += torch.stack([(x @ own - y).square().sum() for own in fitted[-1]])
-        best = int(errors.argmin())
-        out = self.states.new_zeros(len(self.states), target.shape[1])
-        for f, own in enumerate(fitted):
-            out[self.folds == f] = self.states[self.folds == f] @ own[best]
-        return _ridge(gram, cross, PENALTIES[best : best + 1])[0], out
 
     def _features(self, read: Tensor) -> Tensor:
         """Of the windows [W, A * (1 + r)]: 1 and what is ``read`` [U, r] of each text, at its kind of age."""

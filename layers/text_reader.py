@@ -35,11 +35,23 @@ def age_edges(horizon: int) -> list[int]:
     return edges
 
 
+def likeness(states: Tensor, landmarks: Tensor, sharpness: Tensor | float) -> Tensor:
+    """Of standardised states [..., D] to landmarks [U, D]: [..., U], by a Gaussian of their distance.
+
+    exp(-sharpness * the mean squared difference); with a sharpness of 0 the mean product, which is linear.
+    """
+    width = max(1, states.shape[-1])
+    product = states @ landmarks.T
+    distance = states.square().sum(-1, keepdim=True) + landmarks.square().sum(-1) - 2 * product
+    gaussian = torch.exp(-sharpness * distance.clamp(min=0) / width)
+    return torch.where(torch.as_tensor(sharpness, device=states.device) > 0, gaussian, product / width)
+
+
 class TextSolution(NamedTuple):
     """What was solved for a variable."""
 
     directions: Tensor
-    """[D, r], from a state less its mean, in its deviations."""
+    """[U, r], from a state's likenesses to the landmarks to what is read."""
     maps: Tensor
     """[A, 1 + r, H], from 1 and what was read to the correction, by kind of age."""
 
@@ -49,6 +61,8 @@ class TextReader(nn.Module):
 
     state_mean: Tensor
     state_scale: Tensor
+    landmarks: Tensor
+    sharpness: Tensor
     directions: Tensor
     maps: Tensor
     decided: Tensor
@@ -69,7 +83,9 @@ class TextReader(nn.Module):
         self.register_buffer("edges", torch.tensor(edges), persistent=False)
         self.register_buffer("state_mean", torch.zeros(width))
         self.register_buffer("state_scale", torch.ones(width))
-        self.register_buffer("directions", torch.zeros(variables, width, 1))
+        self.register_buffer("landmarks", torch.zeros(0, width))
+        self.register_buffer("sharpness", torch.zeros(()))
+        self.register_buffer("directions", torch.zeros(variables, 0, 1))
         self.register_buffer("maps", torch.zeros(variables, len(edges), 2, horizon))
         self.register_buffer("decided", torch.zeros(variables, dtype=torch.bool))
         self.register_buffer("evidence", torch.zeros(variables, 2, 2))
@@ -104,11 +120,12 @@ class TextReader(nn.Module):
 
     def solved(self, states: Tensor, there: Tensor, kind: Tensor, variable: Tensor) -> Tensor:
         """The part in closed form, [B, M, H]."""
-        if states.shape[1] == 1:
-            every = torch.einsum("bcd,mdr->bmcr", states[:, 0], self.directions)
+        alike = likeness(states, self.landmarks, self.sharpness)  # [B, V, C, U]
+        if alike.shape[1] == 1:
+            every = torch.einsum("bcu,mur->bmcr", alike[:, 0], self.directions)
             read = every[torch.arange(len(every), device=every.device)[:, None], variable]
         else:
-            read = torch.einsum("bmcd,bmdr->bmcr", states, self.directions[variable])
+            read = torch.einsum("bmcu,bmur->bmcr", alike, self.directions[variable])
         read = torch.cat([torch.ones_like(read[..., :1]), read], dim=-1) * there  # [B, M, C, 1 + r]
         own = self.maps[variable[:, :, None], kind.expand(read.shape[:3])]  # [B, M, C, 1 + r, H]
         return torch.einsum("bmcr,bmcrh->bmh", read, own)
@@ -118,6 +135,13 @@ class TextReader(nn.Module):
         read = torch.tanh(self.narrow(states)) * (1 + self.by_age(kind)) * there  # [B, V, C, width]
         pooled = read.sum(dim=2) * self.by_variable[variable]  # [B, M, width]
         return torch.sigmoid(self.gate(pooled)) * self.widen(pooled)
+
+    def compare_with(self, landmarks: Tensor, sharpness: float) -> None:
+        """Read states by their likeness to these [U, D], standardised; nothing is read by it yet."""
+        self.landmarks = landmarks.to(self.landmarks)
+        self.sharpness.fill_(sharpness)
+        self.directions = self.directions.new_zeros(self.variables, len(landmarks), 1)
+        self.maps = self.maps.new_zeros(self.variables, self.kinds, 2, self.horizon)
 
     @torch.no_grad()
     def take(self, variable: int, solution: TextSolution) -> None:
@@ -166,8 +190,8 @@ class TextReader(nn.Module):
         return list(zip(evidence, self.decided.tolist(), strict=True))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take maps of any r."""
-        for name in ("directions", "maps"):
+        """Take maps of any r, from any number of landmarks."""
+        for name in ("landmarks", "directions", "maps"):
             stored = state_dict.get(prefix + name)
             if stored is not None:
                 setattr(self, name, getattr(self, name).new_zeros(stored.shape))

@@ -12,10 +12,18 @@ import pytest
 import torch
 
 import run_main
+from data_provider.data_factory import build_data
 from models import Forecaster
+from models.inspection import prompt_lines
+from models.registry import MODELS
+from scripts.lib.inspect.explanation import explain
+from scripts.lib.inspect.options import LoadedRun
+from scripts.lib.inspect.texts import text_lines
 from tests.conftest import forget_accelerator
-from utils.config import Config
+from utils.config import Config, ConfigError
+from utils.errors import UserError
 from utils.training.experiment import RunResult
+from utils.training.forward import stacked
 
 ROWS, LOOKBACK, HORIZON = 300, 32, 8
 TRAINED = 210
@@ -95,3 +103,181 @@ def test_no_later_text_moves_a_forecast(fusion, runs, settings, home):
         ]
         assert np.array_equal(forecasts[0], forecasts[1])
         assert not np.array_equal(forecasts[0], forecasts[2]), "what is seen does move it"
+
+
+def test_resumed_and_tested_runs_read_no_later_text(runs, settings, home):
+    """A resumed run with other later texts goes on to the same weights; with earlier ones it is refused."""
+    step = runs(save_steps=1, max_steps=1).run_dir / "checkpoint_step_1"
+    ends = []
+    for name, row in (("same", None), ("later", TRAINED + 28)):
+        path = home / f"resumed_{name}.csv"
+        notices(changed_after=row).to_csv(path, index=False)
+        forget_accelerator()
+        given = settings(text_file=str(path), max_steps=3, save_steps=3, resume_from_checkpoint=str(step))
+        ends.append(weights(run_main.train(Config.from_flat(given), model="TimeLLM")))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    earlier = home / "earlier.csv"
+    notices(changed_after=50).to_csv(earlier, index=False)
+    forget_accelerator()
+    given = settings(text_file=str(earlier), max_steps=3, resume_from_checkpoint=str(step))
+    with pytest.raises(UserError, match="data texts: the checkpoint saw"):
+        run_main.train(Config.from_flat(given), model="TimeLLM")
+
+
+def test_the_same_forecast_in_the_test_and_by_the_forecaster(runs):
+    """What explain and predict read must be what the run's own test read."""
+    f = Forecaster.load(runs().run_dir, device="cpu")
+    data = f.own_data()
+    own = f.forecasts(data.test)
+    count = len(own.start)
+    again = f.forecasts(f.windows(f.own_series(), first=int(own.start[0]), count=count))
+    assert np.array_equal(again.prediction, own.prediction)
+
+
+def test_predict_gives_both_forecasts(runs, home):
+    """What if the strike ends: the forecast of the edited file beside the first."""
+    f = Forecaster.load(runs().run_dir, device="cpu")
+    plain = f.predict(home / "waves.csv")
+    both = f.predict(home / "waves.csv", what_if=notices(changed_after=ROWS - 20))
+    assert list(both) == ["date", "a", "a_what_if", "OT", "OT_what_if"]
+    assert both[["date", "a", "OT"]].equals(plain) and not np.array_equal(both.OT, both.OT_what_if)
+    same = f.predict(home / "waves.csv", texts=home / "notices.csv", what_if=home / "notices.csv")
+    assert np.array_equal(same.OT, same.OT_what_if)
+
+
+def test_explain_tells_the_texts_their_weights_and_the_forecast_without(runs):
+    f = Forecaster.load(runs().run_dir, device="cpu")
+    run = LoadedRun(f, None)
+    found = explain(run, 120, words=False)["variables"][1]["texts"]
+    last = 120 + LOOKBACK - 1
+    own = notices()
+    visible = [own.text[i] for i, row in enumerate(np.arange(3, ROWS, 5)) if row <= last - 1][-2:]
+    assert [t["text"] for t in found["seen"]] == visible
+    assert sum(t["weight"] for t in found["seen"]) == pytest.approx(1) and found["moved"] > 0
+    lines = list(text_lines(found))
+    assert len([line for line in lines if "weight" in line and "known for" in line]) == 2
+
+
+def test_a_run_says_the_leaks_in_one_line(settings):
+    data = build_data(Config.from_flat(settings()), model=MODELS["TimeLLM"])
+    assert "texts that name a day" in data.notes["text leaks"] and "\n" not in data.notes["text leaks"]
+
+
+def test_the_calendar_stands_beside_texts_always(runs):
+    """A text says what day it is: without the calendar in every arm its gain would be the calendar's."""
+    for fusion in ("none", "asked", "prompt"):
+        assert bool(weights(runs(text_fusion=fusion))["start.decided"][0])
+
+
+@pytest.mark.parametrize("control", ["shuffled", "constant", "undated"])
+def test_a_control_has_the_same_times_and_other_texts(control, settings):
+    plain, other = (
+        build_data(Config.from_flat(settings(text_control=c)), model=MODELS["TimeLLM"]).texts
+        for c in ("none", control)
+    )
+    last = torch.arange(40, 200)
+    assert all(torch.equal(a, b) for a, b in zip(plain.seen(last), other.seen(last), strict=True))
+    assert plain.table.texts != other.table.texts or control == "undated"
+
+
+def test_prompts_hold_the_texts_before_the_statistics(runs):
+    f = Forecaster.load(runs(text_fusion="prompt").run_dir, device="cpu")
+    batch = stacked([f.windows(f.own_series(), first=100)[0]], f.device)
+    text = prompt_lines(f.model, batch, list(f.targets))[0]
+    assert "Known for 2 rows: load goes" in text.split("Range")[0]
+    assert text.index("Known for 7 rows") < text.index("Known for 2 rows") < text.index("Range")
+
+
+PARTS: list[dict[str, Any]] = [
+    {"channel_sampling": "single"},
+    {"features": "MS"},
+    {"max_channels_per_step": 1, "text_fusion": "prompt"},
+    {"start": "none", "llm_ablation": "random"},
+]
+
+
+@pytest.mark.parametrize("changes", PARTS, ids=str)
+def test_texts_go_with_the_other_settings(changes, runs):
+    f = Forecaster.load(runs(**changes).run_dir, device="cpu")
+    assert np.isfinite(f.forecasts(f.windows(f.own_series(), first=10, count=3)).prediction).all()
+
+
+def test_texts_go_with_both_modules_and_by_series(runs, home):
+    """Texts about one variable reach it alone."""
+    frame = notices()
+    frame["series"] = np.where(np.arange(len(frame)) % 2, "a", "OT")
+    frame.loc[:1, "series"] = "unknown"
+    frame.to_csv(home / "by_series.csv", index=False)
+    run = runs("TimeLLM_Enhanced", use_tapr=True, use_gram=True, text_file=str(home / "by_series.csv"))
+    f = Forecaster.load(run.run_dir, device="cpu")
+    series = f.own_series()
+    changed = frame.assign(
+        text=[t if s != "OT" else t[::-1] for t, s in zip(frame.text, frame.series, strict=True)]
+    )
+    own, other = (f.forecasts(f.windows(series, first=120, texts=t)).prediction for t in (None, changed))
+    assert np.array_equal(own[..., 0], other[..., 0]) and not np.array_equal(own[..., 1], other[..., 1])
+
+
+def test_weights_of_a_run_without_texts_begin_one_with_them(runs):
+    plain = runs(text_file=None)
+    assert not any(name.startswith("text_reader") for name in weights(plain))
+    assert any(
+        name.startswith("text_reader") for name in weights(runs(init_from=str(plain.run_dir / "checkpoint")))
+    )
+
+
+# Bad input: one clear error, or a note.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_lag": "soon"}, "--text_lag: expected a number of rows"),
+        ({"text_columns": ["headline"]}, "--text_columns, 'headline', found end, text"),
+        ({"text_control": "other_series"}, "text_control other_series: expected texts of two series"),
+    ],
+)
+def test_a_setting_that_can_not_be_is_told(changes, message, settings):
+    with pytest.raises(UserError, match=message):
+        build_data(Config.from_flat(settings(**changes)), model=MODELS["TimeLLM"])
+
+
+def test_settings_that_do_not_fit_are_told():
+    for changes, message in (
+        ({"llm_ablation": "none"}, "--text_fusion asked: expected an LLM that reads"),
+        ({"eval_data": "ETTh2"}, "--text_file: it is about --data alone"),
+        ({"data": "M4", "task_name": "short_term_forecast"}, "--text_file: expected series with dates"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Config.from_flat({"text_file": "x.csv", **changes})
+
+
+BAD_TABLES = {
+    "times that cannot be read": (lambda t: t.assign(end=["soon", *t.end[1:]]), "'end'"),
+    "end before start": (lambda t: t.assign(start="2031-01-01"), "expected an end at or after the start"),
+    "no texts at all": (lambda t: t.assign(text="NA"), "expected texts in column text"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TABLES)
+def test_a_table_that_can_not_be_is_told(kind, settings, tmp_path):
+    change, message = BAD_TABLES[kind]
+    change(notices()).to_csv(tmp_path / "bad.csv", index=False)
+    with pytest.raises(UserError, match=message) as caught:
+        build_data(Config.from_flat(settings(text_file=str(tmp_path / "bad.csv"))), model=MODELS["TimeLLM"])
+    assert "bad.csv" in str(caught.value)
+
+
+def test_odd_texts_are_read_with_a_note(settings, tmp_path):
+    """Very long ones, HTML, NA, languages of bytes, and rows backwards."""
+    table = notices()
+    table.loc[:4, "text"] = ["word " * 9000, "<p>load &amp; more</p>", "NA", "負荷は上がる 🙂", "ok"]
+    table[::-1].to_csv(tmp_path / "odd.csv", index=False)
+    data = build_data(
+        Config.from_flat(settings(text_file=str(tmp_path / "odd.csv"))), model=MODELS["TimeLLM"]
+    )
+    said = " ".join(data.notes.values())
+    assert all(word in said for word in ("longer than", "HTML", "have no text", "not in the order of time"))
+    assert data.texts is not None
+    assert torch.isfinite(data.texts.reading.of(torch.arange(len(data.texts.table)))).all()
+    assert data.texts.table.texts[1] == "load & more"
