@@ -114,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """What each reader explains, split by split and in the mean, percent, and what became of the errors."""
     frame = frame.assign(explained=100 * frame.explained)
-    wide = frame.pivot(index="arm", columns="split", values="explained").loc[list(ARMS)]
+    wide = frame.pivot(index="arm", columns="split", values="explained")
+    wide = wide.loc[[arm for arm in ARMS if arm in wide.index]]
     by_arm = frame.groupby("arm")
     wide["mean"] = wide.mean(axis=1)
     wide["errors fell"] = 100 * by_arm.fell.mean()
@@ -131,8 +132,8 @@ def outcomes(split: int, own: argparse.Namespace) -> Iterator[Outcome]:
         frame = pd.DataFrame({"date": events.series.dates, "OT": events.series.values[:, -1]})
         frame.to_csv(folder / "series.csv", index=False)
         events.texts.to_csv(folder / "notices.csv", index=False)
-        for arm, changes in ARMS.items():
-            yield _outcome(split, arm, events, _config(folder, own, changes))
+        for arm in own.arms:
+            yield _outcome(split, arm, events, _config(folder, own, ARMS[arm]))
 
 
 def _config(folder: Path, own: argparse.Namespace, changes: dict[str, Any]) -> Config:
@@ -228,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--llm_model", default="SMOLLM2", help="as of a run [%(default)s]")
     add("--splits", type=int, nargs="+", default=range(len(HELD_OUT)), help="of the wordings [all]")
+    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="readers [all]")
     add("--rows", type=int, default=20_000, help="of each series [%(default)s]")
     add("--seed", type=int, default=2021, help="of series, notices and random weights [%(default)s]")
     add("--text_question", nargs="+", default=[QUESTION], help="behind each notice")

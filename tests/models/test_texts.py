@@ -16,13 +16,15 @@ from data_provider.data_factory import build_data
 from models import Forecaster
 from models.inspection import prompt_lines
 from models.registry import MODELS
+from scripts import predict
 from scripts.lib.inspect.explanation import explain
 from scripts.lib.inspect.options import LoadedRun
 from scripts.lib.inspect.texts import text_lines
 from tests.conftest import forget_accelerator
 from utils.config import Config, ConfigError
 from utils.errors import UserError
-from utils.training.experiment import RunResult
+from utils.reporting.run_header import text_line
+from utils.training.experiment import RunResult, resolve
 from utils.training.forward import stacked
 
 ROWS, LOOKBACK, HORIZON = 300, 32, 8
@@ -171,10 +173,11 @@ def test_the_calendar_stands_beside_texts_always(runs):
 
 @pytest.mark.parametrize("control", ["shuffled", "constant", "undated"])
 def test_a_control_has_the_same_times_and_other_texts(control, settings):
-    plain, other = (
+    found: list[Any] = [
         build_data(Config.from_flat(settings(text_control=c)), model=MODELS["TimeLLM"]).texts
         for c in ("none", control)
-    )
+    ]
+    plain, other = found
     last = torch.arange(40, 200)
     assert all(torch.equal(a, b) for a, b in zip(plain.seen(last), other.seen(last), strict=True))
     assert plain.table.texts != other.table.texts or control == "undated"
@@ -278,6 +281,25 @@ def test_odd_texts_are_read_with_a_note(settings, tmp_path):
     )
     said = " ".join(data.notes.values())
     assert all(word in said for word in ("longer than", "HTML", "have no text", "not in the order of time"))
-    assert data.texts is not None
-    assert torch.isfinite(data.texts.reading.of(torch.arange(len(data.texts.table)))).all()
-    assert data.texts.table.texts[1] == "load & more"
+    texts: Any = data.texts
+    assert torch.isfinite(texts.reading.of(torch.arange(len(texts.table)))).all()
+    assert texts.table.texts[1] == "load & more"
+
+
+def test_the_command_writes_both_forecasts_and_refuses_what_can_not_be(runs, home, tmp_path):
+    words = ["--checkpoint", str(runs().run_dir), "--input", str(home / "waves.csv"), "--cpu"]
+    words += ["--output", str(tmp_path / "out.csv"), "--what_if", str(home / "edited.csv")]
+    notices(changed_after=ROWS - 20).to_csv(home / "edited.csv", index=False)
+    assert predict.main(words) == 0
+    assert "OT_what_if" in pd.read_csv(tmp_path / "out.csv")
+    assert predict.main([*words, "--overwrite", "--backtest", "2"]) == 2
+    plain = Forecaster.load(runs(text_file=None).run_dir, device="cpu")
+    with pytest.raises(UserError, match="expected no texts, as the run was trained without"):
+        plain.predict(home / "waves.csv", texts=notices())
+
+
+def test_what_texts_in_prompts_cost_is_said_before(settings):
+    config = Config.from_flat(settings(text_fusion="prompt"))
+    config = resolve(config, build_data(config, model=MODELS["TimeLLM"]))
+    line = text_line(config, MODELS["TimeLLM"](config))
+    assert "2 of up to 12 tokens" in line and "times the work" in line
