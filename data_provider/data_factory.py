@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,27 +16,42 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_provider import scaling
+from data_provider.covariate_tables import columns_of, read_statics
+from data_provider.covariates import Coding, CovariateColumns, CovariateValues, RowsBeside, no_values
 from data_provider.dataset import TrainingWindows, WindowDataset
 from data_provider.dates import DateRules, frequency_alias
 from data_provider.download import LocalFile, ensure_data, file_sha256
+from data_provider.long_files import columns_in_file, read_long_files, table_paths
+from data_provider.long_table import read_long
 from data_provider.m4 import build_m4
-from data_provider.sampler import EpochSampler
-from data_provider.series import Series, identity_of, read_csv, require_file
+from data_provider.panel import Panel, PanelColumns
+from data_provider.panel_data import build_panel
+from data_provider.panel_windows import PanelDataset
+from data_provider.sampler import EpochSampler, SeriesSampler
+from data_provider.scaling import LARGEST
+from data_provider.series import (
+    NO_COLUMNS,
+    Series,
+    check_covariates,
+    column_name,
+    identity_of,
+    read_csv,
+    require_file,
+)
 from data_provider.splits import Split, Splits, split_rows
 from data_provider.suspicious import Constant, Sentinel, constants, sentinels
 from data_provider.synthetic import make_series
+from data_provider.table_files import table_file
 from data_provider.texts import TextTable
 from data_provider.time_features import season_rows, time_marks
 from data_provider.window_texts import SeriesTexts, hash_until, leak_line, table_of, texts_of
 from utils.batches import batched
 from utils.config import Config, ConfigError, DataConfig
-from utils.data_sets import DATA_SETS, M4, SHORT_TERM, SYNTHETIC
+from utils.data_sets import CUSTOM, DATA_SETS, M4, SHORT_TERM, SYNTHETIC
 from utils.errors import UserError
 from utils.forecast_columns import reserved
 from utils.types import Batch, DataBundle, PromptMaker, SeriesIdentity, Standardisation
 
-LARGEST = 1e9
-"""Deviations from the mean beyond which sums of squares come near the end of float32's range."""
 HIDDEN = 1e-6
 """Share of a column's deviation below which its middle half is lost in float32 (of 7 digits)."""
 
@@ -65,6 +81,8 @@ def files_are_there(config: DataConfig) -> bool:
     """Whether the files that a configuration names can be read without a download."""
     if config.data == SYNTHETIC:
         return True
+    if config.data == CUSTOM:
+        return (Path(config.root_path) / config.file_name).exists()
     names = [config.file_name]
     if config.data == M4:
         names = [file.name for file in DATA_SETS[M4].files]
@@ -85,12 +103,41 @@ def load_series(config: DataConfig, file: LocalFile | None, *, flags: bool = Tru
     Raises:
         ValueError: if the file, or --freq or --target, is at fault.
     """
-    if file is None:
-        series = make_series(frequency=frequency_alias(config.freq or "h"))
-        if config.features == "M":
-            return series
-        others = [c for c in series.columns if c != config.target and config.features == "MS"]
-        return series.select([*others, config.target])
+    beside = columns_of(config.known_covariates, config.past_covariates)
+    series = _made(config, beside) if file is None else _read(config, file, beside, flags=flags)
+    if not config.has_covariates:
+        return series
+    found = series.covariates or no_values(len(series.values))
+    if config.has_statics:
+        targets = series.columns[-config.targets_of(len(series.columns)) :]
+        statics = read_statics(
+            Path(config.root_path) / str(config.static_path),
+            targets,
+            categories=[column_name(name) for name in config.static],
+            numbers=[column_name(name) for name in config.static_numbers],
+        )
+        found = replace(found, statics=statics)
+    return series.with_covariates(found)
+
+
+def _made(config: DataConfig, beside: CovariateColumns) -> Series:
+    """The built-in series, some of its variables taken for covariates."""
+    series = make_series(frequency=frequency_alias(config.freq or "h"))
+    check_covariates(beside, series.columns, series.name)
+    known, past = (series.select(names).values if names else series.values[:, :0] for names in beside)
+    variables = [c for c in series.columns if c not in (*beside.known, *beside.past)]
+    if config.features != "M":
+        targets = tuple(map(column_name, config.target))
+        variables = [c for c in variables if c not in targets and config.features == "MS"] + [*targets]
+    if tuple(variables) != series.columns:
+        series = series.select(variables)
+    if beside == NO_COLUMNS:
+        return series
+    return series.with_covariates(CovariateValues(beside, known, past))
+
+
+def _read(config: DataConfig, file: LocalFile, beside: CovariateColumns, *, flags: bool) -> Series:
+    """The series of a file."""
     published = is_published(config)
     return read_csv(
         file.path,
@@ -98,14 +145,20 @@ def load_series(config: DataConfig, file: LocalFile | None, *, flags: bool = Tru
         target=config.target,
         fill_missing=config.fill_missing,
         as_published=published,
-        rules=DateRules(
-            freq=config.freq or (DATA_SETS[config.data].frequency if published else None),
-            date_format=config.date_format,
-            time_zone=config.time_zone,
-            round_dates=config.round_dates,
-            repeated_times=config.repeated_times,
-            flags=flags,
-        ),
+        rules=_date_rules(config, published=published, flags=flags),
+        covariates=beside,
+    )
+
+
+def _date_rules(config: DataConfig, *, published: bool, flags: bool) -> DateRules:
+    """How a configuration's dates are read."""
+    return DateRules(
+        freq=config.freq or (DATA_SETS[config.data].frequency if published else None),
+        date_format=config.date_format,
+        time_zone=config.time_zone,
+        round_dates=config.round_dates,
+        repeated_times=config.repeated_times,
+        flags=flags,
     )
 
 
@@ -121,6 +174,9 @@ class Prepared(NamedTuple):
     marks: Tensor
     """[T, F]."""
     n_targets: int
+    coding: Coding | None = None
+    beside: RowsBeside | None = None
+    floor: Tensor | None = None
     texts: SeriesTexts | None = None
 
     @property
@@ -139,6 +195,8 @@ class Prepared(NamedTuple):
             series_id=self.series.series_id,
             n_targets=self.n_targets,
             texts=self.texts,
+            beside=self.beside,
+            floor=self.floor,
             **options,
         )
 
@@ -160,6 +218,11 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
     data = config.data
     if config.run.task_name == SHORT_TERM:
         return build_m4(config)
+    columns = None if data.data != CUSTOM else columns_in_file(data, Path(data.root_path) / data.file_name)
+    if columns is not None:
+        if config.text.text_file is not None:
+            raise ConfigError(["--text_file: panels are read without texts; leave it out"])
+        return _build_panel(data, columns)
     own = _prepared(data)
     _check_names(own)
     _check_variables(data, found=len(own.series.columns))
@@ -184,6 +247,7 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
             pred_len=data.pred_len,
             series_id=own.series.series_id,
             marks=own.marks,
+            beside=own.beside,
         ),
         standardisation=own.standardisation,
         columns=own.series.columns,
@@ -194,13 +258,16 @@ def build_data(config: Config, *, model: Any = None) -> DataBundle:
         identity=_identity(own.series, own.splits),
         tested=tested.series.name,
         test_targets=tested.series.columns[-tested.n_targets :],
-        windows=(len(train), len(validation), len(test)),
+        windows=(len(train), len(validation), own.splits.test.num_windows(data.seq_len, data.pred_len)),
         notes=_notes(data, own, tested)
         | ({} if table is None else _text_notes(config, own, table))
         | ({} if tested is own else _transfer_notes(data, own, tested)),
         date_format=own.series.dates_kept.date_format,
         time_zone=own.series.dates_kept.time_zone,
         constant=tuple(c.column for c in _constants(tested)),
+        covariates={} if own.coding is None else own.coding.state(),
+        words=() if own.coding is None or own.coding.statics is None else own.coding.statics.words(),
+        static_width=None if own.coding is None else own.coding.static_width or None,
         texts=own.texts,
         text_hash=None if table is None else _text_hash(config, own, table),
     )
@@ -232,6 +299,65 @@ def _text_notes(config: Config, own: Prepared, table: TextTable) -> dict[str, st
     """How the texts were read, and what they tell before its time."""
     notes = {f"texts {subject}": f"{table.name}: {text}" for subject, text in table.notes.items()}
     return notes | {"text leaks": leak_line(config.text, table, own.series)}
+
+
+def _build_panel(data: DataConfig, columns: PanelColumns) -> DataBundle:
+    """The data of a run on a long file, or on a folder of them.
+
+    Raises:
+        ConfigError: settings that do not go with a panel.
+        UserError: the files are at fault.
+    """
+    _check_panel(data)
+    path = Path(data.root_path) / data.file_name
+    hashes = [file_sha256(one) for one in table_paths(path)]
+    whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    panel = load_panel(data, path, columns)
+    if reserved((columns.target,)):
+        raise UserError(
+            f"{path}: --target {columns.target}: expected a name that leaves a forecast's own columns "
+            f"theirs; "
+            "rename that column in the file"
+        )
+    return build_panel(panel, data, notes={"file_sha256": whole})
+
+
+def load_panel(data: DataConfig, path: Path, columns: PanelColumns) -> Panel:
+    """The whole panel that a configuration names, in original units.
+
+    Raises:
+        UserError: a file, or --freq or --fill_missing, is at fault.
+    """
+    return read_long(
+        read_long_files(path, columns),
+        path,
+        columns,
+        name=path.name if path.is_dir() else table_file(path).stem,
+        rules=_date_rules(data, published=False, flags=True),
+        fill_missing=data.fill_missing,
+    )
+
+
+def _check_panel(data: DataConfig) -> None:
+    """Raise ConfigError for settings that do not go with a panel."""
+    wrong = []
+    if data.features == "MS":
+        wrong.append("--features MS: a panel's series are one variable; use M or S")
+    if len(data.target) > 1:
+        wrong.append(f"--target: a panel's values are one column, found {' '.join(data.target)}")
+    if data.has_covariates:
+        wrong.append(
+            "--known_covariates, --past_covariates, --static, --static_numbers: they go with a table of one "
+            "series; leave them out for a panel"
+        )
+    if data.eval_data is not None:
+        wrong.append("--eval_data: a panel is tested on its own series alone; leave it out")
+    if data.round_dates:
+        wrong.append("--round_dates: the times of a panel are not rounded; round them in the file")
+    if data.enc_in not in (None, 1):
+        wrong.append(f"--enc_in: expected 1 (the variable of a panel) or no flag, found {data.enc_in}")
+    if wrong:
+        raise ConfigError(wrong)
 
 
 def transfer_config(data: DataConfig) -> DataConfig:
@@ -267,10 +393,18 @@ def _prepared(data: DataConfig, *, flags: bool = True) -> Prepared:
     splits = split_rows(
         data.data, len(series.values), seq_len=data.seq_len, pred_len=data.pred_len, percent=data.percent
     )
+    n_targets = data.targets_of(len(series.columns))
+    if data.non_negative:
+        _check_not_negative(series, n_targets)
     original = torch.from_numpy(series.values)  # [T, N]
     standardisation = scaling.fit(original[splits.train.begin : splits.train.end])
     values = scaling.transform_to_float32(original, standardisation)
     _check_scaled(series, values, splits)
+    coding = beside = None
+    if series.covariates is not None:
+        coding = Coding.fit(series.covariates, begin=splits.train.begin, end=splits.train.end)
+        _check_static_width(data, coding)
+        beside = coding.rows(series.covariates, name=series.name)
     return Prepared(
         series=series,
         file=file,
@@ -278,7 +412,10 @@ def _prepared(data: DataConfig, *, flags: bool = True) -> Prepared:
         standardisation=standardisation,
         values=values,
         marks=torch.from_numpy(time_marks(series.dates, series.frequency)),
-        n_targets=1 if data.features == "MS" else len(series.columns),
+        n_targets=n_targets,
+        coding=coding,
+        beside=beside,
+        floor=scaling.floor(standardisation)[-n_targets:] if data.non_negative else None,
     )
 
 
@@ -309,11 +446,19 @@ def training_loader(
     return DataLoader(
         bundle.train,
         batch_size=training.batch_size,
-        sampler=EpochSampler(items, training.seed, taken=items // needed * needed),
+        sampler=_sampler(bundle, config, taken=items // needed * needed),
         drop_last=True,
         generator=torch.Generator().manual_seed(training.seed),
         **_workers(config.data.num_workers, prompts),
     )
+
+
+def _sampler(bundle: DataBundle, config: Config, *, taken: int) -> EpochSampler:
+    """The order of the training items."""
+    seed = config.training.seed
+    if config.data.sampling == "series" and isinstance(bundle.train, PanelDataset):
+        return SeriesSampler(bundle.train.places.counts, seed, taken=taken)
+    return EpochSampler(len(bundle.train), seed, taken=taken)  # type: ignore[arg-type]
 
 
 def evaluation_loader(
@@ -347,6 +492,29 @@ def _check_variables(data: DataConfig, *, found: int) -> None:
                 f"--enc_in: expected {found} (the variables of {data.file_name} with --features "
                 f"{data.features}) or no flag, found {data.enc_in}"
             ]
+        )
+
+
+def _check_static_width(data: DataConfig, coding: Coding) -> None:
+    """The number of coded statics, where it is given, is that of the table."""
+    if data.static_width not in (None, coding.static_width):
+        raise ConfigError(
+            [
+                f"--static_width: expected {coding.static_width} (the numbers and categories of "
+                f"{data.static_path}) or no flag, found {data.static_width}"
+            ]
+        )
+
+
+def _check_not_negative(series: Series, n_targets: int) -> None:
+    """Raise UserError where a target goes below the floor that its forecasts are to have."""
+    values = series.values[:, -n_targets:]
+    row, column = np.unravel_index(int((values < 0).argmax()), values.shape)
+    if values[row, column] < 0:
+        raise UserError(
+            f"--non_negative: expected targets of 0 or more, found {values[row, column]:g} in {series.name}, "
+            f"column {series.columns[-n_targets:][column]!r}, data row {row + 1}; correct it, or leave the "
+            "flag out"
         )
 
 

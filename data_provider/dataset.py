@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data_provider.covariates import RowsBeside
 from data_provider.splits import Split
-from utils.types import Batch, TextWindows, WindowRows
+from utils.types import Batch, RowCovariates, TextWindows, WindowRows
 
 
 class WindowDataset(Dataset[Batch]):
@@ -37,6 +38,8 @@ class WindowDataset(Dataset[Batch]):
         stride: int = 1,
         n_targets: int | None = None,
         texts: TextWindows | None = None,
+        beside: RowsBeside | None = None,
+        floor: Tensor | None = None,
     ) -> None:
         """Keep views of the whole series; nothing is copied.
 
@@ -51,6 +54,8 @@ class WindowDataset(Dataset[Batch]):
             stride: distance between the starts of successive windows; 1 takes them all.
             n_targets: how many variables are forecast, the last ones; all by default.
             texts: of the series, where windows are told of them.
+            beside: what is known beside the series, for as many rows as it is.
+            floor: what no forecast is below, [M] float32, standardised.
 
         Raises:
             ValueError: the split reaches beyond the values or the marks.
@@ -61,6 +66,7 @@ class WindowDataset(Dataset[Batch]):
                 f"found {len(values)} and {len(marks)}"
             )
         self.values, self.marks, self.split = values, marks, split
+        self.beside, self.floor = beside, floor
         self.seq_len, self.pred_len, self.stride = seq_len, pred_len, stride
         self.channel_sampling = channel_sampling
         self.num_variables = values.shape[1]
@@ -84,6 +90,10 @@ class WindowDataset(Dataset[Batch]):
         wanted = slice(self.num_variables - self._n_targets, None) if joint else chosen
         start = self.split.begin + window * self.stride
         middle, end = start + self.seq_len, start + self.seq_len + self.pred_len
+        targets = slice(None) if joint else chosen
+        beside = {} if self.beside is None else self.beside.of_window(start, middle, end, targets)
+        if self.floor is not None:
+            beside["floor"] = self.floor[targets]
         item = Batch(
             x=self.values[start:middle, chosen],  # [L, N] or [L, 1]
             y=self.values[middle:end, wanted],  # [H, M] or [H, 1]
@@ -92,6 +102,7 @@ class WindowDataset(Dataset[Batch]):
             start=torch.tensor(start),
             series_id=self._series_id,
             variable=self._targets if joint else self._targets[chosen],  # [M] or [1]
+            **beside,
         )
         if self._texts is None:
             return item
@@ -115,8 +126,13 @@ class TrainingWindows:
         pred_len: int,
         series_id: int,
         marks: Tensor | None = None,
+        beside: RowsBeside | None = None,
     ) -> None:
-        """Keep views of the training rows of ``values`` [T, N] float32, standardised, and of their marks."""
+        """Keep views of the training rows of ``values`` [T, N] float32, standardised, and of their marks.
+
+        ``beside`` is what is known beside the whole series.
+        """
+        self._beside = beside
         self.split, self.seq_len, self.pred_len, self.series_id = split, seq_len, pred_len, series_id
         self.num_windows = split.num_windows(seq_len, pred_len)
         self.num_variables = values.shape[1]
@@ -148,6 +164,14 @@ class TrainingWindows:
             start=window + self.split.begin,
             marks=None if self._marks is None else self._marks[window + self.seq_len - 1],
         )
+
+    def covariates(self, index: Tensor) -> RowCovariates:
+        """What is known beside these rows, ``index`` [R] as for `rows`."""
+        assert self._beside is not None, "a source without covariates was asked for them"
+        index = index.to(self._windows.device)
+        start = index % self.num_windows + self.split.begin
+        span = self.seq_len + self.pred_len
+        return self._beside.of_rows(start, index // self.num_windows, seq_len=self.seq_len, span=span)
 
     def holds(self, series_id: Tensor) -> bool:
         """Whether all of these ids are this series'."""

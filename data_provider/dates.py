@@ -106,13 +106,48 @@ def read_times(column: pd.Series, where: object, rules: DateRules, *, as_publish
     return _times(dates, frequency, written, order_notes | notes, rows)
 
 
-def times_as_written(column: pd.Series, where: object, rules: DateRules) -> pd.DatetimeIndex:
-    """The times of a table to look at [T]: in any order, with gaps, some repeated.
+def times_as_written(
+    column: pd.Series, where: object, rules: DateRules, *, kept: DatesKept = NOTHING_KEPT
+) -> pd.DatetimeIndex:
+    """The times of a table to look at [T]: in any order, with gaps, some repeated; written as ``kept``.
 
     Raises:
         UserError: for what `parse_dates` refuses.
     """
-    return _parsed(column, where, rules, NOTHING_KEPT, frequency=rules.freq)[0]
+    return _parsed(column, where, rules, kept, frequency=rules.freq)[0]
+
+
+def times_of_many(
+    column: pd.Series,
+    where: object,
+    rules: DateRules,
+    kept: DatesKept,
+    *,
+    judged: NDArray[np.int64],
+    frequency: str | None,
+) -> tuple[pd.DatetimeIndex, NDArray[np.int64], DatesKept]:
+    """The times of a table of many series, each once, and which of them each of its rows [T] has.
+
+    Which way of writing dates is meant is judged by the rows ``judged``, those of one series.
+
+    Raises:
+        UserError: for what `parse_dates` refuses.
+    """
+    codes, known = pd.factorize(column, sort=False)
+    place = codes.astype(np.int64)
+    try:
+        different = _as_dates(pd.Series(known, name=column.name))
+        dates, written = _parsed(different, where, rules, kept, frequency=frequency, judged=place[judged])
+    except UserError:
+        dates = None
+    if dates is None or (place < 0).any():  # told of all rows, whose numbers a user knows
+        dates, written = _parsed(_as_dates(column), where, rules, kept, frequency=frequency, judged=judged)
+        place = np.arange(len(column))
+    again, first = np.unique(dates.asi8, return_index=True)
+    if len(again) < len(dates):  # one time, written in two ways
+        place = np.searchsorted(again, dates.asi8)[place]
+        dates = dates[first]
+    return dates, place, _kept(dates, written)
 
 
 def read_times_like(
@@ -147,10 +182,15 @@ def _times(
         )
     if written.date_format not in (None, ISO):
         notes["dates"] = f"dates are read as {written.date_format}: the first is {dates[0]}"
+    return Times(dates, frequency, _kept(dates, written), notes, rows)
+
+
+def _kept(dates: pd.DatetimeIndex, written: Written) -> DatesKept:
+    """How these dates were written."""
     zone = None if dates.tz is None else str(dates.tz)
     if zone is not None and not _is_zone(zone):  # an object of the caller's own, without a name
         zone = None
-    return Times(dates, frequency, DatesKept(written.date_format, zone), notes, rows)
+    return DatesKept(written.date_format, zone)
 
 
 def date_column(frame: pd.DataFrame, where: object) -> pd.Series:
@@ -166,14 +206,18 @@ def date_column(frame: pd.DataFrame, where: object) -> pd.Series:
         raise UserError(f"{where}: expected a column named 'date' or an index of dates, found {found}")
     if frame.empty:
         raise UserError(f"{where}: expected rows, found none")
-    column = frame.index.to_series() if indexed else frame["date"]
-    column = column.reset_index(drop=True).rename("date")
+    return _as_dates((frame.index.to_series() if indexed else frame["date"]).rename("date"))
+
+
+def _as_dates(column: pd.Series) -> pd.Series:
+    """A column of times, or as text where it holds anything else."""
+    column = column.reset_index(drop=True)
     if _are_times(column):
         return column
     if column.dtype == object and all(isinstance(value, datetime) for value in column):
         zones = {value.tzinfo for value in column}
         if len(zones) == 1 and not column.isna().any():
-            return pd.Series(pd.DatetimeIndex(column), name="date")
+            return pd.Series(pd.DatetimeIndex(column), name=column.name)
     return column.astype(object).where(column.isna(), column.astype(str))
 
 
@@ -182,14 +226,22 @@ def _are_times(column: pd.Series) -> bool:
 
 
 def _parsed(
-    column: pd.Series, where: object, rules: DateRules, kept: DatesKept, *, frequency: str | None
+    column: pd.Series,
+    where: object,
+    rules: DateRules,
+    kept: DatesKept,
+    *,
+    frequency: str | None,
+    judged: NDArray[np.int64] | None = None,
 ) -> tuple[pd.DatetimeIndex, Written]:
-    """The column as times in their zone."""
+    """The column as times in their zone; its frequency is judged by the rows ``judged``, None for all."""
     if _are_times(column):
         written = Written(column, None)
         if column.isna().any():
             row = row_text(int(column.isna().to_numpy().argmax()))
-            raise UserError(f"{where}: column 'date', {row}: expected a time, found nothing; remove the row")
+            raise UserError(
+                f"{where}: column {column.name!r}, {row}: expected a time, found nothing; remove the row"
+            )
     else:
         cells = zip(column, column.notna(), strict=True)
         text = pd.Series([str(cell).strip() if known else None for cell, known in cells], dtype=object)
@@ -199,12 +251,17 @@ def _parsed(
             where,
             date_format=rules.date_format,
             kept=kept.date_format,
-            one_frequency=lambda dates: has_one_frequency(
-                dates[::-1] if dates.is_monotonic_decreasing else dates, alias
+            one_frequency=lambda dates: _has_one_frequency(
+                dates if judged is None else dates[judged].sort_values(), alias
             ),
             flags=rules.flags,
+            column=str(column.name),
         )
     return _in_zone(written, where, rules, kept), written
+
+
+def _has_one_frequency(dates: pd.DatetimeIndex, alias: str | None) -> bool:
+    return has_one_frequency(dates[::-1] if dates.is_monotonic_decreasing else dates, alias)
 
 
 def _in_zone(written: Written, where: object, rules: DateRules, kept: DatesKept) -> pd.DatetimeIndex:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from data_provider import scaling
-from data_provider.data_factory import LARGEST
+from data_provider.covariates import Coding, RowsBeside
 from data_provider.dataset import WindowDataset
 from data_provider.dates import dates_after
+from data_provider.scaling import LARGEST
 from data_provider.series import Series, identity_of
 from data_provider.splits import Split
 from data_provider.time_features import time_marks
@@ -30,6 +31,8 @@ def forecast_windows(
     first: int,
     count: int,
     texts: TextWindows | None = None,
+    coding: Coding | None = None,
+    non_negative: bool = False,
 ) -> WindowDataset:
     """The ``count`` windows that begin at row ``first`` and the rows after it.
 
@@ -46,9 +49,12 @@ def forecast_windows(
         first: row at which the first window begins.
         count: number of windows.
         texts: of this series, where the model reads any.
+        coding: of what is known beside the series, where the model reads that.
+        non_negative: whether forecasts have a floor of 0.
 
     Raises:
-        ValueError: there are too few rows for that, or their values are beyond what can be computed with.
+        ValueError: there are too few rows for that, of the series or of its known covariates, or their
+            values are beyond what can be computed with.
     """
     rows = len(series.values)
     needed = seq_len + count - 1
@@ -75,7 +81,28 @@ def forecast_windows(
         series_id=known_as,
         n_targets=n_targets,
         texts=texts,
+        floor=scaling.floor(standardisation)[-n_targets:] if non_negative else None,
+        beside=None if coding is None else _beside(series, coding, first + needed + pred_len, pred_len),
     )
+
+
+def _beside(series: Series, coding: Coding, end: int, horizon: int) -> RowsBeside:
+    """What is known beside rows up to ``end``.
+
+    Raises:
+        UserError: a known covariate ends before; the message names the first row that it lacks.
+    """
+    assert series.covariates is not None
+    known = series.covariates.known
+    if coding.columns.known and len(known) < end:
+        dates = series.dates.append(dates_after(series.dates[-1], series.frequency, horizon))
+        names = ", ".join(coding.columns.known)
+        raise UserError(
+            f"{series.name}: expected the known covariates ({names}) for the horizon too, up to "
+            f"{dates[end - 1]}, found none from {dates[len(known)]} on; give them with --future FILE "
+            "(future= in Python)"
+        )
+    return coding.rows(series.covariates, name=series.name)
 
 
 def same_series(series: Series, identity: SeriesIdentity | None) -> bool:

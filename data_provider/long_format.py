@@ -1,15 +1,20 @@
-"""The long format, series below each other told apart by a column: known, named, not read."""
+"""The long format, series below each other told apart by a column: known by its names, or by its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from data_provider.table_files import table_file
+from data_provider.panel import PanelColumns
+from utils.errors import UserError
+
+ID_NAMES = ("unique_id", "item_id")
+"""Of Nixtla's frames, and of those of Chronos and AutoGluon; known without a flag."""
+DATE_NAMES = ("ds", "timestamp", "date")
+TARGET_NAMES = ("y", "target", "value")
 
 REPEATED_WITH_TEXT, REPEATED_WITH_NUMBERS = 0.1, 0.3
 """Share of the rows whose time was there before, from which on a column is taken for the series' names."""
@@ -68,10 +73,10 @@ def _tell_series_apart(frame: pd.DataFrame, keys: list[str], repeated: float, *,
     )
 
 
-def _times(dates: pd.Series, *, dayfirst: bool = False) -> pd.Series:
+def _times(dates: pd.Series) -> pd.Series:
     """Each different text read once."""
     known = pd.Series(dates.unique())
-    read = pd.to_datetime(known, errors="coerce", format="mixed", dayfirst=dayfirst, utc=True)
+    read = pd.to_datetime(known, errors="coerce", format="mixed", utc=True)
     return dates.map(dict(zip(known, read, strict=True)))
 
 
@@ -79,9 +84,9 @@ def _increasing(dates: pd.Series) -> bool:
     return bool(_times(dates).is_monotonic_increasing)
 
 
-def _increasing_in(frame: pd.DataFrame, groups: np.ndarray, *, dayfirst: bool = False) -> bool:
+def _increasing_in(frame: pd.DataFrame, groups: np.ndarray) -> bool:
     """Whether the times of each series grow from row to row."""
-    times = _times(frame["date"], dayfirst=dayfirst)
+    times = _times(frame["date"])
     steps = times.groupby(groups).diff().dropna()
     return bool(times.notna().all()) and bool((steps > pd.Timedelta(0)).all())
 
@@ -89,37 +94,64 @@ def _increasing_in(frame: pd.DataFrame, groups: np.ndarray, *, dayfirst: bool = 
 def _message(frame: pd.DataFrame, keys: list[str], where: object, wanted: str | None) -> str:
     names = frame[keys].astype(str).agg("_".join, axis=1).unique()
     shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-    columns = " and ".join(repr(c) for c in keys)
     values = [str(c) for c in frame.columns if c not in ("date", *keys) and _is_number_like(frame[c])]
     value = wanted if wanted in values else next(iter(reversed(values)), "value")
+    columns = PanelColumns(tuple(keys), "date", value)
     return (
         f"{where}: expected one row per time and a column per variable, found the long format: {len(names)} "
-        f"series below each other, told apart by {columns} ({shown}); several series in one file are not "
-        "read yet: give each a file of its own, or a column of its own, in Python: "
-        + recipe(frame, keys, where, value)
+        f"series below each other, told apart by {' and '.join(map(repr, keys))} ({shown}); to read them as "
+        f"many series, name its columns: {columns.flags}"
     )
 
 
-def recipe(frame: pd.DataFrame, keys: list[str], where: object, value: str) -> str:
-    """One line of Python that writes the table with a column for each series."""
-    path = where if isinstance(where, Path) else Path("table.csv")
-    stem, ending = table_file(path)
-    reader = {".parquet": "read_parquet", ".feather": "read_feather"}.get(ending, "read_csv")
-    columns = repr(keys[0] if len(keys) == 1 else keys)
-    joined = ".pipe(lambda t: t.set_axis(['_'.join(map(str, c)) for c in t.columns], axis=1))"
-    return (
-        f"import pandas; pandas.{reader}({str(path)!r}).pivot(index='date', columns={columns}, "
-        f"values={value!r}){_sorting(frame, keys)}{joined if len(keys) > 1 else ''}"
-        f".to_csv({str(path.with_name(f'{stem}_wide.csv'))!r})"
-    )
+def panel_columns(
+    names: Sequence[str],
+    where: object,
+    *,
+    ids: Sequence[str] = (),
+    date: str | None = None,
+    target: str | None = None,
+) -> PanelColumns | None:
+    """The columns of a long table by what they are called; None where it is not known for one.
 
+    Args:
+        names: of all its columns.
+        where: what messages call it.
+        ids: what was named with ``--id_column``.
+        date: what was named with ``--date_column``.
+        target: what was named with ``--target``; one that is not there is passed over where another is known.
 
-def _sorting(frame: pd.DataFrame, keys: list[str]) -> str:
-    """What puts the rows in order of time, where the order of their texts is another."""
-    if _times(frame["date"].drop_duplicates().sort_values()).is_monotonic_increasing:
-        return ""
-    groups = frame.groupby(keys, sort=False).ngroup().to_numpy()
-    dayfirst = not _increasing_in(frame, groups) and _increasing_in(frame, groups, dayfirst=True)
-    return (
-        ".sort_index(key=lambda d: pandas.to_datetime(d, format='mixed'" + ", dayfirst=True" * dayfirst + "))"
-    )
+    Raises:
+        UserError: a column that was named is not there, or one that is needed is not known.
+    """
+    found_ids = tuple(ids) or tuple(name for name in ID_NAMES if name in names)[:1]
+    if not found_ids:
+        if date is None:
+            return None
+        raise UserError(
+            f"{where}: --date_column: expected --id_column beside it, found none (a table of one series has "
+            "its times in a column date)"
+        )
+    wanted = {"--id_column": found_ids, "--date_column": (date,) if date else ()}
+    for flag, asked in wanted.items():
+        for name in asked:
+            if name not in names:
+                raise UserError(
+                    f"{where}: expected the column of {flag}, {name!r}, found {', '.join(names)}; name "
+                    f"one of "
+                    f"these with {flag}"
+                )
+    dates = [date] if date else [name for name in DATE_NAMES if name in names]
+    targets = [target] if target in names else [name for name in TARGET_NAMES if name in names]
+    for flag, found, known in (
+        ("--date_column", dates, DATE_NAMES), ("--target", targets, TARGET_NAMES)
+    ):  # fmt: skip
+        if found:
+            continue
+        if not ids:  # the name of an id alone is no long table
+            return None
+        raise UserError(
+            f"{where}: expected a column called {' or '.join(known)}, or one named with {flag}, found "
+            f"{', '.join(names)}"
+        )
+    return PanelColumns(found_ids, str(dates[0]), str(targets[0]))

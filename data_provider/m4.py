@@ -7,171 +7,32 @@ row of the lookback exists and 0 where the series has not begun, as in the famil
 Each series is divided by a scale of its own training part, without an offset: SMAPE and MASE are the
 same in any unit.
 
-Shape legend: S series, L lookback, H horizon, R rows asked for.
+Shape legend: S series, H horizon.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from data_provider.download import ensure_data
-from utils.config import Config
-from utils.data_sets import M4, M4_PATTERNS
+from data_provider.panel import FloatArray, Panel
+from data_provider.panel_windows import PanelDataset, PanelSource, PanelWindows, Places
+from utils.config import Config, DataConfig
+from utils.data_sets import M4, M4_PATTERNS, M4Pattern
 from utils.errors import UserError, using_file
 from utils.m4_scores import mase_scale, naive2
-from utils.types import Batch, DataBundle, SeriesIdentity, SeriesReference, Standardisation, WindowRows
+from utils.types import DataBundle, SeriesIdentity, SeriesReference, Standardisation
 
-FloatArray = NDArray[np.float64]
 SMALLEST_SCALE = 0.01
 """Of a series' scale, as a share of its level: an almost constant one is not blown up to noise."""
 COLUMN = "value"
-
-
-class Collection(NamedTuple):
-    """Series of different lengths behind each other."""
-
-    names: list[str]
-    """[S]."""
-    values: FloatArray
-    """All series' known values, original units."""
-    begins: NDArray[np.int64]
-    """[S + 1], where each begins, and the end of the last."""
-    future: FloatArray
-    """[S, H], the values to forecast."""
-
-    def of(self, series: int) -> FloatArray:
-        """The known values of one series."""
-        return self.values[self.begins[series] : self.begins[series + 1]]
-
-
-class Windows:
-    """Lookbacks and futures of a collection, standardised, by series and by the row they are cut at.
-
-    A cut is the row at which the forecast begins. Rows before a series' first hold the mean of the
-    lookback's others, and 0 in the mask.
-    """
-
-    def __init__(self, values: Tensor, begins: Tensor, future: Tensor, ids: Tensor, seq_len: int) -> None:
-        """``values`` [all rows], ``begins`` [S + 1], ``future`` [S, H]; ``ids`` [S] name the series."""
-        self.values, self.begins, self.future, self.ids = values, begins, future, ids
-        self.lengths = begins[1:] - begins[:-1]
-        self.seq_len, self.pred_len = seq_len, future.shape[1]
-        self.order = ids.argsort()
-
-    def lookbacks(self, series: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
-        """(lookbacks, masks) [R, L] of these series [R], before these cuts [R]."""
-        rows = cut[:, None] - self.seq_len + torch.arange(self.seq_len)
-        there = rows >= 0
-        found = self.values[self.begins[series][:, None] + rows.clamp(min=0)]
-        mask = there.to(found.dtype)
-        mean = (found * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-        return torch.where(there, found, mean), mask
-
-    def futures(self, series: Tensor, cut: Tensor) -> Tensor:
-        """Futures [R, H] behind these cuts: the test's where the cut is the series' end."""
-        at_end = cut >= self.lengths[series]
-        rows = self.begins[series][:, None] + cut[:, None] + torch.arange(self.pred_len)
-        known = self.values[rows.clamp(max=len(self.values) - 1)]
-        return torch.where(at_end[:, None], self.future[series], known)
-
-    def numbered(self, series_id: Tensor) -> Tensor:
-        """Which series these ids [R] name.
-
-        Raises:
-            IndexError: for an id that is none of them.
-        """
-        place = torch.searchsorted(self.ids[self.order], series_id).clamp(max=len(self.ids) - 1)
-        found = self.order[place]
-        if bool((self.ids[found] != series_id).any()):
-            raise IndexError("series_id: expected series of this collection, found another")
-        return found
-
-
-class M4Dataset(Dataset[Batch]):
-    """Windows of a collection as unbatched `Batch` items: x [L, 1], y [H, 1], marks the masks."""
-
-    def __init__(
-        self, windows: Windows, series: Tensor, cut: Tensor, reference: SeriesReference | None = None
-    ) -> None:
-        """Item ``i`` is series ``series[i]``, cut at row ``cut[i]``; ``reference`` scores it."""
-        self.windows, self.series, self.cut, self.reference = windows, series, cut, reference
-
-    def __len__(self) -> int:
-        """Number of windows."""
-        return len(self.series)
-
-    def __getitem__(self, index: int) -> Batch:
-        """Item ``index``; its start is below 0 where the series is shorter than the lookback."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"window: expected 0 to {len(self) - 1}, found {index}")
-        series, cut = self.series[index : index + 1], self.cut[index : index + 1]
-        lookback, mask = self.windows.lookbacks(series, cut)
-        return Batch(
-            x=lookback.T,  # [L, 1]
-            y=self.windows.futures(series, cut).T,  # [H, 1]
-            x_mark=mask.T,
-            y_mark=torch.ones(self.windows.pred_len, 1),
-            start=cut[0] - self.windows.seq_len,
-            series_id=self.windows.ids[series[0]],
-            variable=torch.zeros(1, dtype=torch.int64),
-        )
-
-
-class M4Source:
-    """Random access to the training windows (a `utils.types.WindowSource` of one variable)."""
-
-    num_variables = 1
-
-    def __init__(self, training: M4Dataset, *, series_id: int) -> None:
-        """``series_id`` names the collection."""
-        self.training, self.series_id = training, series_id
-        self.num_windows = len(training)
-
-    @property
-    def num_rows(self) -> int:
-        """One for each window."""
-        return self.num_windows
-
-    def holds(self, series_id: Tensor) -> bool:
-        """Whether all of these ids name series of this collection."""
-        return bool(torch.isin(series_id.cpu(), self.training.windows.ids).all())
-
-    def rows(self, index: Tensor) -> WindowRows:
-        """The rows with these numbers.
-
-        Raises:
-            IndexError: a row outside 0 to ``num_rows`` - 1.
-        """
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.num_rows:
-            raise IndexError(f"row: expected 0 to {self.num_rows - 1}, found {index.tolist()[:3]}")
-        windows = self.training.windows
-        series, cut = self.training.series[index], self.training.cut[index]
-        return WindowRows(
-            lookback=windows.lookbacks(series, cut)[0],
-            future=windows.futures(series, cut),
-            series_id=windows.ids[series],
-            variable=torch.zeros_like(series),
-            start=cut - windows.seq_len,
-        )
-
-    def lookbacks(self, *, series_id: Tensor, variable: Tensor, start: Tensor) -> Tensor:
-        """The lookbacks [R, L] that begin at these rows of these series.
-
-        Raises:
-            IndexError: another variable than 0, the only one.
-        """
-        if bool(variable.any()):
-            raise IndexError(f"variable: expected 0, the only one, found {int(variable.max())}")
-        windows = self.training.windows
-        return windows.lookbacks(windows.numbered(series_id), start + windows.seq_len)[0]
 
 
 def build_m4(config: Config) -> DataBundle:
@@ -184,29 +45,49 @@ def build_m4(config: Config) -> DataBundle:
     data, name = config.data, config.data.seasonal_patterns
     pattern = M4_PATTERNS[name]
     files = ensure_data(M4, data.root_path, wanted=lambda file: file.name.startswith(name))
-    collection = read_collection(*(file.path for file in files), horizon=pattern.horizon)
-    lengths = np.diff(collection.begins)
-    scale = np.array([scale_of(collection.of(s)[: -pattern.horizon]) for s in range(len(lengths))])
-    windows = _windows(collection, scale, seq_len=data.seq_len)
-    series, cut = training_cuts(lengths - pattern.horizon, pattern.horizon, history=pattern.history)
-    if not len(series):
-        raise UserError(f"M4 {name}: expected series of {2 * pattern.horizon + 1} values or more, found none")
-    train = M4Dataset(windows, series, cut)
-    every = torch.arange(len(lengths))
-    evaluated = every[:: data.eval_stride]
-    validation, test = (
-        M4Dataset(windows, s, windows.lengths[s] - held_out, _reference(windows, s, held_out, pattern.season))
-        for s, held_out in ((evaluated, pattern.horizon), (every, 0))
-    )
-    content = _content_hash(collection)
-    notes = {file.path.name: file.sha256 for file in files}
-    notes |= _notes(collection, trained=len(series.unique()), season=pattern.season)
-    return DataBundle(
+    panel = read_competition(*(file.path for file in files), horizon=pattern.horizon)
+    return competition_data(
+        panel,
         name=f"{M4} {name}",
+        pattern=pattern,
+        data=data,
+        notes={file.path.name: file.sha256 for file in files},
+    )
+
+
+def competition_data(
+    panel: Panel, *, name: str, pattern: M4Pattern, data: DataConfig, notes: Mapping[str, str]
+) -> DataBundle:
+    """The windows of a competition's series without dates, whose last horizon is the test.
+
+    Raises:
+        UserError: no series is long enough for a training window.
+    """
+    horizon, known = pattern.horizon, panel.lengths - pattern.horizon
+    scale = np.array([scale_of(panel.of(s)[: -2 * horizon]) for s in range(len(known))])
+    windows = PanelWindows(
+        torch.from_numpy(panel.values / np.repeat(scale, panel.lengths)).float(),
+        torch.from_numpy(panel.begins),
+        _ids(panel, horizon),
+        seq_len=data.seq_len,
+        pred_len=horizon,
+    )
+    places = training_places(known - horizon, horizon, history=pattern.history)
+    if not len(places):
+        raise UserError(f"{name}: expected series of {2 * horizon + 1} values or more, found none")
+    train = PanelDataset(windows, places)
+    evaluated = torch.arange(len(known))[:: data.eval_stride]
+    validation, test = (
+        PanelDataset(windows, _last_of(windows, s, held), _reference(windows, s, held, pattern.season))
+        for s, held in ((evaluated, 2 * horizon), (torch.arange(len(known)), horizon))
+    )
+    content = _content_hash(panel, horizon)
+    return DataBundle(
+        name=name,
         train=train,
         validation=validation,
         test=test,
-        source=M4Source(train, series_id=int(content[:15], 16)),
+        source=PanelSource(train, series_id=int(content[:15], 16)),
         standardisation=Standardisation(
             torch.zeros(len(scale), dtype=torch.float64), torch.from_numpy(scale)
         ),
@@ -216,57 +97,56 @@ def build_m4(config: Config) -> DataBundle:
         season=data.season or pattern.season,
         content_hash=content,
         identity=SeriesIdentity(0, 0, 0),  # a collection: no single series was trained on
-        tested=f"{M4} {name}",
+        tested=name,
         test_targets=(COLUMN,),
         windows=(len(train), len(validation), len(test)),
-        notes=notes,
+        notes={
+            **notes,
+            **_notes(panel, horizon, trained=int((places.counts > 0).sum()), season=pattern.season),
+        },
     )
 
 
-def _windows(collection: Collection, scale: FloatArray, *, seq_len: int) -> Windows:
-    """The windows of a collection, each series divided by its ``scale`` [S]."""
-    values = collection.values / np.repeat(scale, np.diff(collection.begins))
-    return Windows(
-        torch.from_numpy(values).float(),
-        torch.from_numpy(collection.begins),
-        torch.from_numpy(collection.future / scale[:, None]).float(),
-        _ids(collection),
-        seq_len,
-    )
+def _last_of(windows: PanelWindows, series: Tensor, held_out: int) -> Places:
+    """One window of each of these series, ``held_out`` rows before its end."""
+    counts = torch.zeros_like(windows.lengths)
+    counts[series] = 1
+    return Places(windows.lengths - held_out, counts)
 
 
-def _content_hash(collection: Collection) -> str:
+def _content_hash(panel: Panel, horizon: int) -> str:
     """sha256 of all values, past and future, and of where each series begins."""
-    content = hashlib.sha256(collection.values.data)
-    content.update(collection.begins.data)
-    content.update(np.ascontiguousarray(collection.future).data)
+    known = np.concatenate([panel.of(s)[:-horizon] for s in range(len(panel.ids))])
+    begins = np.r_[0, np.cumsum(panel.lengths - horizon)].astype(np.int64)
+    future = np.stack([panel.of(s)[-horizon:] for s in range(len(panel.ids))])
+    content = hashlib.sha256(known.data)
+    content.update(begins.data)
+    content.update(np.ascontiguousarray(future).data)
     return content.hexdigest()
 
 
-def _notes(collection: Collection, *, trained: int, season: int) -> dict[str, str]:
+def _notes(panel: Panel, horizon: int, *, trained: int, season: int) -> dict[str, str]:
     """What a reader of the results must know of the series; ``trained`` have a training window."""
-    lengths = np.diff(collection.begins)
+    lengths = panel.lengths - horizon
     notes = {
         "series": f"{len(lengths)} series of {lengths.min()} to {lengths.max()} values; {trained} are long "
         "enough for a training window, all are validated on their last horizon before the test"
     }
-    flat = sum(mase_scale(collection.of(i), season) == 0 for i in range(len(lengths)))
+    flat = sum(mase_scale(panel.of(i)[:-horizon], season) == 0 for i in range(len(lengths)))
     if flat:
         notes["constant"] = f"{flat} series do not change in sample and are left out of MASE"
     return notes
 
 
-def training_cuts(lengths: NDArray[np.int64], horizon: int, *, history: float) -> tuple[Tensor, Tensor]:
-    """(series, cut) of every training window of series of these lengths [S], validation not counted.
+def training_places(lengths: NDArray[np.int64], horizon: int, *, history: float) -> Places:
+    """Every training window of series of these lengths [S], validation not counted.
 
     One known row before the forecast at least, the whole future known, and the forecast within the last
     ``history`` horizons.
     """
     first = np.maximum(1, lengths - int(history * horizon))
     counts = np.maximum(0, lengths - horizon - first + 1)
-    series = np.repeat(np.arange(len(lengths)), counts)
-    offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return torch.from_numpy(series), torch.from_numpy(first[series] + offset)
+    return Places(torch.from_numpy(first), torch.from_numpy(counts))
 
 
 def scale_of(values: FloatArray) -> float:
@@ -276,8 +156,10 @@ def scale_of(values: FloatArray) -> float:
     return float(max(values.std(), SMALLEST_SCALE * np.abs(values).mean())) or 1.0
 
 
-def read_collection(train: Path, test: Path, *, horizon: int) -> Collection:
-    """The series of two files of the competition: an id, then the values, one series a line.
+def read_competition(train: Path, test: Path, *, horizon: int) -> Panel:
+    """The series of two files of the competition, known values and those to forecast behind each other.
+
+    In each file a line is one series: an id, then the values.
 
     Raises:
         ValueError: for anything wrong; the message names file, series and place.
@@ -293,12 +175,17 @@ def read_collection(train: Path, test: Path, *, horizon: int) -> Collection:
             raise UserError(
                 f"{train}: series {name}: expected more than {horizon} values, found {len(known[name])}"
             )
-    lengths = [len(values) for values in known.values()]
-    return Collection(
-        names=list(known),
-        values=np.concatenate(list(known.values())),
-        begins=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        future=np.stack(list(asked.values())),
+    return panel_of({name: np.r_[known[name], asked[name]] for name in known})
+
+
+def panel_of(series: Mapping[str, FloatArray]) -> Panel:
+    """Series without dates by their ids, as a panel."""
+    return Panel(
+        name=COLUMN,
+        ids=tuple(series),
+        values=np.concatenate(list(series.values())),
+        begins=np.r_[0, np.cumsum([len(values) for values in series.values()])].astype(np.int64),
+        frequency="",
     )
 
 
@@ -328,16 +215,16 @@ def _read_lines(path: Path) -> dict[str, FloatArray]:
     return found
 
 
-def _ids(collection: Collection) -> Tensor:
-    """63 bits of the sha256 of each series' name and values, [S]."""
+def _ids(panel: Panel, horizon: int) -> Tensor:
+    """63 bits of the sha256 of each series' name and known values, [S]."""
     digests = (
-        hashlib.sha256(name.encode() + collection.of(number).tobytes()).digest()
-        for number, name in enumerate(collection.names)
+        hashlib.sha256(name.encode() + panel.of(number)[:-horizon].tobytes()).digest()
+        for number, name in enumerate(panel.ids)
     )
     return torch.tensor([max(1, int.from_bytes(digest[:8], "big") >> 1) for digest in digests])
 
 
-def _reference(windows: Windows, series: Tensor, held_out: int, season: int) -> SeriesReference:
+def _reference(windows: PanelWindows, series: Tensor, held_out: int, season: int) -> SeriesReference:
     """What forecasts of these series are scored against, ``held_out`` of their last rows unknown."""
     scale, benchmark = [], []
     for number in series.tolist():

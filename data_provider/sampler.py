@@ -6,7 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
+
+AT_ONCE = 65536
+"""Indices that are Python's numbers at once."""
 
 
 class EpochSampler(Sampler[int]):
@@ -43,4 +47,30 @@ class EpochSampler(Sampler[int]):
         # SeedSequence mixes the two, so (seed 1, epoch 0) and (seed 0, epoch 1) are unrelated
         mixed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
-        yield from torch.randperm(self.length, generator=generator)[: self.taken].tolist()
+        for part in self._order(generator).split(AT_ONCE):
+            yield from part.tolist()
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """The indices of an epoch."""
+        return torch.randperm(self.length, generator=generator)[: self.taken]
+
+
+class SeriesSampler(EpochSampler):
+    """Draws a series and then one of its windows: every series as often as any other, however long.
+
+    All series have had a turn before one has its next.
+    """
+
+    def __init__(self, counts: Tensor, seed: int, *, taken: int) -> None:
+        """``counts`` [S]: the windows of each series, numbered behind each other."""
+        super().__init__(int(counts.sum()), seed, taken=taken)
+        self.counts = counts
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        first = self.counts.cumsum(0) - self.counts
+        drawn = (self.counts > 0).nonzero().squeeze(1)
+        rounds = -(-self.taken // len(drawn))
+        turns = [drawn[torch.randperm(len(drawn), generator=generator)] for _ in range(rounds)]
+        series = torch.cat(turns)[: self.taken]
+        share = torch.rand(len(series), generator=generator, dtype=torch.float64)
+        return first[series] + (share * self.counts[series]).long()

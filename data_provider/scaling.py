@@ -8,6 +8,8 @@ from torch import Tensor
 from utils.types import Standardisation
 
 ROWS_AT_ONCE = 1024
+LARGEST = 1e9
+"""Deviations from the mean beyond which sums of squares come near the end of float32's range."""
 
 
 def fit(values: Tensor) -> Standardisation:
@@ -44,6 +46,14 @@ def transform_to_float32(values: Tensor, standardisation: Standardisation) -> Te
         block = slice(int(rows[0]), int(rows[-1]) + 1)
         result[block] = transform(values[block], standardisation)
     return result
+
+
+def floor(standardisation: Standardisation) -> Tensor:
+    """Zero in standardised units [N] float32, rounded so that `inverse` is not below it."""
+    mean, std = standardisation
+    nearest = (-mean / std).float()
+    below = nearest.double() * std + mean < 0
+    return torch.where(below, nearest.nextafter(torch.full_like(nearest, torch.inf)), nearest)
 
 
 def inverse(values: Tensor, standardisation: Standardisation) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from data_provider.covariates import CovariateColumns, CovariateValues, content_with
 from data_provider.dates import (
     NOTHING_KEPT,
     DateRules,
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
 FillMissing = Literal["interpolate", "ffill"]
+NO_COLUMNS = CovariateColumns()
 DATA_ADVICE = (
     "put a CSV file with a 'date' column and numeric columns there, or name another with --root_path and "
     "--data_path"
@@ -76,6 +78,8 @@ class Series:
     """How its dates were written."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """What to know of how its dates were read, by subject."""
+    covariates: CovariateValues | None = None
+    """What is known beside it, of which `content_hash` speaks too."""
 
     @classmethod
     def from_values(
@@ -88,12 +92,14 @@ class Series:
         frequency: str,
         dates_kept: DatesKept = NOTHING_KEPT,
         notes: Mapping[str, str] | None = None,
+        covariates: CovariateValues | None = None,
     ) -> Series:
         """A series of ``values`` [T, N] at ``dates`` [T], with its hashes."""
         assert values.shape == (len(dates), len(columns)), (values.shape, len(dates), len(columns))
         values = np.ascontiguousarray(values, dtype=np.float64)
         content = hashlib.sha256(values.astype("<f8", copy=False).data)
         content.update(dates.tz_localize(None).as_unit("us").asi8.astype("<i8", copy=False).data)
+        content_hash = content.hexdigest()
         return cls(
             name=name,
             values=values,
@@ -101,9 +107,23 @@ class Series:
             columns=tuple(columns),
             frequency=frequency,
             series_id=identity_of(values, columns),
-            content_hash=content.hexdigest(),
+            content_hash=content_hash if covariates is None else content_with(content_hash, covariates),
             dates_kept=dates_kept,
             notes=notes or {},
+            covariates=covariates,
+        )
+
+    def with_covariates(self, covariates: CovariateValues | None) -> Series:
+        """The same series with other things known beside it."""
+        return Series.from_values(
+            self.name,
+            values=self.values,
+            dates=self.dates,
+            columns=self.columns,
+            frequency=self.frequency,
+            dates_kept=self.dates_kept,
+            notes=self.notes,
+            covariates=covariates,
         )
 
     def select(self, columns: Sequence[str]) -> Series:
@@ -123,6 +143,7 @@ class Series:
             frequency=self.frequency,
             dates_kept=self.dates_kept,
             notes=self.notes,
+            covariates=self.covariates,
         )
 
 
@@ -137,19 +158,20 @@ def read_csv(
     path: str | Path,
     *,
     features: Literal["M", "S", "MS"],
-    target: str,
+    target: str | Sequence[str],
     freq: str | None = None,
     fill_missing: FillMissing | None = None,
     as_published: bool = False,
     rules: DateRules | None = None,
+    covariates: CovariateColumns = NO_COLUMNS,
 ) -> Series:
     """Read a file with a ``date`` column and numeric columns into a `Series`.
 
     Args:
         path: the file, of one of the kinds of `table_files`; CSV is UTF-8, with or without a byte order
             mark, of any line ending.
-        features: M keeps every variable, S the target alone, MS every variable, the target last.
-        target: name of the target column (looked at for S and MS).
+        features: M keeps every variable, S the targets alone, MS every variable, the targets last.
+        target: name of the target column, or several in order (looked at for S and MS).
         freq: pandas alias of the step between rows; inferred where None. Given, it also accepts
             gaps in the dates, with a warning, as long as most steps are of that length.
         fill_missing: what to do with missing and infinite numbers. None: an error. interpolate:
@@ -158,6 +180,7 @@ def read_csv(
         as_published: take the rows of a benchmark's file in their order, as every published result
             does; times that repeat or go back are a warning instead of an error.
         rules: how dates are read, in place of ``freq`` and what is found.
+        covariates: columns that are no variables but known beside them.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -165,20 +188,27 @@ def read_csv(
     """
     path = Path(path)
     frame = read_table(path)
-    target = column_name(target)
+    targets = [column_name(name) for name in ([target] if isinstance(target, str) else target)]
     if not as_published:
-        _refuse_long_format(frame, path, target)
+        _refuse_long_format(frame, path, targets[-1])
     times = read_times(
         date_column(frame, path), path, rules or DateRules(freq=freq), as_published=as_published
     )
     columns = [str(c) for c in frame.columns if c != "date"]
+    check_covariates(covariates, columns, path)
+    columns = [c for c in columns if c not in (*covariates.known, *covariates.past)]
     if not columns:
-        raise UserError(f"{path}: expected numeric columns beside 'date', found none")
+        besides = " and the covariates" if covariates != NO_COLUMNS else ""
+        raise UserError(f"{path}: expected numeric columns beside 'date'{besides}, found none")
     if features != "M":
-        _check_target(target, columns, path)
-        columns = [c for c in columns if c != target and features == "MS"] + [target]
-    needed = columns if len(columns) == 1 else [target] if features != "M" else []
+        for name in targets:
+            _check_target(name, columns, path)
+        columns = [c for c in columns if c not in targets and features == "MS"] + targets
+    needed = columns if len(columns) == 1 else targets if features != "M" else []
     values = _numbers([frame[c] for c in columns], path, fill_missing, needed=needed, rows=times.rows)
+    beside = None
+    if covariates != NO_COLUMNS:
+        beside = covariates_in(frame, covariates, path, fill_missing, rows=times.rows)
     return Series.from_values(
         table_file(path).stem,
         values=values,
@@ -187,7 +217,38 @@ def read_csv(
         frequency=times.frequency,
         dates_kept=times.kept,
         notes=times.notes,
+        covariates=beside,
     )
+
+
+def covariates_in(
+    frame: pd.DataFrame,
+    columns: CovariateColumns,
+    table: object,
+    fill_missing: FillMissing | None,
+    *,
+    rows: NDArray[np.int64] | None,
+) -> CovariateValues:
+    """The covariates of a table's rows, missing numbers filled as in its variables; raises as `read_csv`."""
+    count = len(frame) if rows is None else len(rows)
+    known, past = (
+        _numbers([frame[c] for c in names], table, fill_missing, needed=names, rows=rows)
+        if names
+        else np.empty((count, 0))
+        for names in columns
+    )
+    return CovariateValues(columns, known, past)
+
+
+def check_covariates(covariates: CovariateColumns, columns: Sequence[str], where: object) -> None:
+    """Raise UserError if a covariate is none of the columns."""
+    for flag, names in (("known_covariates", covariates.known), ("past_covariates", covariates.past)):
+        for name in names:
+            if name not in columns:
+                raise UserError(
+                    f"{where}: expected the column of --{flag}, {name!r}, found {_listed(columns)}; name one "
+                    f"of these with --{flag}"
+                )
 
 
 def read_rows(path: str | Path, *, target: str, rules: DateRules) -> tuple[pd.DatetimeIndex, FloatArray]:
@@ -204,7 +265,7 @@ def read_rows(path: str | Path, *, target: str, rules: DateRules) -> tuple[pd.Da
     target = column_name(target)
     _check_target(target, [str(c) for c in frame.columns if c != "date"], path)
     dates = times_as_written(date_column(frame, path), path, rules)
-    values = _read_numbers(frame[target], f"{path}: column {target!r}", needed=True)
+    values = read_numbers(frame[target], f"{path}: column {target!r}", needed=True)
     order = np.argsort(dates.asi8, kind="stable")
     return dates[order], values[order]
 
@@ -218,6 +279,7 @@ def series_of(
     rules: DateRules | None = None,
     kept: DatesKept = NOTHING_KEPT,
     fill_missing: FillMissing | None = None,
+    covariates: CovariateColumns = NO_COLUMNS,
 ) -> Series:
     """The series of these columns of a table, in this order, at this frequency.
 
@@ -231,6 +293,7 @@ def series_of(
         rules: how dates are read, where that is said.
         kept: how the dates that the model was trained on were written: these are read alike.
         fill_missing: as in `read_csv`.
+        covariates: as in `read_csv`.
 
     Raises:
         UserError: for anything wrong in the table; the message names it, the column and the first row.
@@ -238,6 +301,7 @@ def series_of(
     text = date_column(frame, where)
     names = [column_name(c) for c in frame.columns]
     asked, columns = columns, [column_name(c) for c in columns]
+    columns = [*columns, *covariates.known, *covariates.past]
     missing = [c for c in columns if c not in names]
     if missing:
         raise UserError(
@@ -250,12 +314,19 @@ def series_of(
     extra = [c for c in names if c not in (*columns, "date")]
     if extra:
         logger.warning("%s: columns that are not read: %s", where, _listed(extra))
-    _refuse_long_format(frame.set_axis(names, axis=1).assign(date=text.to_numpy()), where, columns[-1])
+    _refuse_long_format(
+        frame.set_axis(names, axis=1).assign(date=text.to_numpy()), where, columns[len(asked) - 1]
+    )
     times = read_times_like(text, where, rules or DateRules(), expected=frequency, kept=kept)
     if "dates" in times.notes:
         logger.info("%s: %s", where, times.notes["dates"])
+    columns = columns[: len(asked)]
     own = [frame.iloc[:, names.index(c)].rename(c) for c in columns]
     values = _numbers(own, where, fill_missing, needed=columns, rows=times.rows)
+    beside = None
+    if covariates != NO_COLUMNS:
+        named = frame.set_axis(names, axis=1)
+        beside = covariates_in(named, covariates, where, fill_missing, rows=times.rows)
     for sentinel in sentinels(values, columns):
         logger.warning("%s: %s", where, sentinel.text)
     name = table_file(where).stem if isinstance(where, Path) else str(where)
@@ -267,6 +338,7 @@ def series_of(
         frequency=times.frequency,
         dates_kept=times.kept,
         notes=times.notes,
+        covariates=beside,
     )
 
 
@@ -342,7 +414,7 @@ def _read_text(path: Path, ending: str) -> pd.DataFrame:
         names = header_of(file)
         if not names:
             raise pd.errors.EmptyDataError
-        _check_separator(names, path)
+        check_separator(names, path)
         dates = {name: str for name in names if column_name(name) == "date"}
         _check_names([column_name(name) for name in names], path)
         file.seek(0)
@@ -350,7 +422,7 @@ def _read_text(path: Path, ending: str) -> pd.DataFrame:
     return named_as_in_file(frame, names, path)
 
 
-def _check_separator(names: Sequence[str], path: Path) -> None:
+def check_separator(names: Sequence[str], path: Path) -> None:
     """Raise UserError where the header is one of other marks than commas."""
     line = ",".join(names).strip()
     other = next((mark for mark in ";\t|" if "date" in line.split(mark)), None)
@@ -406,7 +478,7 @@ def _numbers(
     """
     values = np.empty((len(columns[0]), len(columns)))
     for place, column in enumerate(columns):
-        values[:, place] = _read_numbers(
+        values[:, place] = read_numbers(
             column, f"{table}: column {column.name!r}", needed=column.name in needed
         )
     if rows is not None:
@@ -435,11 +507,11 @@ def _numbers(
         logger.warning(
             "%s; filled with --fill_missing %s%s", problem, fill_missing, _ends_text(bad[:, place])
         )
-        values[:, place] = _filled(values[:, place], fill_missing)
+        values[:, place] = filled(values[:, place], fill_missing)
     return values
 
 
-def _read_numbers(column: pd.Series, where: str, *, needed: bool) -> FloatArray:
+def read_numbers(column: pd.Series, where: str, *, needed: bool) -> FloatArray:
     """A column as float64 [T]; NaN where there is none."""
     if pd.api.types.is_bool_dtype(column):
         raise UserError(f"{where}, {row_text(0)}: expected a number, found {column.iloc[0]}; write 0 and 1")
@@ -489,7 +561,7 @@ def _ends_text(bad: NDArray[np.bool_]) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _filled(values: FloatArray, how: FillMissing) -> FloatArray:
+def filled(values: FloatArray, how: FillMissing) -> FloatArray:
     """Numbers [T], those that are not finite replaced; for ``ffill`` the first is finite."""
     rows, known = np.arange(len(values)), np.flatnonzero(np.isfinite(values))
     if how == "interpolate":

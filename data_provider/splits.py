@@ -12,7 +12,7 @@ from typing import NamedTuple
 from utils.data_sets import DATA_SETS
 from utils.errors import UserError
 
-_TRAIN_FRACTION, _TEST_FRACTION = 0.7, 0.2
+TRAIN_FRACTION, TEST_FRACTION = 0.7, 0.2
 
 
 class Split(NamedTuple):
@@ -77,5 +77,5 @@ def _part_lengths(data: str, rows: int) -> tuple[int, int, int]:
                 "use the complete file, or --data custom for a file of your own"
             )
         return fixed
-    train, test = int(rows * _TRAIN_FRACTION), int(rows * _TEST_FRACTION)
+    train, test = int(rows * TRAIN_FRACTION), int(rows * TEST_FRACTION)
     return train, rows - train - test, test

@@ -169,6 +169,25 @@ def read_arrow(path: Path, ending: str) -> pd.DataFrame:
     return frame
 
 
+def arrow_names(path: Path, ending: str) -> list[str]:
+    """The names of the columns of a Parquet or Feather file.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    try:
+        if ending == ".parquet":
+            return [str(name) for name in parquet.read_schema(path).names]
+        with ipc.open_file(path) as file:
+            return [str(name) for name in file.schema.names]
+    except pyarrow.ArrowException as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path}: expected a {ending} file, found: {said}") from None
+
+
 def write_table(frame: pd.DataFrame, file: BinaryIO, ending: str, *, name: str, digits: int = 9) -> None:
     """Write a table without its index; ``name`` is what an archive calls its only file.
 

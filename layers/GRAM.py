@@ -140,6 +140,8 @@ class PatternValueDualRetriever(RetrievalMemory):
             top_k=self.config.neighbours,
             control=self.config.retrieval_control,
             same_variable=self.config.retrieval_scope == "variable",
+            same_series=self.config.retrieval_scope == "series",
+            apart=self.apart,
             span=self.span,
             season=self.season,
         )
@@ -295,11 +297,12 @@ class GRAM(nn.Module):
         d_model: int,
         d_llm: int,
         dropout: float,
+        apart: int = 0,
     ) -> None:
         """An empty memory; `PatternValueDualRetriever.build` fills it."""
         super().__init__()
         self.retriever = PatternValueDualRetriever(
-            config, seq_len=seq_len, horizon=horizon, patch_len=patch_len, season=season
+            config, seq_len=seq_len, horizon=horizon, patch_len=patch_len, season=season, apart=apart
         )
         # A neighbour's future lifted step by step to [H, D] and summed over H is this linear map;
         # the [S, k, H, D] in between is never stored.

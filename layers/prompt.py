@@ -122,34 +122,41 @@ def _strongest_lags(x: NDArray[np.float64]) -> NDArray[np.int64]:
     return lags + 1
 
 
+def _texts_of(words: Tensor) -> list[str]:
+    """What `utils.types.Batch.words` says, for series [S, U]."""
+    return [bytes(row.tolist()).rstrip(b"\0").decode() for row in words.cpu()]
+
+
 class WindowPrompts:
     """What makes the prompts of a batch's windows: for loaders, whose workers it is handed to."""
 
-    def __init__(self, builder: PromptBuilder, *, last_alone: bool, masked: bool) -> None:
+    def __init__(self, builder: PromptBuilder, *, targets: int | None, masked: bool) -> None:
         """Keep the builder, and how windows are read.
 
         Args:
             builder: makes text and tokens.
-            last_alone: the last variable alone is forecast (``--features MS``).
+            targets: how many variables are forecast, the last ones (``--features MS``); None: all.
             masked: the time marks are insample masks (series without dates).
         """
-        self.builder, self.last_alone, self.masked = builder, last_alone, masked
+        self.builder, self.targets, self.masked = builder, targets, masked
 
     def __call__(
         self,
         x: Tensor,
         x_mark: Tensor | None = None,
+        words: Tensor | None = None,
         *,
         text: Tensor | None = None,
         age: Tensor | None = None,
     ) -> Tensor:
-        """Token ids [B, M, K] of windows [B, L, N] and their texts, as in `utils.types.Batch`."""
-        read = x[..., -1:] if self.last_alone else x
+        """Token ids [B, M, K] of windows [B, L, N], their words and texts, as in `utils.types.Batch`."""
+        read = x if self.targets is None else x[..., -self.targets :]
         observed = per_series(x_mark.expand_as(read)) if self.masked and x_mark is not None else None
-        told = None
+        told = words.flatten(0, 1) if words is not None and words.numel() else None
+        seen = None
         if self.builder.text_room is not None and text is not None and age is not None:
-            told = self.builder.text_parts(text, age, variables=read.shape[-1])
-        return self.builder.ids(per_series(read), observed, told).unflatten(0, (len(x), -1))
+            seen = self.builder.text_parts(text, age, variables=read.shape[-1])
+        return self.builder.ids(per_series(read), observed, told, seen).unflatten(0, (len(x), -1))
 
 
 class PromptBuilder:
@@ -177,6 +184,8 @@ class PromptBuilder:
         """
         self.text_room = texts
         self.tokenizer = tokenizer
+        self.room = 0
+        """Tokens that what is told of a series takes at most, behind the window's statistics."""
         self.seq_len = seq_len
         self.digits = digits
         self.constant_text = (
@@ -200,12 +209,25 @@ class PromptBuilder:
         repeats = " ".join(str(lag) for lag in lags) or "none"
         return f"Range {low} to {high}, median {middle}, {direction}, strongest lags {repeats}."
 
-    def texts(self, statistics: PromptStatistics) -> list[str]:
-        """One prompt per window."""
+    def texts(self, statistics: PromptStatistics, told: Sequence[str] | None = None) -> list[str]:
+        """One prompt per window; ``told`` of its series in words stands at its end."""
         numbers = zip(*(values.tolist() for values in statistics), strict=True)
-        return [self.constant_text + self.statistics_text(*row) for row in numbers]
+        found = [self.constant_text + self.statistics_text(*row) for row in numbers]
+        if told is None:
+            return found
+        return [f"{text} {words}" if words else text for text, words in zip(found, told, strict=True)]
 
-    def ids(self, x: Tensor, observed: Tensor | None = None, told: Sequence[str] | None = None) -> Tensor:
+    def tokens_of(self, told: Sequence[str]) -> int:
+        """How many tokens the longest of what is told of series takes."""
+        return max(self._lengths([f" {words}" for words in dict.fromkeys(told)]), default=0)
+
+    def ids(
+        self,
+        x: Tensor,
+        observed: Tensor | None = None,
+        words: Tensor | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> Tensor:
         """Token ids of the prompts of lookbacks [S, L], each by itself; a function of the window alone.
 
         The first `n_constant` are the same in every prompt. Special tokens are those that the tokenizer
@@ -214,7 +236,8 @@ class PromptBuilder:
         Args:
             x: in standardised units, on any device.
             observed: 1 where a row exists, [S, L]; everywhere where None.
-            told: what each says of texts, S of them, of `text_parts`, before the statistics.
+            words: what is told of each series, UTF-8 [S, U] uint8, zeros behind its end; nothing where None.
+            texts: what each says of texts, S of them, of `text_parts`, before the statistics.
 
         Returns:
             [S, K] int64 on the CPU, `NO_TOKEN` behind the end of shorter prompts.
@@ -226,14 +249,15 @@ class PromptBuilder:
             raise ValueError(f"prompt windows: expected [S, {self.seq_len}], S > 0, found {list(x.shape)}")
         x = x.detach().to("cpu", torch.float64)
         seen = x.new_ones(x.shape) if observed is None else observed.detach().to(x)
+        told = None if words is None else _texts_of(words)
         rows: list[list[int]] = []
-        for lookbacks, those_seen in zip(x.split(BLOCK), seen.split(BLOCK), strict=True):
-            own = self.texts(window_statistics(normalised(lookbacks, those_seen)))
-            if told is not None:
-                place, begin = len(rows), len(self.constant_text)
-                parts = told[place : place + len(own)]
-                own = [t[:begin] + part + t[begin:] for t, part in zip(own, parts, strict=True)]
-            rows += self._encode(own)
+        for place, (lookbacks, those_seen) in enumerate(zip(x.split(BLOCK), seen.split(BLOCK), strict=True)):
+            own = None if told is None else told[place * BLOCK :][:BLOCK]
+            whole = self.texts(window_statistics(normalised(lookbacks, those_seen)), own)
+            if texts is not None:
+                begin, parts = len(self.constant_text), texts[place * BLOCK :][:BLOCK]
+                whole = [t[:begin] + part + t[begin:] for t, part in zip(whole, parts, strict=True)]
+            rows += self._encode(whole)
         ids = np.full((len(rows), max(map(len, rows))), NO_TOKEN, dtype=np.int64)
         for place, row in enumerate(rows):
             ids[place, : len(row)] = row
@@ -264,16 +288,16 @@ class PromptBuilder:
     def padded(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Prompts as the LLM is given them: token ids and mask, both [S, T] int64, on the device of ``ids``.
 
-        T is `width` whatever the windows, so equal prompts are computed alike in any batch; only where a
-        prompt is longer after all, it is as long as that. Padding (mask 0) comes right behind the tokens
-        that all begin with, so each prompt's last token borders on what follows it; its ids are the prompt's
-        first, since a padding token may lie beyond the LLM's table. No value is read.
+        T is `width` and `room` whatever the windows, so equal prompts are computed alike in any batch;
+        only where a prompt is longer after all, it is as long as that. Padding (mask 0) comes right behind
+        the tokens that all begin with, so each prompt's last token borders on what follows it; its ids are
+        the prompt's first, since a padding token may lie beyond the LLM's table. No value is read.
 
         Args:
             ids: [S, K] as `ids` gives them.
         """
         longest = ids.shape[1]
-        width = max(self.width, longest)
+        width = max(self.width + self.room, longest)
         place = torch.arange(width, device=ids.device)
         missing = width - (ids != NO_TOKEN).sum(dim=-1, keepdim=True)  # [S, 1]
         constant = place < self.n_constant

@@ -9,7 +9,8 @@ training part agree beyond a standard error: the calendar comes in, retrieval go
 otherwise is a coin, their average is not (measured on ETTh1 and ETTh2).
 
 Shape legend: B windows, S series or rows, L lookback, H horizon, C calendar columns, F kinds of neighbours,
-k neighbours of all kinds, E folds, A = L + C + F * H features, M memory rows.
+k neighbours of all kinds, E folds, X columns of covariates (`layers.start_features`), A = L + X + C + F * H
+features, M memory rows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from layers.start_features import StartFeatures
 from layers.start_fitting import FOLDS, NO_EVIDENCE, UNKNOWN, Evidence, StartFit
 from utils.errors import UserError
 from utils.process_memory import mib
-from utils.types import Batch, StartForecast, WindowSource
+from utils.types import Batch, RowCovariates, StartForecast, WindowSource
 
 FLOAT = 4
 """Bytes of a number."""
@@ -76,7 +77,13 @@ class SolvedStart(StartFeatures):
 
     @torch.no_grad()
     def forward(
-        self, lookback: Tensor, query: Rows, *, marks: Tensor | None = None, target: Tensor | None = None
+        self,
+        lookback: Tensor,
+        query: Rows,
+        *,
+        marks: Tensor | None = None,
+        target: Tensor | None = None,
+        covariates: RowCovariates | None = None,
     ) -> StartForecast:
         """The start of the forecasts of lookbacks [S, L], in float32 whatever the precision around it.
 
@@ -85,21 +92,26 @@ class SolvedStart(StartFeatures):
             query: where the rows come from, each [S].
             marks: time marks of their last known row [S, F], read where the calendar is in.
             target: the true future [S, H], read by the retrieval oracle alone.
+            covariates: what is known beside them, where the start reads any.
 
         Raises:
-            UserError: no marks where they are needed, or of another frequency.
+            UserError: no marks or covariates where they are needed, or marks of another frequency.
         """
         with torch.autocast(lookback.device.type, enabled=False):
             lookback = lookback.float()
             if self.has_calendar and marks is None:
                 raise UserError("the start's calendar is in: expected time marks of each window, found none")
-            base, mean, std = self.base(lookback, marks if self.has_calendar else None)
-            plain = (base @ self.plain_map.to(base)).float()
+            dated = marks if self.has_calendar else None
+            base, mean, std = self.base(lookback, dated, covariates, query.variable)
+            added = None
+            if self.beside.groups:
+                added = self.effect(covariates, query.variable, std)[:, self.seq_len :]
+            plain = _with(base @ self.plain_map.to(base), added)
             if not self.has_retrieval:
                 return StartForecast(plain, plain, query.start.new_empty(len(plain), 0), plain[:, :0])
             rows = self.retrieved.search(lookback, query, target=target)[:, 0]
             features = torch.cat([base, self.history(lookback, mean, std, rows).flatten(1)], dim=1)
-            joint = (features @ self.joint_map.to(features)).float()
+            joint = _with(features @ self.joint_map.to(features), added)
         return StartForecast(plain, joint, rows, self._shares(rows))
 
     def advantage(self, series_id: Tensor, variable: Tensor, start: Tensor) -> Tensor:
@@ -214,6 +226,11 @@ class SolvedStart(StartFeatures):
     def _derive(self) -> None:
         self._decided = self.decided.tolist()
         self._index = None
+
+
+def _with(forecast: Tensor, added: Tensor | None) -> Tensor:
+    """Forecasts [S, H] in float32, with what was taken out of their windows."""
+    return (forecast if added is None else forecast + added).float()
 
 
 def _fingerprints(series_id: Tensor, variable: Tensor, start: Tensor) -> Tensor:

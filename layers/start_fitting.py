@@ -1,14 +1,15 @@
 """How a solved start is fitted: features in blocks, their sums, maps, held-out errors, and two decisions.
 
-Shape legend: R rows (one variable of one window each), L lookback, H horizon, C calendar columns, F kinds of
-neighbours, k neighbours of all kinds, E folds, A features of a form.
+Shape legend: R rows (one variable of one window each), L lookback, H horizon, X columns of covariates,
+K known covariates, G groups of rows, C calendar columns, F kinds of neighbours, k neighbours of all kinds, E
+folds, A features of a form.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -21,8 +22,14 @@ from layers.ridge import Moments, solve, solve_at
 from layers.start_features import StartFeatures
 from layers.start_refining import refined
 from utils.batches import window_batches
-from utils.types import Batch, WindowSource
-from utils.windows import per_series
+from utils.types import (
+    Batch,
+    CovariateSource,
+    RowCovariates,
+    WindowSource,
+    covariates_of,
+)
+from utils.windows import per_series, rows_of
 
 PENALTIES = (1.0, 10.0, 100.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 """Tried for a sum of squares over all training rows (56,231 on ETTh1, horizon 96), of mean weight 1."""
@@ -74,13 +81,14 @@ class Block(NamedTuple):
     query: Rows
     marks: Tensor | None
     """[R, F]."""
+    covariates: RowCovariates | None = None
 
 
 class Features(NamedTuple):
     """Rows as a map reads them, float64, normalised."""
 
     base: Tensor
-    """[R, L + C]."""
+    """[R, L + X + C]."""
     history: Tensor
     """[R, F, H]; no kinds without retrieval."""
     future: Tensor
@@ -93,7 +101,7 @@ class FormSums:
     """The `Moments` of every form over the same rows, what they share counted once."""
 
     def __init__(self, *, base: int, kinds: int, horizon: int, device: torch.device) -> None:
-        """Nothing is counted yet; ``base`` = L + C."""
+        """Nothing is counted yet; ``base`` = L + X + C."""
         self.base = Moments(base, horizon, device=device)
         self.across = self.base.cross.new_zeros(kinds, horizon, base)
         self.within = self.base.cross.new_zeros(kinds, horizon, horizon)
@@ -141,9 +149,9 @@ class Solution(NamedTuple):
 
     form: Form
     plain_map: Tensor
-    """[L + C, H]."""
+    """[L + X + C, H]."""
     joint_map: Tensor
-    """[L + C + F * H, H]; the plain map where retrieval is out."""
+    """[L + X + C + F * H, H]; the plain map where retrieval is out."""
     penalties: Tensor
     """[1 + F], of the plain map and of each kind's."""
     evidence: Tensor
@@ -194,6 +202,7 @@ class StartFit:
             UserError: there are no training or no validation windows, or a value is not finite.
         """
         self._scale_calendar()
+        self._solve_effects()
         folds = self._folds() if self.given is None and len(self.forms) > 1 else []
         sums, found = self._sum_up(folds)
         sums[0].base.require("training")
@@ -232,7 +241,10 @@ class StartFit:
         for index in self.numbers.split(FITTED_AT_ONCE):
             rows = self.training.rows(index)
             query = Rows(rows.series_id, rows.variable, rows.start)
-            yield self._here(Block(rows.lookback, rows.future, query, rows.marks))
+            covariates = None
+            if self.start.dated_from > self.start.seq_len:
+                covariates = cast(CovariateSource, self.training).covariates(index)
+            yield self._here(Block(rows.lookback, rows.future, query, rows.marks, covariates))
 
     def _validation_blocks(self) -> Iterator[Block]:
         """Every validation window, or evenly thinned ones, as for training."""
@@ -251,13 +263,17 @@ class StartFit:
             marks = None
             if self.calendar:
                 marks = batch.x_mark[:, -1].repeat_interleave(variables, dim=0)
-            yield self._here(Block(lookback, per_series(batch.y), query, marks))
+            covariates = rows_of(covariates_of(batch))
+            yield self._here(Block(lookback, per_series(batch.y), query, marks, covariates))
 
     def _here(self, block: Block) -> Block:
         device = self.start.calendar_mean.device
         query = Rows(*(column.to(device) for column in block.query))
         marks = block.marks if block.marks is None else block.marks.to(device)
-        return Block(block.lookback.to(device), block.future.to(device), query, marks)
+        beside = block.covariates
+        if beside is not None:
+            beside = RowCovariates(*(column.to(device) for column in beside))
+        return Block(block.lookback.to(device), block.future.to(device), query, marks, beside)
 
     def _search(self, block: Block, folds: Sequence[Fold]) -> Tensor:
         """The memory's rows, [R, 1 + E, k]; none without retrieval."""
@@ -268,11 +284,16 @@ class StartFit:
 
     def _features(self, block: Block, rows: Tensor) -> Features:
         """What every form reads of a block, with these ``rows`` [R, k] of the memory."""
-        base, mean, std = self.start.base(block.lookback, block.marks)
+        variable = block.query.variable
+        base, mean, std = self.start.base(block.lookback, block.marks, block.covariates, variable)
         history = base.new_empty(len(base), 0, self.start.horizon)
         if self.kinds:
             history = self.start.history(block.lookback, mean, std, rows)
-        return Features(base, history, (block.future.to(mean) - mean) / std, std)
+        future = (block.future.to(mean) - mean) / std
+        if self.start.beside.groups:
+            effect = self.start.effect(block.covariates, variable, std)
+            future = future - effect[:, self.start.seq_len :]
+        return Features(base, history, future, std)
 
     # Sums, maps and errors.
 
@@ -291,6 +312,18 @@ class StartFit:
         scale = (square / len(self.numbers) - mean.square()).clamp(min=0).sqrt()
         start.calendar_mean.copy_(mean)
         start.calendar_scale.copy_(torch.where(scale > 1e-6, scale, 1.0))
+
+    def _solve_effects(self) -> None:
+        """What known covariates do in each group; the penalty, or that they do nothing, is validation's."""
+        if not self.start.beside.groups:
+            return
+        training, validation = EffectSums(self.start), EffectSums(self.start)
+        for block in self._training_blocks():
+            training.add(block)
+        for block in self._validation_blocks():
+            validation.add(block, squared=True)
+        tried = [training.solve(penalty) for penalty in PENALTIES]
+        self.start.effects.copy_(min([*tried, torch.zeros_like(tried[0])], key=validation.change))
 
     def _folds(self) -> list[Fold]:
         """Contiguous blocks of all the training windows."""
@@ -338,9 +371,9 @@ class StartFit:
         return self.start.retrieved.span
 
     def _map(self, form: Form, solver: Callable[[int | None, int], Tensor]) -> Tensor:
-        """The map of a form, [L + C, H] or [L + C + F * H, H]: its kinds' maps averaged."""
+        """The map of a form, [L + X + C, H] or [L + X + C + F * H, H]: its kinds' maps averaged."""
         start, base, horizon = self.start, self.start.base_width, self.start.horizon
-        width = base if form.calendar else start.seq_len
+        width = base if form.calendar else start.dated_from
         kinds: list[int | None] = list(range(self.kinds)) if form.retrieval else [None]
         behind = self.kinds * horizon if form.retrieval else 0
         whole = start.calendar_mean.new_zeros(base + behind, horizon, dtype=torch.float64)
@@ -409,7 +442,7 @@ class StartFit:
         held: Held,
     ) -> Solution:
         """The maps of the chosen form, and the out-of-fold errors where it retrieves."""
-        width = self.start.base_width if chosen.calendar else self.start.seq_len
+        width = self.start.base_width if chosen.calendar else self.start.dated_from
         plain = Form(False, chosen.calendar)
         kinds: list[int | None] = [None, *range(self.kinds)]
         advantages = torch.empty(0)
@@ -437,11 +470,47 @@ class StartFit:
         features, future = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
         length = self.start.seq_len
         if not any(form.calendar for form in forms):
-            features[:, length : self.start.base_width] = 0
+            features[:, self.start.dated_from : self.start.base_width] = 0
         return {
             form: refined(features[:, : len(maps[form])], future, maps[form], lookback=length)
             for form in forms
         }
+
+
+class EffectSums:
+    """Sums that determine what known covariates do at their own time in each group, float64."""
+
+    def __init__(self, start: StartFeatures) -> None:
+        """Nothing is counted yet."""
+        self.start = start
+        shape, like = start.effects.shape, start.effects
+        self.gram = like.new_zeros(*shape, *shape, dtype=torch.float64)
+        self.cross = like.new_zeros(*shape, dtype=torch.float64)
+        self.weight = self.rows = 0.0
+
+    def add(self, block: Block, *, squared: bool = False) -> None:
+        """Count the rows of windows, each by its deviation, or the square of that."""
+        mean, std = self.start.mean_and_std(block.lookback)
+        values = (torch.cat([block.lookback, block.future], dim=1).to(mean) - mean) / std  # [R, L + H]
+        known = self.start.moved(block.covariates).to(mean) / std[..., None]  # [R, L + H, K]
+        group = self.start.group(block.covariates, block.query.variable).to(mean)  # [R, G]
+        weight = std[:, 0] ** (2 if squared else 1)
+        pairs = torch.einsum("rtk,rtl->rkl", known, known) * weight[:, None, None]
+        self.gram += torch.einsum("rg,rh,rkl->gkhl", group, group, pairs)
+        self.cross += torch.einsum("rg,rtk,rt->gk", group * weight[:, None], known, values)
+        self.weight += float(weight.sum())
+        self.rows += len(values)
+
+    def solve(self, penalty: float) -> Tensor:
+        """The effects [G, K] of one penalty, as `layers.ridge.solve_at` counts it."""
+        size, scale = self.cross.numel(), self.rows / self.weight
+        gram = self.gram.reshape(size, size) * scale + penalty * torch.eye(size).to(self.gram)
+        return torch.linalg.solve(gram, self.cross.flatten() * scale).view_as(self.cross)
+
+    def change(self, effects: Tensor) -> float:
+        """By how much the sum of weighed squares changes where ``effects`` [G, K] are taken out."""
+        explained = torch.einsum("gk,gkhl,hl->", effects, self.gram, effects)
+        return float(explained - 2 * (effects * self.cross).sum())
 
 
 def compare(part: Held, changed: Form, default: Form, *, block: int) -> Evidence:

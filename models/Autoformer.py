@@ -56,7 +56,7 @@ class Model(ForecastModel):
         d, b, own = self.config.data, self.config.backbone, self.config.baseline
         if d.enc_in is None:
             raise UserError("--enc_in: Autoformer needs the number of variables, found none")
-        self.n_targets = 1 if d.features == "MS" else d.enc_in
+        self.n_targets = d.targets_of(d.enc_in)
         short_term = self.config.run.task_name == SHORT_TERM  # its one mark is the insample mask
         self.n_marks = 1 if short_term else len(mark_names(d.freq or DEFAULT_FREQUENCY))
         sizes = AutoformerSizes(b.d_model, b.d_ff, b.n_heads, own.factor, own.moving_avg, b.dropout)

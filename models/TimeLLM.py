@@ -5,8 +5,8 @@ ICLR 2024. Deviations are named where they occur.
 
 Shape legend: B windows, N variables, M of them forecast, L lookback, H horizon, S = B * M series,
 P patches, T tokens given to the LLM, D model width, C source tokens. M = N, and each variable is
-forecast from itself (channel independence), but with --features MS: there M = 1, the last variable,
-and its patches are embedded together with those of all the others.
+forecast from itself (channel independence), but with --features MS: there M counts the targets, the last
+variables, and the patches of each are embedded together with those of all the others.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from layers.covariates import CovariateInput
 from layers.heads import FlattenHead
 from layers.llm.ablation import ablated, drawn_attention, pass_through
 from layers.llm.check import CheckTokens
@@ -34,6 +35,7 @@ from layers.prompt import PromptBuilder, WindowPrompts
 from layers.reprogramming import ReprogrammingLayer
 from layers.retrieval.search import Rows, query_rows
 from layers.solved_start import SolvedStart
+from layers.start_features import CovariateSizes
 from layers.text_fitting import fit_reader
 from layers.text_reader import TextReader
 from layers.time_marks import TimeMarks
@@ -46,6 +48,7 @@ from utils.micro_step import MicroStep, StepValue
 from utils.process_memory import give_back_where_scarce
 from utils.prompt_bank import GENERAL, describe, read_description
 from utils.types import (
+    Covariates,
     FitSource,
     ForecastParts,
     ForecastState,
@@ -54,7 +57,7 @@ from utils.types import (
     TextReading,
     TextWindows,
 )
-from utils.windows import per_series
+from utils.windows import per_series, rows_of
 
 log = getLogger(__name__)
 LLM_PREFIX, START_PREFIX, TEXT_PREFIX = "llm_model.", "start.", "text_reader."
@@ -66,7 +69,7 @@ DEFAULT_SEASON = 24
 
 
 def dtype_of(config: Config) -> torch.dtype:
-    """What the frozen LLM's weights are kept in.
+    """What the frozen LLM computes in, and keeps its weights in but for ``--llm_weights``.
 
     Raises:
         ValueError: ``--mixed_precision auto``, which a run decides before it builds its model.
@@ -88,11 +91,13 @@ class Series(NamedTuple):
     normalised: Tensor
     """[S, L], mean 0 and deviation 1."""
     channels: Tensor
-    """[S, 1 or N, L]: what is embedded, normalised; the variable alone, or with all the others."""
+    """[S, 1 or N, L]: what is embedded, normalised; the variable alone, or as the last of all."""
     statistics: InstanceStatistics
     """Of the forecast variables, each [B, 1, M]."""
     observed: Tensor | None
     """[S, L], 1 where a row exists; None where all do."""
+    covariates: Covariates | None = None
+    """Of the windows."""
 
 
 class Model(ForecastModel):
@@ -106,7 +111,10 @@ class Model(ForecastModel):
     name = "TimeLLM"
     channel_independent = True
     offers_ms = True
+    reads_covariates = True
     uses_llm = True
+    words_width: Tensor
+    """[], tokens of the longest of what is told of the variables."""
     _has_memory = False
     """Whether ``--use_gram`` gives it one."""
     own_settings = frozenset(item.name for item in fields(BackboneConfig))
@@ -125,7 +133,7 @@ class Model(ForecastModel):
         config = self.config
         if llm is None:
             with torch.random.fork_rng():  # loading must not move what follows
-                llm = load_llm(config.llm, dtype=dtype_of(config))
+                llm = load_llm(config.llm, dtype=dtype_of(config), cpu=config.training.cpu)
         llm = ablated(llm, config.llm, seed=config.training.seed)
         if config.llm.peft == "lora":
             add_adapters(llm.model, config.llm, seed=config.training.seed)
@@ -164,7 +172,7 @@ class Model(ForecastModel):
         self._build(config, d_llm)
         self.prompts = WindowPrompts(
             self.prompt,
-            last_alone=config.data.features == "MS",
+            targets=len(config.data.target) if config.data.features == "MS" else None,
             masked=config.run.task_name == SHORT_TERM,
         )
         self.register_state_dict_post_hook(_drop_llm)
@@ -207,6 +215,11 @@ class Model(ForecastModel):
         if b.use_time_marks:
             self.reads_time_marks = True
             self.time_marks = _time_marks(config)
+        if config.data.has_covariates:
+            self.covariate_input = _covariate_input(config)
+        if config.data.has_statics:
+            self.register_buffer("words_width", torch.zeros((), dtype=torch.int64))
+            self.register_load_state_dict_post_hook(_make_room)
         if config.begins_solved:
             self.begins_solved = True
             self.start = solved_start(config, retrieves=self._has_memory and config.gram.use_gram)
@@ -216,7 +229,7 @@ class Model(ForecastModel):
                 width=state_width(
                     d_llm, questions=len(questions_of(config)), has_words=has_words(self.llm_model)
                 ),
-                variables=1 if config.data.features == "MS" else config.data.enc_in or 1,
+                variables=config.data.targets_of(config.data.enc_in or 1),
                 horizon=config.data.pred_len,
             )
 
@@ -233,6 +246,9 @@ class Model(ForecastModel):
 
         Then for what the texts add to it.
         """
+        if self.config.data.has_statics:
+            self.words_width.fill_(self.prompt.tokens_of(source.words))
+            self.prompt.room = int(self.words_width.item())
         if self.begins_solved:
             fit_start(self.start, self.config, source)
         if source.texts is not None and hasattr(self, "text_reader"):
@@ -360,18 +376,20 @@ class Model(ForecastModel):
         prompt: Tensor | None = None,
         text: Tensor | None = None,
         text_age: Tensor | None = None,
+        covariates: Covariates | None = None,
         micro_step: MicroStep | None = None,
         return_state: bool = False,
     ) -> Tensor | ForecastState:
         """Forecast [B, H, M] of windows ``x_enc`` [B, L, N], both in standardised units.
 
         ``prompt`` [B, M, K] holds their prompts (`prompts`), which are made here where None: then the
-        windows are read back from an accelerator. Time marks are read with ``--use_time_marks`` alone.
-        ``text`` [B, V, C, D] and ``text_age`` [B, V, C] are the texts that windows see, as in `Batch`. The
-        micro-steps of an optimizer step share its source embeddings.
+        windows are read back from an accelerator. Time marks are read with ``--use_time_marks`` alone,
+        ``covariates`` where the settings name any; ``text`` [B, V, C, D] and ``text_age`` [B, V, C] are the
+        texts that windows see, as in `Batch`. The micro-steps of an optimizer step share its source
+        embeddings.
         """
         prompt = self.told(prompt, x_enc, x_mark_enc, text, text_age)
-        series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
+        series = self.normalise(x_enc, self.insample_mask(x_mark_enc), covariates)
         begun = None
         forecast = self.answer([], series, self.embed(series, x_mark_enc), prompt, x_mark_dec, micro_step)
         if self.begins_solved:
@@ -386,13 +404,16 @@ class Model(ForecastModel):
 
     # The steps of a forecast, shared with the enhanced model.
 
-    def normalise(self, x_enc: Tensor, observed: Tensor | None = None) -> Series:
+    def normalise(
+        self, x_enc: Tensor, observed: Tensor | None = None, covariates: Covariates | None = None
+    ) -> Series:
         """Instance normalisation over the rows that are ``observed`` [B, L, 1], and the variables apart.
 
         Raises:
             ValueError: the windows have another length, or another number of variables, than the settings.
         """
         expected, joint = self.config.data.seq_len, self.config.data.features == "MS"
+        targets = self.config.data.targets_of(x_enc.shape[-1])
         if x_enc.dim() != 3 or x_enc.shape[1] != expected:
             raise ValueError(f"x_enc: expected [B, {expected}, N], found {list(x_enc.shape)}")
         if joint and x_enc.shape[2] != self.config.data.enc_in:
@@ -403,15 +424,23 @@ class Model(ForecastModel):
         if not joint:
             series = per_series(normalised)
             seen = None if observed is None else per_series(observed.expand_as(x_enc))
-            return Series(per_series(x_enc), series, series.unsqueeze(1), statistics, seen)
-        own = InstanceStatistics(*(value[..., -1:] for value in statistics))
-        seen = None if observed is None else observed[..., -1]
-        return Series(x_enc[..., -1], normalised[..., -1], normalised.transpose(1, 2), own, seen)
+            return Series(per_series(x_enc), series, series.unsqueeze(1), statistics, seen, covariates)
+        own = InstanceStatistics(*(value[..., -targets:] for value in statistics))
+        lookback, values = per_series(x_enc[..., -targets:]), per_series(normalised[..., -targets:])
+        seen = None if observed is None else per_series(observed.expand_as(x_enc)[..., -targets:])
+        return Series(lookback, values, _each_last(normalised, targets), own, seen, covariates)
 
     def embed(self, series: Series, marks: Tensor | None = None) -> Tensor:
-        """Patch embeddings [S, P, D]; ``marks`` [B, L, F] are the lookback's."""
+        """Patch embeddings [S, P, D]; ``marks`` [B, L, F] are the lookback's.
+
+        Raises:
+            UserError: the settings name covariates that the windows have not, or the other way round.
+        """
+        _check_covariates(self.config, series.covariates)
         dropped = F.dropout(series.channels, self.config.backbone.input_dropout, self.training)
         patches = self.patch_embedding(dropped)
+        if series.covariates is not None:
+            patches = patches + self.covariate_input.of_patches(series.covariates)
         if not self.config.backbone.use_time_marks:
             return patches
         return patches + self.time_marks.of_patches(
@@ -431,6 +460,7 @@ class Model(ForecastModel):
             query,
             marks=None if marks is None else marks[:, -1].repeat_interleave(variables, dim=0),
             target=None if target is None else per_series(target),
+            covariates=rows_of(series.covariates),
         )
         return begun
 
@@ -458,6 +488,9 @@ class Model(ForecastModel):
         parts: list[nn.Module] = [self.output_projection]
         if self.config.backbone.use_time_marks:
             parts.append(self.time_marks.to_share)
+        if self.config.data.known_covariates:
+            assert self.covariate_input.to_share is not None
+            parts.append(self.covariate_input.to_share)
         state = tuple(map(_state_of, parts))
         if self._kept_idle is None or self._kept_idle[0] != state:
             self._kept_idle = state, not any(bool(w.any()) for part in parts for w in part.parameters())
@@ -475,6 +508,9 @@ class Model(ForecastModel):
     def project(self, states: Tensor, series: Series, marks: Tensor | None) -> Tensor:
         """States at the patches [S, P, d_ff] to forecasts [S, H]; ``marks`` [B, H, F] are the future's."""
         forecast = self.output_projection(states)
+        if series.covariates is not None:
+            added = self.covariate_input.of_future(series.covariates, states)
+            forecast = forecast if added is None else forecast + added
         if not self.config.backbone.use_time_marks:
             return forecast
         future = _given(marks, "x_mark_dec")[:, -self.config.data.pred_len :]
@@ -529,7 +565,12 @@ class Model(ForecastModel):
         `prompts`; the same is made here where None.
         """
         reprogrammed = self.reprogram(patches, micro_step)
-        ids = self.prompt.ids(series.lookback, series.observed) if prompt is None else prompt.flatten(0, 1)
+        if prompt is None:
+            beside = series.covariates
+            words = None if beside is None else beside.words.flatten(0, 1)
+            ids = self.prompt.ids(series.lookback, series.observed, words)
+        else:
+            ids = prompt.flatten(0, 1)
         token_ids, mask = self.prompt.padded(ids.to(patches.device))
         self._refuse_too_long(sum(t.shape[1] for t in (*leading, token_ids, reprogrammed)))
         prefix = None
@@ -596,6 +637,17 @@ class Model(ForecastModel):
         return self.llm_model.get_input_embeddings().weight.detach()
 
 
+def _each_last(windows: Tensor, targets: int) -> Tensor:
+    """All variables of windows [B, L, N], for each of the last M once with that one last: [B * M, N, L]."""
+    if targets == 1:
+        return windows.transpose(1, 2)
+    places = list(range(windows.shape[-1]))
+    others, forecast = places[:-targets], places[-targets:]
+    orders = [[*others, *(place for place in forecast if place != own), own] for own in forecast]
+    chosen = windows.transpose(1, 2)[:, torch.tensor(orders, device=windows.device)]  # [B, M, N, L]
+    return chosen.flatten(0, 1)
+
+
 def _state_of(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """Where the weights lie and how often they changed: another value after any change, in place or not."""
     return tuple((weight.data_ptr(), weight._version) for weight in map(_held, module.parameters()))
@@ -623,6 +675,52 @@ def _time_marks(config: Config) -> TimeMarks:
     )
 
 
+def _covariate_input(config: Config) -> CovariateInput:
+    """The part that reads what is known beside the windows."""
+    b, d = config.backbone, config.data
+    return CovariateInput(
+        known=len(d.known_covariates),
+        past=len(d.past_covariates),
+        static=_static_width(config),
+        d_model=b.d_model,
+        n_features=b.d_ff,
+        patch_len=b.patch_len,
+        stride=b.stride,
+        pad_end=b.padding_patch == "end",
+    )
+
+
+def _static_width(config: Config) -> int:
+    """Columns of coded statics, which follow from the data."""
+    if not config.data.has_statics:
+        return 0
+    if config.data.static_width is None:
+        raise UserError(
+            "--static, --static_numbers: expected --static_width, the number of columns, found none"
+        )
+    return config.data.static_width
+
+
+def _check_covariates(config: Config, covariates: Covariates | None) -> None:
+    """Raise UserError where the settings name covariates that are not given, or other ones are."""
+    d = config.data
+    if not d.has_covariates and covariates is None:
+        return
+    expected = (len(d.known_covariates), len(d.past_covariates), _static_width(config))
+    found = (0, 0, 0) if covariates is None else tuple(part.shape[-1] for part in covariates[:3])
+    if found != expected:
+        raise UserError(
+            f"covariates: expected {expected[0]} known, {expected[1]} past, {expected[2]} static columns, as "
+            f"the settings have it, found {found[0]}, {found[1]} and {found[2]}"
+        )
+
+
+def _make_room(module: nn.Module, incompatible: Any) -> None:
+    """Prompts are as long as those that the weights were trained with."""
+    model: Any = module
+    model.prompt.room = int(model.words_width)
+
+
 def solved_start(config: Config, *, retrieves: bool) -> SolvedStart:
     """The start of a configuration's forecasts, with a joint map where it ``retrieves``; not yet fitted."""
     d = config.data
@@ -635,6 +733,14 @@ def solved_start(config: Config, *, retrieves: bool) -> SolvedStart:
         top_k=config.gram.top_k,
         control=config.gram.retrieval_control,
         draw=config.training.seed,
+        one_calendar=d.is_panel,
+        apart=config.apart,
+        covariates=CovariateSizes(
+            known=len(d.known_covariates),
+            past=len(d.past_covariates),
+            static=_static_width(config),
+            variables=d.targets_of(d.enc_in or 1),
+        ),
     )
 
 
@@ -654,6 +760,10 @@ def fit_start(start: SolvedStart, config: Config, source: FitSource) -> None:
     keeps_calendar = config.text.text_file is not None
     if keeps_calendar:
         settings["calendar"] = "kept"
+    if d.is_panel:
+        settings["apart"] = config.apart
+    if d.has_covariates:
+        settings["covariates"] = [*d.known_covariates, *d.past_covariates, *d.static, *d.static_numbers]
     start.fill(source.training)
     source.once(
         start,

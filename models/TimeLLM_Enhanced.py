@@ -32,6 +32,7 @@ from utils.config import Config
 from utils.micro_step import MicroStep
 from utils.trend import MAGNITUDES, ORDINAL_BINS, ordinal_probabilities, trend_measure
 from utils.types import (
+    Covariates,
     FitSource,
     ForecastState,
     InstanceStatistics,
@@ -87,6 +88,7 @@ class Model(TimeLLM.Model):
                 d_model=b.d_model,
                 d_llm=d_llm,
                 dropout=b.dropout,
+                apart=config.apart,
             )
             if config.gram.gate_loss != "document":  # whose tokens are as they were drawn
                 token = self.gram.prompt.confidence_embed
@@ -108,6 +110,7 @@ class Model(TimeLLM.Model):
         prompt: Tensor | None = None,
         text: Tensor | None = None,
         text_age: Tensor | None = None,
+        covariates: Covariates | None = None,
         micro_step: MicroStep | None = None,
         return_state: bool = False,
     ) -> Tensor | ForecastState:
@@ -129,11 +132,12 @@ class Model(TimeLLM.Model):
                 windows are read back from an accelerator.
             text: of the texts that windows see, [B, V, C, D] as in `Batch`.
             text_age: rows since they could first see them, [B, V, C]; -1 where there is none.
+            covariates: what is known beside the windows, where the settings name any.
             micro_step: of the optimizer step, whose micro-steps share its source embeddings.
             return_state: give a `ForecastState` instead of the prediction alone.
         """
         prompt = self.told(prompt, x_enc, x_mark_enc, text, text_age)
-        series = self.normalise(x_enc, self.insample_mask(x_mark_enc))
+        series = self.normalise(x_enc, self.insample_mask(x_mark_enc), covariates)
         patches = self.embed(series, x_mark_enc)
         shape = series.statistics.mean[:, 0]  # [B, M]
         query = query_rows(shape, start=start, series_id=series_id, variable=variable)

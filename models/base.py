@@ -36,7 +36,9 @@ class ForecastModel(nn.Module):
     channel_independent = False
     """Whether the forecast of a variable reads that variable alone (but with ``--features MS``)."""
     offers_ms = False
-    """Whether it takes ``--features MS``: reads all variables, and forecasts the last alone, [B, H, 1]."""
+    """Whether it takes ``--features MS``: reads all variables, and forecasts the last M alone, [B, H, M]."""
+    reads_covariates = False
+    """Whether a forecast reads what is known beside the variables (`utils.types.Covariates`)."""
     splits_width = False
     """Whether ``--d_model`` is divided among ``--n_heads``."""
     begins_solved = False
@@ -74,8 +76,9 @@ class ForecastModel(nn.Module):
         """Forecast [B, H, M] of windows ``x_enc`` [B, L, N], both in standardised units; M as in `Batch`.
 
         Called with the time marks ``x_mark_enc`` [B, L, F] and ``x_mark_dec`` [B, H, F] (second and fourth
-        where given by place), ``start, series_id, variable, target, prompt`` of the `Batch`, and
-        ``return_state=True``: a model whose parts record what they did gives a `ForecastState`.
+        where given by place), ``start, series_id, variable, target, prompt`` of the `Batch`, its
+        ``covariates`` where it has any, and ``return_state=True``: a model whose parts record what they did
+        gives a `ForecastState`.
         """
         raise NotImplementedError
 

@@ -42,6 +42,7 @@ def table(
     half_widths: Mapping[float, Array],
     truth: Array | None = None,
     what_if: Array | None = None,
+    floor: float = -np.inf,
 ) -> pd.DataFrame:
     """Columns by variable: forecast, truth where given, then the bounds by level.
 
@@ -52,6 +53,7 @@ def table(
         half_widths: by level, [R, M].
         truth: [R, M].
         what_if: forecasts under other texts, [R, M].
+        floor: what no lower bound is below, as no truth is.
 
     No two columns have the same name: `check_names` tells before any forecast.
     """
@@ -63,7 +65,7 @@ def table(
         if what_if is not None:
             columns[what_if_column(name)] = what_if[:, place]
         for level, half in half_widths.items():
-            columns[bound_column(name, "lo", level)] = own - half[:, place]
+            columns[bound_column(name, "lo", level)] = np.maximum(own - half[:, place], floor)
             columns[bound_column(name, "hi", level)] = own + half[:, place]
     return pd.DataFrame(columns)
 
@@ -120,10 +122,17 @@ def scores(
         columns[f"width_{percent(level)}"] = 2 * np.mean(half, axis=(0, 1))
         columns[f"width_{percent(level)}_standardised"] = 2 * np.mean(half, axis=(0, 1)) / std
     frame = pd.DataFrame(columns, index=list(targets))
+    return frame, means(frame)
+
+
+def means(scored: pd.DataFrame) -> pd.Series:
+    """The means of scores over their rows; NaN for what is in the rows' own units."""
     own_units = [
-        c for c in columns if c in ("mse", "mae") or c.removeprefix("width_").replace(".", "").isdigit()
+        c
+        for c in scored.columns
+        if c in ("mse", "mae") or c.removeprefix("width_").replace(".", "").isdigit()
     ]
-    return frame, frame.drop(columns=own_units).mean().reindex(frame.columns)
+    return scored.drop(columns=own_units).mean().reindex(scored.columns)
 
 
 def scores_text(tested: Backtest) -> str:

@@ -20,6 +20,7 @@ from data_provider.series import Series
 from models import forecast_tables
 from models.forecast_tables import Array, Backtest
 from models.loading import load_run
+from models.panel_forecasts import backtest_panel, forecast_panel
 from models.trained import Forecasts, ReadOptions, Table, TrainedModel
 from utils.conformal import check_level, check_windows, rolling_half_width
 from utils.errors import UserError
@@ -121,6 +122,11 @@ class Forecaster(TrainedModel):
         half = self.calibration.half_width(level, torch.from_numpy(found.std)).double()
         return (half * self.standardisation.std[-len(self.targets) :]).numpy()
 
+    @property
+    def floor(self) -> float:
+        """What no forecast, and no lower bound, is below."""
+        return 0.0 if self.config.data.non_negative else -np.inf
+
     def _check_levels(self, levels: Sequence[float], recalibrate: int | None) -> None:
         """Before any forecast: the intervals that are asked for can be had."""
         for level in levels:
@@ -136,6 +142,16 @@ class Forecaster(TrainedModel):
                     "calibrates on the last N windows of the table itself"
                 )
 
+    def _check_panel(self, levels: Sequence[float], recalibrate: int | None) -> None:
+        """Before any forecast of a panel: the intervals that are asked for can be had."""
+        if recalibrate is not None:
+            raise UserError(
+                "--recalibrate: it calibrates on the windows before one forecast; a panel's intervals "
+                "are those "
+                "of the run's validation: leave it out"
+            )
+        self._check_levels(levels, None)
+
     def predict(
         self,
         table: Table,
@@ -145,11 +161,16 @@ class Forecaster(TrainedModel):
         reading: ReadOptions | None = None,
         texts: Table | None = None,
         what_if: Table | None = None,
+        future: Table | None = None,
+        static: Table | None = None,
     ) -> pd.DataFrame:
         """The H rows after the end of ``table``: ``date``, and a column for each variable forecast.
 
         With ``levels`` each variable has its bounds beside it, such as ``OT_lo_80`` and ``OT_hi_80``; with
         ``what_if`` its forecast under those texts, such as ``OT_what_if``.
+
+        Of a model that was trained on a panel: the H rows after the end of each series of a long table, whose
+        columns, ids and order it keeps (`models.panel_forecasts`).
 
         Args:
             table: as for `series`.
@@ -158,13 +179,18 @@ class Forecaster(TrainedModel):
             reading: as for `series`.
             texts: dated texts, of a model that reads some; by default those of the file that the run read.
             what_if: others, for a second forecast beside the first.
+            future: as for `series`.
+            static: as for `series`.
 
         Raises:
             ValueError, OSError: as `series` and `evaluated` do.
         """
         asked = what_if is not None
         forecast_tables.check_names((DATE,), self.targets, levels=levels, what_if=asked)
-        series = self.series(table, reading=reading)
+        if self.panel is not None:
+            self._check_panel(levels, recalibrate)
+            return forecast_panel(self, table, levels=levels, reading=reading or ReadOptions())
+        series = self.series(table, reading=reading, future=future, static=static)
         first, known = len(series.values) - self.seq_len, self.texts(series, texts)
         found, half = self.evaluated(
             series, first=first, count=1, levels=levels, recalibrate=recalibrate, texts=known
@@ -176,6 +202,7 @@ class Forecaster(TrainedModel):
             found.prediction[0],
             half_widths={level: width[0] for level, width in half.items()},
             what_if=None if other is None else other.prediction[0],
+            floor=self.floor,
         )
 
     def backtest(
@@ -187,6 +214,7 @@ class Forecaster(TrainedModel):
         recalibrate: int | None = None,
         reading: ReadOptions | None = None,
         texts: Table | None = None,
+        static: Table | None = None,
     ) -> Backtest:
         """Forecasts of the last ``windows`` windows of ``table`` whose future it holds, and their scores.
 
@@ -197,7 +225,10 @@ class Forecaster(TrainedModel):
             ValueError: more windows than the table has, or fewer than 1.
         """
         forecast_tables.check_names((ORIGIN, DATE), self.targets, levels=levels, truth=True)
-        series = self.series(table, reading=reading)
+        if self.panel is not None:
+            self._check_panel(levels, recalibrate)
+            return backtest_panel(self, table, windows, levels=levels, reading=reading or ReadOptions())
+        series = self.series(table, reading=reading, static=static)
         first = len(series.values) - self.seq_len - self.pred_len - windows + 1
         if windows < 1 or first < 0:
             most = first + windows
@@ -225,6 +256,7 @@ class Forecaster(TrainedModel):
             found.prediction.reshape(rows),
             half_widths={level: width.reshape(rows) for level, width in half.items()},
             truth=found.truth.reshape(rows),
+            floor=self.floor,
         )
         std = self.standardisation.std[-len(self.targets) :].numpy()
         scored, mean = forecast_tables.scores(

@@ -207,7 +207,11 @@ def without_neighbours(model: ForecastModel) -> Iterator[None]:
 
 @torch.no_grad()
 def prompts_of(
-    model: ForecastModel, x: Tensor, x_mark: Tensor | None = None, **texts: Tensor
+    model: ForecastModel,
+    x: Tensor,
+    x_mark: Tensor | None = None,
+    words: Tensor | None = None,
+    **texts: Tensor,
 ) -> list[Prompt]:
     """The exact prompts of one window [1, L, N], one for each variable that is forecast.
 
@@ -221,7 +225,7 @@ def prompts_of(
         raise UserError(f"{model.name}: expected a model with a prompt, found one without a language model")
     builder: Any = model.prompt
     found = []
-    for variable, ids in enumerate(model.prompts(x, x_mark, **texts)[0]):
+    for variable, ids in enumerate(model.prompts(x, x_mark, words, **texts)[0]):
         own = ids[ids >= 0]
         text = builder.tokenizer.decode(own, clean_up_tokenization_spaces=False)
         found.append(Prompt(variable, text, len(own), builder.n_constant))
@@ -233,7 +237,7 @@ def prompt_lines(model: ForecastModel, batch: Batch, names: list[str]) -> list[s
     texts = {"text": batch.text[:1], "age": batch.text_age[:1]} if batch.text_age.numel() else {}
     return [
         f"prompt of {names[p.variable]}: {p.tokens} tokens, the first {p.constant} the same in all\n{p.text}"
-        for p in prompts_of(model, batch.x[:1], batch.x_mark[:1], **texts)
+        for p in prompts_of(model, batch.x[:1], batch.x_mark[:1], batch.words[:1], **texts)
     ]
 
 

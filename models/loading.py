@@ -148,7 +148,8 @@ def frozen_llm(config: Config, recorded: Mapping[str, Any], path: Path, elsewher
         LLMUnavailableError: nothing is.
     """
     try:
-        llm = load_llm(wanted_llm(config, recorded, elsewhere), dtype=dtype_of(config))
+        wanted = wanted_llm(config, recorded, elsewhere)
+        llm = load_llm(wanted, dtype=dtype_of(config), cpu=config.training.cpu)
     except LLMUnavailableError as error:
         raise LLMUnavailableError(
             f"{path}: expected its LLM, {recorded['name']} (content {recorded['content_hash'][:12]}), found "

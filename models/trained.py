@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from data_provider import scaling
+from data_provider.covariate_tables import read_statics, statics_of, with_future
+from data_provider.covariates import Coding, Statics, no_values
 from data_provider.data_factory import build_data, data_file, load_series
 from data_provider.dataset import WindowDataset
 from data_provider.dates import DateRules, DatesKept, RepeatedTimes, dates_after
 from data_provider.forecast_windows import forecast_windows, same_series
-from data_provider.series import FillMissing, Series, read_table, series_of
+from data_provider.series import NO_COLUMNS, FillMissing, Series, column_name, read_table, series_of
 from data_provider.window_texts import SeriesTexts, table_of, texts_of
 from models.base import ForecastModel
 from models.loading import LoadedRun
@@ -37,7 +39,15 @@ from utils.evaluation_batch import windows_per_pass
 from utils.training.checkpoint import CheckpointError
 from utils.training.forward import channel_parts, forecast_state, joined, stacked
 from utils.training.intervals import std_of
-from utils.types import Batch, DataBundle, ForecastState, SeriesIdentity, Standardisation, TextWindows
+from utils.types import (
+    Batch,
+    DataBundle,
+    ForecastState,
+    PanelTable,
+    SeriesIdentity,
+    Standardisation,
+    TextWindows,
+)
 
 log = getLogger(__name__)
 Array = NDArray[np.float64]
@@ -98,7 +108,7 @@ class TrainedModel:
         data = run.facts["data"]
         self.columns: tuple[str, ...] = tuple(data["columns"])
         """The variables read, in order."""
-        n_targets = 1 if self.config.data.features == "MS" else len(self.columns)
+        n_targets = self.config.data.targets_of(len(self.columns))
         self.targets: tuple[str, ...] = self.columns[-n_targets:]
         """The variables forecast, the last M of `columns`."""
         self.batch_size = batch_size or windows_per_pass(
@@ -113,6 +123,12 @@ class TrainedModel:
         names = SeriesIdentity._fields
         self.identity = SeriesIdentity(**{n: data[n] for n in names}) if names[0] in data else None
         """Of the series that it was trained on; None in checkpoints of old."""
+        beside = data.get("covariates")
+        self.coding = None if beside is None else Coding.from_state(beside)
+        """Of what is known beside the series; None where nothing is."""
+        table = data.get("panel")
+        self.panel = None if table is None else PanelTable(**table)
+        """Of the panel that it was trained on; None of one series."""
         stored = run.facts.get("calibration")
         self.calibration = None if stored is None else Calibration.from_state(stored)
         """Behind the prediction intervals; None where the checkpoint has none."""
@@ -130,13 +146,23 @@ class TrainedModel:
 
     # What it reads.
 
-    def series(self, table: Table, *, reading: ReadOptions | None = None) -> Series:
+    def series(
+        self,
+        table: Table,
+        *,
+        reading: ReadOptions | None = None,
+        future: Table | None = None,
+        static: Table | None = None,
+    ) -> Series:
         """A table as a checked series of the columns that the model reads.
 
         Args:
             table: a CSV file, or a data frame with a ``date`` column (or dates as its index).
             reading: by default missing numbers are filled where the run filled them, and gaps in the
                 dates are an error.
+            future: the known covariates of the horizon, as ``table``; rows of other times are passed over.
+            static: what holds of each variable, where that is not as in training: a table whose first column
+                has the variables' names.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -144,24 +170,61 @@ class TrainedModel:
                 that are missing; the message names the first row.
         """
         how = reading or ReadOptions()
-        return series_of(
+        rules = DateRules(
+            freq=how.freq,
+            date_format=how.date_format,
+            time_zone=how.time_zone,
+            round_dates=how.round_dates or self.config.data.round_dates,
+            repeated_times=how.repeated_times or self.config.data.repeated_times,
+        )
+        fill_missing = how.fill_missing or self.config.data.fill_missing
+        columns = NO_COLUMNS if self.coding is None else self.coding.columns
+        for flag, given, asked in (
+            ("--future", future is not None, bool(columns.known)),
+            ("--static_path", static is not None, self.config.data.has_statics),
+        ):
+            if given and not asked:
+                raise UserError(f"{flag}: {self.path} was trained without such covariates; leave it out")
+        series = series_of(
             table if isinstance(table, pd.DataFrame) else read_table(Path(table)),
             where="the table" if isinstance(table, pd.DataFrame) else Path(table),
             columns=self.columns,
             frequency=self.frequency,
-            rules=DateRules(
-                freq=how.freq,
-                date_format=how.date_format,
-                time_zone=how.time_zone,
-                round_dates=how.round_dates or self.config.data.round_dates,
-                repeated_times=how.repeated_times or self.config.data.repeated_times,
-            ),
+            rules=rules,
             kept=self.dates_kept,
-            fill_missing=how.fill_missing or self.config.data.fill_missing,
+            fill_missing=fill_missing,
+            covariates=columns,
+        )
+        if self.coding is None:
+            return series
+        beside = series.covariates or no_values(len(series.values))
+        if static is not None:
+            beside = replace(beside, statics=self._statics(static))
+        series = series.with_covariates(beside)
+        if future is None:
+            return series
+        return with_future(
+            series,
+            future if isinstance(future, pd.DataFrame) else Path(future),
+            dates_after(series.dates[-1], series.frequency, self.pred_len),
+            rules=rules,
+            kept=self.dates_kept,
+            fill_missing=fill_missing,
         )
 
+    def _statics(self, table: Table) -> Statics:
+        """What holds of each variable forecast, by another table than that of the training."""
+        d = self.config.data
+        asked = {
+            "categories": list(map(column_name, d.static)),
+            "numbers": list(map(column_name, d.static_numbers)),
+        }
+        if isinstance(table, pd.DataFrame):
+            return statics_of(table.astype(str), "the static table", self.targets, **asked)
+        return read_statics(Path(table), self.targets, **asked)
+
     def own_series(self, *, root_path: str | None = None) -> Series:
-        """The whole series that the run was trained on, read again from where it lay.
+        """The whole series that the run was trained on, read again from where it lay (none of a panel).
 
         Args:
             root_path: its folder, if it moved.
@@ -170,6 +233,11 @@ class TrainedModel:
             OSError: it is not there.
             CheckpointError: it is not what the run saw.
         """
+        if self.panel is not None:
+            raise UserError(
+                f"{self.path}: expected a run on one series, found one on a panel of {len(self.panel.ids)}; "
+                "see its series_scores.csv, and scripts/predict.py for its forecasts"
+            )
         data = self._own_config(root_path).data
         series = load_series(data, data_file(data))
         self._check_own(series.content_hash)
@@ -265,6 +333,8 @@ class TrainedModel:
             first=first,
             count=count,
             texts=texts,
+            coding=self.coding,
+            non_negative=self.config.data.non_negative,
         )
 
     def states(self, windows: Dataset[Batch]) -> Iterator[tuple[Batch, ForecastState]]:

@@ -5,6 +5,10 @@ built, kept and searched in a process of its own. Prints a table; recall is the 
 nearest rows (float32) that a memory of other numbers finds as well. Times are the processor's, which other
 work on the machine does not lengthen much.
 
+``--llm_weights`` measures what the formats of an LLM's weights take in their place: SmolLM2 and a random
+Llama of the 7B's shape with two layers, each format in a process of its own. Memory is what a model adds to
+the process once a step was taken, and at the peak of a step; forecasts are compared with those in fp32.
+
 ``--approximate`` compares the exact search with FAISS's graph index (pip install faiss-cpu) over the same
 keys: what building it takes, and recall and time of its searches.
 """
@@ -15,9 +19,11 @@ import argparse
 import multiprocessing
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +37,8 @@ from data_provider.splits import Split
 from data_provider.synthetic import make_series
 from layers.GRAM import Neighbours, PatternValueDualRetriever
 from layers.retrieval.search import Rows
+from models import TimeLLM
+from scripts.lib.benchmark import tiny
 from scripts.lib.benchmark.worker import reset_peak
 from utils.config import Config
 from utils.ending import command
@@ -40,6 +48,16 @@ SIZES = (10_000, 100_000, 1_000_000)
 VARIABLES, SEASON = 7, 24
 LINKS, EFFORTS = 32, (64, 256, 1024, 4096)
 """Of FAISS's graph: links of a row, and how many rows a search keeps in sight (efSearch)."""
+FORMATS: dict[str, dict[str, Any]] = {
+    **{name: {"llm_weights": name} for name in ("fp32", "bf16", "int8")},
+    "4 bits": {"load_in_4bit": True},
+}
+SHAPE_7B: dict[str, Any] = {
+    "hidden": 4096, "layers": 2, "vocabulary": 32000, "dtype": torch.bfloat16, "intermediate_size": 11008,
+    "num_attention_heads": 32, "num_key_value_heads": 32,
+}  # fmt: skip
+STEPS = 3
+"""Training steps that are timed, of one window of one variable."""
 WINDOWS, ROUNDS = 8, 5
 """Windows searched for at once, with all their variables; searches timed."""
 
@@ -51,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("sizes", nargs="*", type=int, default=list(SIZES), metavar="ROWS")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--approximate", action="store_true", help="compare with FAISS's HNSW")
+    parser.add_argument("--llm_weights", action="store_true", help="the formats of an LLM's weights instead")
     args = parser.parse_args(argv)
+    if args.llm_weights:
+        return _formats(threads=args.threads)
     if args.approximate:
         return _against_approximate(args.sizes, threads=args.threads)
     print("| rows | numbers | built in | held | peak while built | search of 56 series | recall at 5 |")
@@ -67,6 +88,61 @@ def main(argv: Sequence[str] | None = None) -> int:
                 flush=True,
             )
     return 0
+
+
+def _formats(*, threads: int) -> int:
+    """The table of what the formats of an LLM's weights take."""
+    with tempfile.TemporaryDirectory() as folder:
+        shaped = tiny.write_llm(Path(folder), **SHAPE_7B)
+        llms = {
+            "SmolLM2, 12 layers": {"llm_model": "SMOLLM2", "llm_layers": 12},
+            "Llama-7B's shape, 2 layers": {"llm_model_path": str(shaped), "llm_layers": 2},
+        }
+        print("| LLM | weights | held after a step | peak of a step | a step | forecasts differ by |")
+        print("|---|---|---|---|---|---|")
+        for name, llm in llms.items():
+            whole = None
+            for kind, more in FORMATS.items():
+                spawned = multiprocessing.get_context("spawn")
+                with ProcessPoolExecutor(1, spawned, torch.set_num_threads, (threads,)) as fresh:
+                    found = fresh.submit(measured_format, llm | more).result()
+                whole = found["forecast"] if whole is None else whole
+                apart = float((found["forecast"] - whole).std() / whole.std())
+                print(
+                    f"| {name} | {kind} | {mib(found['held'])} | {mib(found['peak'])} | "
+                    f"{found['computing']:.1f} s | {apart:.1%} |",
+                    flush=True,
+                )
+    return 0
+
+
+def measured_format(settings: dict[str, Any]) -> dict[str, Any]:
+    """Bytes, seconds of the processor, and a forecast [1, H, 1] of a model with these settings, on a CPU."""
+    with suppress(ImportError):  # what it takes itself is no model's
+        import torchao.quantization  # noqa: F401
+    config = Config.from_flat({"source_tokens": "prototypes", "dropout": 0.0, "cpu": True, **settings})
+    _, lookback, _ = _source_and_queries(1000)
+    before = resident_bytes()
+    torch.manual_seed(0)
+    model = TimeLLM.Model(config)
+    windows = lookback[:1].unsqueeze(-1)
+    reset_peak()
+    computing = []
+    for _ in range(STEPS):
+        began = time.process_time()
+        model.zero_grad(set_to_none=True)
+        model(windows).square().mean().backward()
+        computing.append(time.process_time() - began)
+    peak = peak_bytes()
+    give_back_freed()
+    with torch.no_grad():
+        forecast = model.eval()(windows)
+    return {
+        "held": resident_bytes() - before,
+        "peak": peak - before,
+        "computing": statistics.median(computing),
+        "forecast": forecast,
+    }
 
 
 def _against_approximate(sizes: Sequence[int], *, threads: int) -> int:

@@ -26,6 +26,7 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 import torch
 
 from layers.llm.files import Source, fingerprint, quiet_transformers
+from layers.llm.kept import restore_maps
 from layers.llm.load import FrozenLLM
 from layers.llm.lora import NAME, adapted_maps, is_adapter
 from models.loading import LoadedRun, frozen_llm, load_run
@@ -39,6 +40,8 @@ from utils.training.checkpoint import CheckpointError
 from utils.training.run_folder import run_folder_of
 
 ADAPTERS = "adapters"
+OWN = ("peft", "llm_weights")
+"""Settings that the merged LLM does without."""
 KEPT_FACTS = ("model_name", "epoch", "global_step", "data", "calibration")
 """What the checkpoint beside a merged LLM tells of the run, beside its settings and its LLM."""
 
@@ -63,7 +66,7 @@ def export(run: LoadedRun, out: Path, *, merge: bool, llm_model_path: str | None
     Args:
         run: whose model has adapters.
         out: a folder that is not there yet.
-        merge: into the LLM's weights, in float32.
+        merge: into the LLM's weights, in float32, rounded as ``--llm_weights`` had them.
         llm_model_path: where the LLM lies now, if not where the run found it.
 
     Returns:
@@ -89,6 +92,7 @@ def export(run: LoadedRun, out: Path, *, merge: bool, llm_model_path: str | None
         if merge:
             plain = run.config.replace(mixed_precision="no", llm_device_map=None)
             frozen = frozen_llm(plain, run.facts["llm"], run.path, llm_model_path)
+            restore_maps(frozen.model)
             _write_merged(frozen, adapters, folder)
             shutil.rmtree(adapters)
             checkpoints.save(_payload(run, folder, out), folder / checkpoints.BEST)
@@ -109,7 +113,7 @@ def _payload(run: LoadedRun, folder: Path, out: Path) -> Mapping[str, Any]:
     where = str(out.resolve())
     content_hash, _ = fingerprint(Source(where, folder))
     settings = asdict(LLMConfig())
-    own = {flag: settings[flag] for flag in settings if flag == "peft" or flag.startswith("lora_")}
+    own = {flag: settings[flag] for flag in settings if flag in OWN or flag.startswith("lora_")}
     recorded, name = dict(run.facts["llm"]), run_folder_of(run.path).name
     note = "; ".join(part for part in (recorded["note"], f"adapters of {name} merged") if part)
     return {

@@ -27,6 +27,7 @@ from utils.atomic_files import whole_file
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.errors import FileMissingError, UserError
+from utils.forecast_columns import ORIGIN
 from utils.log import setup_logging
 from utils.threads import fit_threads
 from utils.training.precision import matmul_precision
@@ -58,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_table(frame, file, kind.ending, name=kind.stem)
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory; lower --batch_size, or use --cpu ({error})") from error
-    print(f"{len(frame)} rows, {frame['date'].min()} to {frame['date'].max()}: {args.output}")
+    dates = frame["date" if forecaster.panel is None else _date_column(frame)]
+    print(f"{len(frame)} rows, {dates.min()} to {dates.max()}: {args.output}")
     return 0
 
 
@@ -81,14 +83,23 @@ def _forecast(forecaster: Forecaster, args: argparse.Namespace) -> pd.DataFrame:
             repeated_times=args.repeated_times,
         ),
     }
+    if args.static_path is not None:
+        how["static"] = args.static_path
     how["texts"] = args.text_file
     if args.backtest is None:
-        return forecaster.predict(args.input, what_if=args.what_if, **how)
+        return forecaster.predict(args.input, future=args.future, what_if=args.what_if, **how)
     tested = forecaster.backtest(args.input, args.backtest, **how)
     print(f"\nlast {args.backtest} windows of {args.input}: {forecaster.pred_len} rows ahead")
     print("mse, mae and width in each variable's own units (squared for mse), or standardised as in training")
     print(scores_text(tested) + "\n")
     return tested.frame
+
+
+def _date_column(frame: pd.DataFrame) -> str:
+    """The column of the times of a panel's forecasts."""
+    return next(
+        str(c) for c in frame.columns if c != ORIGIN and pd.api.types.is_datetime64_any_dtype(frame[c])
+    )
 
 
 def _say_what(forecaster: Forecaster) -> None:
@@ -113,7 +124,8 @@ def _check(args: argparse.Namespace) -> TableFile:
     Raises:
         ValueError: otherwise.
     """
-    table_file(args.input, flag="--input")
+    if not args.input.is_dir():
+        table_file(args.input, flag="--input")
     kind = table_file(args.output, flag="--output")
     for name in ("backtest", "recalibrate", "batch_size"):
         value = getattr(args, name)
@@ -123,7 +135,13 @@ def _check(args: argparse.Namespace) -> TableFile:
         raise UserError("--what_if: it is for the future after the end of the file; leave out --backtest")
     if args.recalibrate is not None and args.levels is None:
         raise UserError("--recalibrate: it calibrates intervals; say which with --levels")
-    if not args.input.is_file():
+    if args.future is not None and args.backtest is not None:
+        raise UserError("--future: --backtest forecasts rows that --input holds; leave one of them out")
+    for name in ("future", "static_path"):
+        given = getattr(args, name)
+        if given is not None and not given.is_file():
+            raise FileMissingError(f"--{name}: expected a table, found none at {given}")
+    if not args.input.exists():
         raise FileMissingError(f"--input: expected a CSV file, found none at {args.input}")
     if args.output.exists() and args.output.samefile(args.input):
         raise UserError(f"--output: expected another file than --input, found {args.output}")
@@ -171,6 +189,18 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="intervals by the N windows before each forecast, not by validation",
+    )
+    add(
+        "--future",
+        action=PathFlag,
+        kind=Path,
+        help=f"{KINDS} with a date column and the known covariates of the horizon",
+    )
+    add(
+        "--static_path",
+        action=PathFlag,
+        kind=Path,
+        help="table of what holds of each variable (default: as in training)",
     )
     add("--fill_missing", choices=("interpolate", "ffill"), help="as in training (default: what the run had)")
     add("--freq", help="frequency of the rows, where the dates have gaps that shall be accepted")

@@ -2,7 +2,8 @@
 
 Prints the lines that every run begins with, and the time that the whole run would take by a few
 timed steps on this machine; ``--no_timing`` leaves those out. ``--trace`` adds the memory that a GPU's
-tensors would take, traced on a simulated device: no GPU is needed. Nothing is written.
+tensors would take, traced on a simulated device: no GPU is needed. ``--list_llms`` prints a table in place of
+all that: which language models at hand fit this machine for such a run. Nothing is written.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 import torch
 
 from data_provider.data_factory import build_data, training_loader
+from layers.llm.sources import at_hand
 from models.registry import MODELS, llm_outline, model_name, parse_run
 from models.TimeLLM import DTYPES
-from utils.config import Config
+from scripts.lib import llms_at_hand
+from utils.config import AUTO, Config
 from utils.ending import command
 from utils.log import setup_logging
+from utils.paths import BASE_MODELS
 from utils.process_memory import available_bytes, mib, peak_bytes
 from utils.reporting.peak_memory import sizes_of, training_memory
 from utils.reporting.run_header import llm_text, opening_lines
@@ -47,16 +51,17 @@ from utils.training.tracing import traced_peaks
 from utils.training.trainer import TIMED_STEPS
 from utils.types import DataBundle, FitSource, unsolved
 
-NO_TIMING, TRACE = "--no_timing", "--trace"
+NO_TIMING, TRACE, LIST = "--no_timing", "--trace", "--list_llms"
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the lines; exit status 2 where a user can mend what is wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
-    config, _ = parse_run([w for w in words if w not in (NO_TIMING, TRACE)])
+    config, _ = parse_run([w for w in words if w not in (NO_TIMING, TRACE, LIST)])
     setup_logging(main_process=True)
-    for line in lines(config, timing=NO_TIMING not in words, trace=TRACE in words):
+    told = lines(config, timing=NO_TIMING not in words, trace=TRACE in words)
+    for line in table_of_llms(config) if LIST in words else told:
         print(line, flush=True)
     return 0
 
@@ -95,6 +100,32 @@ def lines(config: Config, *, timing: bool, trace: bool = False) -> Iterator[str]
             yield traced_line(config, data, model)
 
 
+def table_of_llms(config: Config) -> Iterator[str]:
+    """Which of the language models at hand fit this machine, for such a run.
+
+    Raises:
+        ValueError, OSError: as the run would, of its data.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() and not config.training.cpu else "cpu")
+    data = build_data(config, model=MODELS[model_name(config)])
+    config = resolve(config, data)
+    passes = len(training_loader(data, config)) // config.training.gradient_accumulation_steps
+    memory = config.gram.memory_size if config.gram.use_gram else 0
+    if config.training.mixed_precision == AUTO:
+        config = config.replace(mixed_precision="no")
+    with matmul_precision(config.training.matmul_precision, device) as chosen:
+        yield from llms_at_hand.table(
+            config.replace(matmul_precision=chosen),
+            at_hand(BASE_MODELS),
+            llms_at_hand.Machine(
+                device, torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_bytes()
+            ),
+            variables=len(data.targets),
+            memory_rows=memory if isinstance(memory, int) else data.source.num_rows,
+            steps=planned_steps(config, passes),
+        )
+
+
 def traced_line(config: Config, data: DataBundle, model: Any) -> str:
     """The peaks on a GPU, by the formula and by a traced step; the model is of no use afterwards."""
     variables = len(data.targets)
@@ -116,7 +147,8 @@ def with_fitting_batch(config: Config, data: DataBundle, model: Any, *, on_gpu: 
     plan = plan_batches(config, 1, None)
     found = sizes_of(model, config=config, forecast=len(data.targets), on_gpu=on_gpu)
     free = torch.cuda.mem_get_info()[0] if on_gpu else available_bytes()
-    size = largest_by_estimate(found, possible_sizes(plan), passes=plan.passes, available=free)
+    sizes = possible_sizes(plan)
+    size = largest_by_estimate(found, sizes, passes=plan.passes, available=free) or sizes[-1]
     return BatchPlan(size, plan.windows // size, 1).apply(config)
 
 

@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     default = DataConfig()
     add("file", action=PathFlag, kind=Path, metavar="FILE", help="table of texts with their times")
     add("--series", action=PathFlag, kind=Path, metavar="FILE", help="the series that they are about")
-    add("--target", default=default.target, help="its column [%(default)s]")
+    add("--target", default=default.target[0], help="its column [%(default)s]")
     add("--text_columns", nargs="+", default=(), metavar="NAME", help="columns of the texts [text, or fact]")
     add("--text_lag", nargs="+", default=(), metavar="LAG", help="lags to count at: 2 (rows) or 7D [several]")
     add("--date_format", help="how the series' dates are written (default: found)")

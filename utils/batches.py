@@ -19,7 +19,7 @@ def batched(items: Sequence[Batch], prompts: PromptMaker | None = None) -> Batch
     if prompts is None:
         return batch
     texts = {"text": batch.text, "age": batch.text_age} if batch.text_age.numel() else {}
-    return batch._replace(prompt=prompts(batch.x, batch.x_mark, **texts))
+    return batch._replace(prompt=prompts(batch.x, batch.x_mark, batch.words, **texts))
 
 
 def window_batches(

@@ -37,6 +37,8 @@ AUTO = "auto"
 """Of a setting that the run itself decides."""
 PART_OF_NAME = 36
 """Bytes of each free text in the name of a run's folder, which has 255 in all."""
+ONCE_ONE_WORD = frozenset({"target"})
+"""Settings of several values that took one before: a lone value counts in hashes as that word did."""
 _FLAG = re.compile(r"--(\w+)")
 
 
@@ -58,7 +60,7 @@ content is compared); what gives the same LLM, by content, or the same batch in 
 what the checkpoint's machine came to."""
 Need = Literal[
     "llm", "part", "layers", "tokens", "lora", "tapr", "gram", "learned_key", "memory_limit",
-    "own_memory", "choice", "modules", "llm_by_name", "file", "m4", "table", "selection",
+    "own_memory", "choice", "modules", "llm_by_name", "file", "m4", "table", "selection", "panel",
     "steps", "step_files", "start", "text", "asked",
 ]  # fmt: skip
 """What a run must have for a setting to be read; `utils.reporting.unused_flags` says when it has not."""
@@ -127,9 +129,27 @@ class DataConfig:
         None, "data file inside root_path (default: the data set's)", needs="file", path=True
     )
     features: Literal["M", "S", "MS"] = setting(
-        "M", "M: all variables from all; S: the target from itself; MS: the target from all variables"
+        "M", "M: all variables; S: the targets, each from itself; MS: the targets, each from all variables"
     )
-    target: str = setting("OT", "target column, used with --features S and MS", needs=("table", "selection"))
+    target: tuple[str, ...] = setting(
+        ("OT",), "target columns, used with --features S and MS, and of a panel", needs=("table", "selection")
+    )
+    id_column: tuple[str, ...] = setting(
+        (),
+        "columns that tell the series of a long file apart (default: unique_id or item_id, where there)",
+        needs=("file", "table"),
+    )
+    date_column: str | None = setting(
+        None, "column of the times of a long file (default: ds, timestamp or date)", needs=("file", "table")
+    )
+    panel_scaler: Literal["series", "global"] = setting(
+        "series", "series of a panel are standardised each by itself, or all together", needs="panel"
+    )
+    sampling: Literal["window", "series"] = setting(
+        "window",
+        "training draws among all windows of a panel, or a series and then its window",
+        needs="panel",
+    )
     enc_in: int | None = setting(
         None, "expected number of variables read (default: the file's)", at_least=1, decides="course"
     )
@@ -165,6 +185,29 @@ class DataConfig:
         "missing and infinite numbers: interpolate between rows, or ffill (default: an error)",
         needs="table",
     )
+    non_negative: bool = setting(
+        False, "forecasts have a floor of 0 in the targets' own units, by a link", needs="table"
+    )
+    known_covariates: tuple[str, ...] = setting(
+        (), "columns that are known for the horizon too and not forecast, such as price", needs="table"
+    )
+    past_covariates: tuple[str, ...] = setting(
+        (), "columns that are known up to the forecast alone and not forecast", needs="table"
+    )
+    static_path: str | None = setting(
+        None,
+        "table inside root_path of what holds of a whole variable, whose names are its first column",
+        path=True,
+        needs="table",
+    )
+    static: tuple[str, ...] = setting((), "columns of categories in --static_path", needs="table")
+    static_numbers: tuple[str, ...] = setting((), "columns of numbers in --static_path", needs="table")
+    static_width: int | None = setting(
+        None,
+        "expected number of --static_numbers and of different categories (default: the table's)",
+        at_least=1,
+        decides="course",
+    )
     seq_len: int = setting(512, "lookback window L, rows", at_least=1)
     label_len: int = setting(
         48, "decoder start length, rows (read by encoder-decoder models only)", at_least=0
@@ -197,6 +240,25 @@ class DataConfig:
         needs="table",
     )
     num_workers: int = setting(0, "data loading processes", at_least=0, decides="place")
+
+    def targets_of(self, variables: int) -> int:
+        """M, how many of so many variables are forecast: the last ones."""
+        return len(self.target) if self.features == "MS" else variables
+
+    @property
+    def is_panel(self) -> bool:
+        """Whether a run's data are series told apart by an id; known once its data are read."""
+        return bool(self.id_column)
+
+    @property
+    def has_statics(self) -> bool:
+        """Whether something is known of whole variables."""
+        return bool(self.static or self.static_numbers)
+
+    @property
+    def has_covariates(self) -> bool:
+        """Whether anything is known beside the variables."""
+        return bool(self.known_covariates or self.past_covariates or self.has_statics)
 
     @property
     def file_name(self) -> str:
@@ -250,7 +312,14 @@ class LLMConfig:
         "linear maps that get adapters, by name, or all-linear (none: PEFT's own for the architecture)",
         needs="lora",
     )
-    load_in_4bit: bool = setting(False, "LLM weights in 4 bits (needs a GPU and bitsandbytes)")
+    llm_weights: Literal["auto", "fp32", "bf16", "int8"] = setting(
+        AUTO,
+        "what the LLM's linear maps are kept in: int8 by torchao (auto: what the run computes in)",
+        needs="layers",
+    )
+    load_in_4bit: bool = setting(
+        False, "the LLM's linear maps in 4 bits, by bitsandbytes on a GPU, else by torchao"
+    )
     trust_remote_code: bool = setting(
         False, "allow an LLM that ships its own code to run it", on_resume="llm"
     )
@@ -400,8 +469,13 @@ class GRAMConfig:
     retrieval_fusion: Literal["feature", "prediction", "both"] = setting(
         "feature", "where the retrieved futures enter"
     )
-    retrieval_scope: Literal["variable", "all"] = setting(
-        "variable", "neighbours of the same variable only, or of any"
+    retrieval_scope: Literal["variable", "series", "all"] = setting(
+        "variable",
+        "neighbours of the same variable (of a panel: of all its series), of the same series, or of any",
+    )
+    retrieval_mask: Literal["time", "series"] = setting(
+        "time",
+        "a panel's windows whose future overlaps in time are never neighbours; series: but of another series",
     )
     retrieval_control: Literal["none", "random", "same_phase", "oracle"] = setting(
         "none", "study control: replace the neighbours found by these"
@@ -732,6 +806,12 @@ class Config:
         is_same = self.gram.retrieval_key == "raw" and self.gram.retrieval_scope == "variable"
         return self.begins_solved and self.gram.use_gram and is_same
 
+    @property
+    def apart(self) -> int:
+        """Rows by which the starts of a window and its neighbours must differ, of whichever series."""
+        by_time = self.data.is_panel and self.gram.retrieval_mask == "time"
+        return self.data.pred_len if by_time else 0
+
     def identity(self) -> dict[str, Any]:
         """The settings that change what is trained, but for those that a run counts as having unsaid.
 
@@ -741,7 +821,8 @@ class Config:
         flat, unsaid = self.flat(), settings_then()
         unread = unread_settings(flat)
         unsaid |= {name: item.default for _, name, item in iter_settings() if name in unread}
-        return {k: v for k, v in flat.items() if k in IDENTITY and v != unsaid[k]}
+        said = {k: v for k, v in flat.items() if k in IDENTITY and v != unsaid[k]}
+        return {k: v[0] if k in ONCE_ONE_WORD and len(v) == 1 else v for k, v in said.items()}
 
     def training_hash(self) -> str:
         """8 hex digits that name everything that changes what is trained."""
@@ -833,6 +914,8 @@ def _as_declared(group: str, name: str, value: Any) -> Any:
     """``value``, a whole number as a float where the setting is one: 1 and 1.0 are the same run."""
     if isinstance(value, list) and setting_type(group, name)[0] == (tuple,):
         return tuple(value)
+    if name in ONCE_ONE_WORD and isinstance(value, str):
+        return (value,)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole and float in setting_type(group, name)[0] else value
 

@@ -43,7 +43,7 @@ def expected_items(values: tuple[Any, ...], kind: type) -> str | None:
 def joint_problems(values: Mapping[str, Any], models: Models | None = None) -> list[str]:
     """Settings that are right alone and do not fit together, or not the one of ``models`` that they name."""
     s = SimpleNamespace(**values)
-    checks = (_lengths, _variables, _modules, _texts, _training, _llm, _sharding)
+    checks = (_lengths, _variables, _covariates, _modules, _texts, _training, _llm, _sharding)
     return [
         *transfer_problems(s),
         *m4_problems(values),
@@ -70,6 +70,9 @@ def model_problems(values: Mapping[str, Any], model: Any) -> list[str]:
         )
     elif s.features == "MS" and not model.offers_ms:
         found.append(f"--features MS: {model.name} forecasts all variables that it reads; use M or S")
+    for name in ("known_covariates", "past_covariates", "static", "static_numbers"):
+        if getattr(s, name) and not model.reads_covariates:
+            found.append(f"--{name}: {model.name} reads no covariates; use TimeLLM, or leave it out")
     if s.max_channels_per_step is not None and not model.channel_independent:
         found.append(f"--max_channels_per_step: {model.name} reads all variables at once; leave it out")
     if s.channel_sampling == "single" and not model.channel_independent:
@@ -94,10 +97,39 @@ def _lengths(s: SimpleNamespace) -> Iterator[str]:
 
 def _variables(s: SimpleNamespace) -> Iterator[str]:
     """Which variables a model reads together."""
+    if s.features != "M" and not s.target:
+        yield f"--target: --features {s.features} forecasts the columns that it names, found none"
+    if twice := sorted({name for name in s.target if s.target.count(name) > 1}):
+        yield f"--target: expected each column once, found {twice[0]!r} more than once"
     if s.features == "MS" and s.channel_sampling == "single":
         yield "--channel_sampling single: --features MS reads all variables at once; use joint"
+    if (s.id_column or s.date_column) and s.data not in ("custom",):
+        yield f"--id_column, --date_column: expected --data custom, a file of your own, found --data {s.data}"
     if s.features == "MS" and s.max_channels_per_step is not None:
         yield "--max_channels_per_step: --features MS reads all variables at once; leave it out"
+
+
+def _covariates(s: SimpleNamespace) -> Iterator[str]:
+    """What is known beside the variables."""
+    roles = {name: list(getattr(s, name)) for name in ("known_covariates", "past_covariates")}
+    for name, columns in roles.items():
+        if both := [target for target in s.target if s.features != "M" and target in columns]:
+            yield f"--{name}: {both[0]!r} is a --target; a column is forecast or a covariate, not both"
+        if twice := sorted({column for column in columns if columns.count(column) > 1}):
+            yield f"--{name}: expected each column once, found {twice[0]!r} more than once"
+    if both := sorted(set(roles["known_covariates"]) & set(roles["past_covariates"])):
+        yield f"--past_covariates: {both[0]!r} is among --known_covariates too; leave it out of one"
+    statics = [*s.static, *s.static_numbers]
+    if statics and s.static_path is None:
+        flag = "static" if s.static else "static_numbers"
+        yield f"--{flag}: expected --static_path, the table of these columns, found none"
+    if s.static_path is not None and not statics:
+        yield "--static_path: expected --static or --static_numbers, which columns of it are read, found none"
+    if twice := sorted({column for column in statics if statics.count(column) > 1}):
+        yield f"--static, --static_numbers: expected each column once, found {twice[0]!r} more than once"
+    asked = [name for name in (*roles, "static", "static_numbers") if getattr(s, name)]
+    if asked and s.eval_data is not None:
+        yield f"--{asked[0]}: --eval_data {s.eval_data} has no such columns; drop one of them"
 
 
 def _modules(s: SimpleNamespace) -> Iterator[str]:
@@ -126,6 +158,8 @@ def _texts(s: SimpleNamespace) -> Iterator[str]:
         return
     if s.task_name == SHORT_TERM:
         yield "--text_file: expected series with dates, found M4's, which have none; leave it out"
+    if s.known_covariates or s.past_covariates or s.static or s.static_numbers:
+        yield "--text_file: it is not read beside covariates (--known_covariates and its kin); leave one out"
     if s.eval_data is not None:
         yield "--text_file: it is about --data alone, and --eval_data tests on another; drop one of them"
     if s.text_fusion == "asked" and s.llm_ablation in ("attention", "none"):
@@ -155,14 +189,22 @@ def _training(s: SimpleNamespace) -> Iterator[str]:
 
 def _llm(s: SimpleNamespace) -> Iterator[str]:
     """The LLM's layers, its adapters and its devices."""
+    kept = f"--llm_weights {s.llm_weights}"
     if s.llm_ablation == "random" and s.load_in_4bit:
         yield "--load_in_4bit: random weights (--llm_ablation random) are not quantised"
+    if s.llm_weights != "auto":
+        if s.llm_ablation == "random":
+            yield f"{kept}: random weights (--llm_ablation random) are kept as they are drawn; drop either"
+        if s.load_in_4bit:
+            yield f"{kept}: --load_in_4bit keeps the weights in 4 bits; drop either"
+        if s.llm_device_map is not None:
+            yield f"{kept}: --llm_device_map spreads the LLM as it is on disk; drop either"
     if s.peft != "none" and s.llm_ablation in ("attention", "none"):
         yield f"--peft {s.peft}: --llm_ablation {s.llm_ablation} leaves no layers to adapt; drop either"
     if s.peft != "none" and s.load_in_4bit:
         yield (
             f"--peft {s.peft}: adapters on 4-bit weights (--load_in_4bit) are not offered; use "
-            "--mixed_precision bf16 and --gradient_checkpointing"
+            "--llm_weights int8, or --mixed_precision bf16 and --gradient_checkpointing"
         )
     if s.llm_device_map is not None and s.llm_ablation == "random":
         yield "--llm_device_map: random weights (--llm_ablation random) are drawn onto one device"
@@ -184,6 +226,9 @@ def _sharding(s: SimpleNamespace) -> Iterator[str]:
             s.llm_device_map is not None
         ),
         "--load_in_4bit: weights in 4 bits are not divided": s.load_in_4bit,
+        f"--llm_weights {s.llm_weights}: weights that are kept otherwise are not divided": (
+            s.llm_weights != "auto"
+        ),
         f"--llm_ablation {s.llm_ablation}: it leaves no layers to divide": (
             s.llm_ablation in ("attention", "none")
         ),

@@ -58,6 +58,10 @@ M4_ONLY: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "data_path": (None,),
         "use_time_marks": (False,),
         "start": ("none", "auto"),
+        "known_covariates": ((),),
+        "past_covariates": ((),),
+        "static_path": (None,),
+        "non_negative": (False,),
     }
 )
 """Settings that M4 leaves no choice in."""
@@ -248,7 +252,8 @@ def m4_problems(flags: Mapping[str, Any]) -> Iterator[str]:
         only_these = {**M4_ONLY, "freq": (None, pattern.frequency)}
         for name, only in only_these.items():
             if flags[name] not in only:
-                yield f"--{name}: expected {only[0]} with M4's series without dates, found {flags[name]}"
+                expected = "none" if only[0] == () else only[0]
+                yield f"--{name}: expected {expected} with M4's series without dates, found {flags[name]}"
     if flags["loss"] == "SMAPE" and (not short or flags["loss_scale"] != "none"):
         yield (
             f"--loss SMAPE: expected --task_name {SHORT_TERM} and --loss_scale none: a relative error "

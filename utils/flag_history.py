@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from utils.config import iter_settings, settings_then
+from utils.config import ONCE_ONE_WORD, iter_settings, settings_then
 from utils.config_checks import spaced
 
 
@@ -57,6 +57,7 @@ def read_settings(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     lost = [removed_line(name, saved[name]) for name in sorted(REMOVED.keys() & saved.keys())]
     kept = {name: value for name, value in saved.items() if name not in REMOVED}
+    kept |= {n: (kept[n],) for n in ONCE_ONE_WORD & kept.keys() if isinstance(kept[n], str)}
     return {**settings_then(), **AUTO_WAS, **kept}, [line for line in lost if line is not None]
 
 

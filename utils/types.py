@@ -7,7 +7,7 @@ Shape legend: B windows, N variables, M variables that are forecast (the last on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -36,11 +36,49 @@ class Batch(NamedTuple):
     prompt: Tensor = torch.empty(0, dtype=torch.int64)
     """Token ids of each variable's prompt, [B, M, K] int64, -1 behind the end of shorter ones; empty where
     none were made (models without an LLM; a model that has one makes them itself then)."""
+    known: Tensor = torch.empty(0)
+    """Covariates known for the future too, [B, L + H, C] float32, standardised; empty where there is none."""
+    past: Tensor = torch.empty(0)
+    """Covariates of the lookback alone, [B, L, C] float32, standardised; empty likewise."""
+    static: Tensor = torch.empty(0)
+    """What holds of a whole series: its numbers, standardised, and a column for each category that is 1 for
+    one, [B, M, W] float32; empty likewise."""
+    words: Tensor = torch.empty(0, dtype=torch.uint8)
+    """The same in words, [B, M, U] uint8: UTF-8, zeros behind its end; empty likewise."""
+    floor: Tensor = torch.empty(0)
+    """What no forecast is below, [B, M] float32, standardised; empty where there is no floor."""
     text: Tensor = torch.empty(0)
     """Of the texts that each window sees, oldest to newest, what `TextReading` holds: [B, V, C, D]; V is 1
     where all variables see the same, otherwise M. Empty where no texts are read."""
     text_age: Tensor = torch.empty(0, dtype=torch.int64)
     """Rows since a window could first see each, [B, V, C] int64; -1 where there is none."""
+
+
+class Covariates(NamedTuple):
+    """What is known beside the windows, as in `Batch`; whatever there is none of has no columns."""
+
+    known: Tensor
+    """[B, L + H, C]."""
+    past: Tensor
+    """[B, L, C]."""
+    static: Tensor
+    """[B, M, W]."""
+    words: Tensor
+    """[B, M, U]."""
+
+
+def covariates_of(batch: Batch) -> Covariates | None:
+    """Those of a batch; None where it has none of any kind."""
+    parts = (batch.known, batch.past, batch.static, batch.words)
+    if not any(part.numel() for part in parts):
+        return None
+    beside = ((batch.x, 1), (batch.x, 1), (batch.y, 2), (batch.y, 2))
+    return Covariates(
+        *(
+            part if part.numel() else part.new_empty(len(whole), whole.shape[axis], 0)
+            for part, (whole, axis) in zip(parts, beside, strict=True)
+        )
+    )
 
 
 class PromptMaker(Protocol):
@@ -50,11 +88,12 @@ class PromptMaker(Protocol):
         self,
         x: Tensor,
         x_mark: Tensor | None = None,
+        words: Tensor | None = None,
         *,
         text: Tensor | None = None,
         age: Tensor | None = None,
     ) -> Tensor:
-        """Lookbacks [B, L, N], their marks and texts, as in `Batch`, to token ids [B, M, K]."""
+        """Lookbacks [B, L, N], their marks, words and texts, as in `Batch`, to token ids [B, M, K]."""
         ...
 
 
@@ -89,6 +128,17 @@ class TextWindows(Protocol):
         It depends on these texts alone.
         """
         ...
+
+
+class RowCovariates(NamedTuple):
+    """What is known beside rows of one variable of one window each; no columns where there is none."""
+
+    known: Tensor
+    """[R, L + H, C]."""
+    past: Tensor
+    """[R, L, C]."""
+    static: Tensor
+    """[R, W]."""
 
 
 class WindowRows(NamedTuple):
@@ -138,6 +188,14 @@ class WindowSource(Protocol):
         ...
 
 
+class CovariateSource(WindowSource, Protocol):
+    """A source that something is known beside."""
+
+    def covariates(self, index: Tensor) -> RowCovariates:
+        """What is known beside the rows with these numbers, ``index`` [R]."""
+        ...
+
+
 NO_WINDOWS: Any = ()
 
 
@@ -160,6 +218,8 @@ class FitSource(NamedTuple):
     once: Callable[[nn.Module, dict[str, Any] | None, Callable[[], None]], None] = _solve_here
     """Solves for a module's state, once for all processes and runs in which the data and these settings are
     the same; None of them keeps nothing. See `utils.training.closed_form.solve_once`."""
+    words: Sequence[str] = ()
+    """What is told of each series in words, where anything is."""
     texts: TextWindows | None = None
     """Of the training series, where texts are read."""
     text_hash: str | None = None
@@ -318,6 +378,29 @@ class Standardisation(NamedTuple):
     """[N] float64, original units."""
 
 
+class PanelTable(NamedTuple):
+    """What a run keeps of each of a panel's S series, in the order of the scaler's columns."""
+
+    ids: Sequence[str]
+    """[S]."""
+    id_column: Sequence[str]
+    """What the columns are called that name a series."""
+    date_column: str
+    series_id: Tensor
+    """[S] int64, as in `Batch`."""
+    first: Tensor
+    """[S] int64, place in the calendar of its first row."""
+    trained: Tensor
+    """[S] int64, its first rows, that it was trained on; 0 of a series too short for that."""
+    calendar: Tensor
+    """[C] int64, the calendar's times by the wall clock, in microseconds."""
+    absolute_change: Tensor
+    """[S] float64, mean absolute change over a season before the test, original units; 0 of a series that
+    does not change, NaN of one with no more rows than a season."""
+    squared_change: Tensor
+    """[S] float64, its mean square."""
+
+
 class SeriesIdentity(NamedTuple):
     """What tells a series that a model was trained on from others, also where rows were added since."""
 
@@ -372,3 +455,12 @@ class DataBundle:
     """sha256 of the texts that training and validation windows may see; None without a file of texts."""
     constant: Sequence[str] = ()
     """The variables of ``test``'s series that do not change in its training part."""
+    panel: PanelTable | None = None
+    """Of many series told apart by an id; None of one series, and of a competition's without dates."""
+    covariates: Mapping[str, Any] = field(default_factory=dict)
+    """How what is known beside the series is scaled and coded (`data_provider.covariates.Coding.state`);
+    empty where there is nothing."""
+    words: Sequence[str] = ()
+    """What is told of each variable forecast in words, where anything is."""
+    static_width: int | None = None
+    """Columns of `Batch.static`, where there are any."""

@@ -3,7 +3,8 @@
 A layer's own code makes a new tensor for every operation and keeps what a trained layer's gradient
 would need. Here the weights are frozen: norm and projections are one function, output, residual and
 feed-forward part another, each with its gradient written out. The products are the layer's own, on its
-own weights; `layers.llm.forward` compares the states with those of transformers' code before it takes them.
+own weights, which the backward pass asks for anew (`layers.llm.kept`); `layers.llm.check` compares the
+states with those of transformers' code before it takes them.
 
 Shape legend: S series, T tokens, h heads of the queries, k of keys and values, E width per head,
 R = S * T rows, d width of the states, m inner width of the feed-forward part.
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from layers.llm import attention as llm_attention
+from layers.llm.kept import KeptLinear
 from layers.llm.layers import PassCache
 
 KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
@@ -65,7 +67,7 @@ def _is_known(layer: Any) -> bool:
     maps = [getattr(attention, name) for name in PARTS]
     plain = [attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     return (
-        all(type(part) is nn.Linear for part in maps + plain)
+        all(type(part) in (nn.Linear, KeptLinear) for part in maps + plain)
         and all(part.bias is None for part in plain)
         and type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
         and not any(weight.requires_grad for weight in layer.parameters())
@@ -119,16 +121,15 @@ def _forward(
         attention.scaling,
         norm.weight,
         norm.variance_epsilon,
-        *(part.weight for part in maps),
-        *(part.bias for part in maps),
+        *maps,
     )
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, attention.layer_idx)
     attended = llm_attention.products(query[0], key, value, attention_mask)
     mlp, norm = layer.mlp, layer.post_attention_layernorm
-    weights = (part.weight for part in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    parts = attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
     states: Tensor = _Fed.apply(
-        hidden_states, attended.flatten(2), norm.weight, norm.variance_epsilon, *weights
+        hidden_states, attended.flatten(2), norm.weight, norm.variance_epsilon, *parts
     )
     return states
 
@@ -136,36 +137,47 @@ def _forward(
 class _Projected(torch.autograd.Function):
     """Norm, projections and rotation: queries, scaled, [S, h, T, E]; keys and values [S, k, T, E].
 
-    The maps' weights and biases are those of queries, keys and values, or of the last two alone.
+    The maps are those of queries, keys and values, or of the last two alone.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, scale: float, norm: Tensor, eps: float, *maps: Any
+        ctx: Any,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        scale: float,
+        norm: Tensor,
+        eps: float,
+        *maps: nn.Linear,
     ) -> tuple[Tensor, ...]:
-        weights, biases = maps[: len(maps) // 2], maps[len(maps) // 2 :]
         rows = x.reshape(-1, x.shape[-1])
         normed, factor = _normed(rows, norm, eps)
-        scales = [scale, 1.0, None][-len(weights) :]  # values have no position
+        scales = [scale, 1.0, None][-len(maps) :]  # values have no position
         found = []
-        for weight, bias, by in zip(weights, biases, scales, strict=True):
-            heads = F.linear(normed, weight, bias).view(*x.shape[:2], -1, 2 * cos.shape[-1]).transpose(1, 2)
+        for part, by in zip(maps, scales, strict=True):
+            heads = (
+                F.linear(normed, part.weight, part.bias)
+                .view(*x.shape[:2], -1, 2 * cos.shape[-1])
+                .transpose(1, 2)
+            )
             if by is None:
                 found.append(heads.contiguous())
                 continue
             turned = torch.empty(heads.shape, dtype=heads.dtype)
             found.append(_turn(heads, cos * by, sin * by, out=turned))
-        ctx.save_for_backward(rows, factor, cos, sin, norm, *weights)
-        ctx.scales = scales
+        ctx.save_for_backward(rows, factor, cos, sin, norm)
+        ctx.maps, ctx.scales = maps, scales
         return tuple(found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        rows, factor, cos, sin, norm, *weights = ctx.saved_tensors
+        rows, factor, cos, sin, norm = ctx.saved_tensors
         series, _, tokens, _ = gradients[0].shape
         of_normed = None
-        for gradient, weight, by in zip(gradients, weights, ctx.scales, strict=True):
+        for gradient, part, by in zip(gradients, ctx.maps, ctx.scales, strict=True):
+            weight = part.weight
             if by is None:
                 flat = gradient.transpose(1, 2).reshape(len(rows), -1)
             else:
@@ -175,7 +187,7 @@ class _Projected(torch.autograd.Function):
             of_normed = flat @ weight if of_normed is None else of_normed.addmm_(flat, weight)
         assert of_normed is not None
         of_x = _norm_gradient(of_normed, rows, factor, norm).mul_(factor)
-        return of_x.view(series, tokens, -1), *[None] * (5 + 2 * len(weights))
+        return of_x.view(series, tokens, -1), *[None] * (5 + len(ctx.maps))
 
 
 class _Fed(torch.autograd.Function):
@@ -184,40 +196,43 @@ class _Fed(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, attended: Tensor, norm: Tensor, eps: float,
-        output: Tensor, gate: Tensor, up: Tensor, down: Tensor,
+        output: nn.Linear, gate: nn.Linear, up: nn.Linear, down: nn.Linear,
     ) -> Tensor:  # fmt: skip
-        """``x`` [S, T, d], ``attended`` [S, T, h E]; weights as the layer has them."""
+        """``x`` [S, T, d], ``attended`` [S, T, h E]; maps as the layer has them."""
         rows = attended.reshape(-1, attended.shape[-1])
-        added = torch.addmm(x.reshape(len(rows), -1), rows, output.t())
+        added = torch.addmm(x.reshape(len(rows), -1), rows, output.weight.t())
         kept = any(ctx.needs_input_grad)
         if kept:
             normed, factor = _normed(added, norm, eps)
-            gates, ups = normed @ gate.t(), normed @ up.t()
+            gates, ups = normed @ gate.weight.t(), normed @ up.weight.t()
             inner = F.silu(gates).mul_(ups)
-            states = torch.addmm(added, inner, down.t())
-            ctx.save_for_backward(added, factor, gates, ups, norm, output, gate, up, down)
+            states = torch.addmm(added, inner, down.weight.t())
+            ctx.save_for_backward(added, factor, gates, ups, norm)
+            ctx.maps = output, gate, up, down
         else:
             states = added
-            gates, ups = added.new_empty(2, min(ROWS, len(rows)), len(gate))
+            of_gate, of_up, of_down = (part.weight.t() for part in (gate, up, down))
+            gates, ups = added.new_empty(2, min(ROWS, len(rows)), gate.out_features)
             for part in states.split(ROWS):
                 normed, _ = _normed(part, norm, eps)
-                inner = torch.mm(normed, gate.t(), out=gates[: len(part)])
-                inner = F.silu(inner, inplace=True).mul_(torch.mm(normed, up.t(), out=ups[: len(part)]))
-                part.addmm_(inner, down.t())
+                inner = torch.mm(normed, of_gate, out=gates[: len(part)])
+                inner = F.silu(inner, inplace=True).mul_(torch.mm(normed, of_up, out=ups[: len(part)]))
+                part.addmm_(inner, of_down)
         return states.view_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        added, factor, gates, ups, norm, output, gate, up, down = ctx.saved_tensors
+        added, factor, gates, ups, norm = ctx.saved_tensors
+        output, gate, up, down = ctx.maps
         of_states = gradient.reshape(added.shape)
-        of_inner = of_states @ down
+        of_inner = of_states @ down.weight
         of_ups = F.silu(gates).mul_(of_inner)
         of_inner.mul_(ups)
         of_gates = torch.ops.aten.silu_backward.grad_input(of_inner, gates, grad_input=of_inner)
-        of_normed = (of_gates @ gate).addmm_(of_ups, up)
+        of_normed = (of_gates @ gate.weight).addmm_(of_ups, up.weight)
         of_added = torch.addcmul(of_states, _norm_gradient(of_normed, added, factor, norm), factor)
-        of_attended = (of_added @ output).view(*gradient.shape[:2], -1)
+        of_attended = (of_added @ output.weight).view(*gradient.shape[:2], -1)
         return of_added.view_as(gradient), of_attended, *[None] * 6
 
 

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from layers.llm import attention as llm_attention
 from layers.llm import blocks as llm_fused
 from layers.llm.forward import LLMPass
+from layers.llm.kept import format_of
 from layers.llm.layers import HasKeys, stack_of
 from layers.llm.probe import WORDS, twin_of
 from layers.llm.way import BY_LENGTH, LEFT, MIDDLE, Way
@@ -46,6 +47,9 @@ GRADIENT_TOLERANCE = 2e-3
 """The same of a gradient, in its own largest entry."""
 UNPADDED_TOLERANCE = 1e-2
 """The same where there is no other way: of series alone and together, where a router's choice may turn."""
+DIRECTIONS, STEP, SLOPE_TOLERANCE = 16, 0.1, 0.4
+"""Directions at a token of a quantised LLM, their size in deviations of its words, and how far autograd's
+changes along them may be from those of the states, which in half precision are rounded."""
 LONGEST = 2304
 """Tokens of the longest sequence that is tried for a window's sake alone."""
 FAILURES = (
@@ -107,6 +111,8 @@ def checked_pass(
             with suppress(OSError), whole_file(file) as stream:
                 stream.write(json.dumps(way._asdict(), indent=1).encode())
     _require_own_precision(llm, name=name)
+    if getattr(llm, "is_quantized", False):
+        _require_gradient(llm, name=name)
     log.info("LLM pass of %s: %s", type(llm).__name__, way.text())
     return LLMPass(llm, way)
 
@@ -149,7 +155,8 @@ def _key(llm: PreTrainedModel, wanted: list[CheckTokens], content_hash: str) -> 
     facts = [
         content_hash, type(llm).__name__, int(config.num_hidden_layers), [tuple(w) for w in wanted],
         any(weight.requires_grad for weight in llm.parameters()), bool(getattr(llm, "is_quantized", False)),
-        getattr(llm, "hf_device_map", None) is not None, torch.__version__, transformers.__version__, _code(),
+        format_of(llm), getattr(llm, "hf_device_map", None) is not None, torch.__version__,
+        transformers.__version__, _code(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
@@ -210,6 +217,42 @@ def _require_own_precision(llm: PreTrainedModel, *, name: str) -> None:
             f"--mixed_precision bf16: {name or type(llm).__name__}: its own code fails in bfloat16 "
             f"({_said(error)}); compute in float32 (--mixed_precision no)"
         ) from error
+
+
+def _require_gradient(llm: PreTrainedModel, *, name: str) -> None:
+    """Refuse a quantised LLM whose gradient at its tokens is not that of its states.
+
+    No twin has its kernels. Those of bitsandbytes on a CPU give a gradient that is far too small, and of
+    integers that tokens are rounded to none at all. Differences of states along random directions at one
+    token are compared with what autograd says of them.
+    """
+    words = llm.get_input_embeddings().weight
+    tokens = words[: FEW.total].detach()[None].clone()
+    generator = torch.Generator().manual_seed(0)
+    ways = torch.randn(DIRECTIONS, words.shape[1], generator=generator).to(tokens)
+    ways *= STEP * tokens.float().std().to(tokens)
+
+    def score(given: Tensor) -> Tensor:
+        return _score(llm(inputs_embeds=given).last_hidden_state[0].float())
+
+    given = tokens.clone().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(score(given), given)
+    told = ways.float() @ gradient[0, 1].float()
+    found = []
+    with torch.no_grad():
+        for way in ways:
+            moved = torch.zeros_like(tokens)
+            moved[0, 1] = way
+            found.append((score(tokens + moved) - score(tokens - moved)) / 2)
+    differences = torch.stack(found)
+    slope = float(told @ differences / (differences @ differences))
+    if not 1 - SLOPE_TOLERANCE < slope < 1 + SLOPE_TOLERANCE:
+        raise UserError(
+            f"--llm_model {name or type(llm).__name__}: expected quantised weights that let gradients "
+            f"through, found one {slope:.2g} times what its states say ({tokens.device.type}); take the model "
+            "in its original precision, with --llm_weights int8 for less memory"
+        )
 
 
 class _Check:

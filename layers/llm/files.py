@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from accelerate import dispatch_model
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     MODEL_MAPPING,
@@ -26,7 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from layers.llm.attention import usual_attention
-from layers.llm.layers import cut_settings, keep_first, stack_names
+from layers.llm.layers import cut_settings, keep_first, linear_maps, stack_names
 from layers.llm.whole import is_out_of_memory, require_whole
 from utils.errors import UserError
 
@@ -95,6 +96,18 @@ def fingerprint(source: Source) -> tuple[str, str]:
     return content_hash, f"{record['note']}, changed since"
 
 
+def precision_of(files: list[Path]) -> torch.dtype:
+    """The precision that all tensors of safetensors files have; float32 where they differ, or of others."""
+    found = set()
+    for file in files:
+        if file.suffix != ".safetensors":
+            return torch.float32
+        with safe_open(file, framework="pt") as tensors:
+            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    halves = {"BF16": torch.bfloat16, "F16": torch.float16}
+    return halves.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
+
+
 def sha256(files: list[Path]) -> str:
     """sha256 over the files' bytes, in the order of their names."""
     digest = hashlib.sha256()
@@ -105,26 +118,14 @@ def sha256(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def four_bit_options(source: Source) -> dict[str, Any]:
-    """What ``from_pretrained`` is given for weights in 4 bits (NF4, computed in bf16).
+def has_bitsandbytes(source: Source, *, cpu: bool) -> bool:
+    """Whether bitsandbytes can give a run weights in 4 bits: on a GPU, of files that are not GGUF."""
+    there = torch.cuda.is_available() and find_spec("bitsandbytes") is not None
+    return there and not cpu and source.gguf is None
 
-    Raises:
-        ValueError: there is no GPU or no bitsandbytes, or the source is a GGUF file.
-    """
-    lacking = [
-        text
-        for text, there in (
-            ("a GPU", torch.cuda.is_available()),
-            ("the package bitsandbytes", find_spec("bitsandbytes") is not None),
-            ("weights that are not GGUF", source.gguf is None),
-        )
-        if not there
-    ]
-    if lacking:
-        raise UserError(
-            f"--load_in_4bit: expected {' and '.join(lacking)}, found none; leave the flag out, or save "
-            "memory by --mixed_precision bf16 or fewer --llm_layers"
-        )
+
+def four_bit_options() -> dict[str, Any]:
+    """What ``from_pretrained`` is given for weights in 4 bits by bitsandbytes (NF4, computed in bf16)."""
     settings = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )
@@ -140,20 +141,22 @@ def read_model(
     layers: int | None = None,
     in_4bit: bool = False,
     device_map: str | None = None,
+    maps_in: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """The base model's first ``layers`` layers: frozen, in eval mode, with fused attention where it can.
 
     Its constants are those of the whole model, whose layers it has. Of a safetensors file no other tensor
     than its own is read (transformers makes the model without memory first, then maps the files and takes
     what it has a place for). Of a model of several kinds of input it is the text part. ``device_map`` spreads
-    it over devices by accelerate's dispatch; it then stays where it is.
+    it over devices by accelerate's dispatch; it then stays where it is. ``maps_in`` is the precision that the
+    weights of its linear maps are read in, where that is not ``dtype``.
 
     Raises:
         ValueError: weights are missing, or its layers can not be told apart, or it has no word embeddings.
     """
     options = dict(source.options)
     if in_4bit:
-        options |= four_bit_options(source)
+        options |= four_bit_options()
     if device_map is not None:
         options["device_map"] = {"": "cpu"} if device_map == "cpu" else device_map
     if source.gguf is not None and hasattr(transformers, "GgufConfig"):
@@ -173,7 +176,7 @@ def read_model(
             "ignore_mismatched_sizes": True,
         }
         try:
-            with _cut_short(text, had=had, layers=layers or had) as names:
+            with _cut_short(text, had=had, layers=layers or had, maps_in=maps_in) as names:
                 model, report = AutoModel.from_pretrained(source.folder, **options)
         except AttributeError:  # later layers hold what earlier ones share (Zamba): cut once all are read
             names = []
@@ -235,15 +238,17 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _cut_short(settings: Any, *, had: int, layers: int) -> Iterator[list[str]]:
+def _cut_short(settings: Any, *, had: int, layers: int, maps_in: torch.dtype | None) -> Iterator[list[str]]:
     """Models of these settings that are built inside lose all but their first layers at once.
+
+    The weights of their linear maps are made in ``maps_in``, which they are then read in.
 
     They are built with the settings of the whole: a constant by the number of layers (MiniCPM's residual
     scale), and which layers share what, stay as they are. Gives the names of what was cut.
     """
     names: list[str] = []
     architecture: Any = MODEL_MAPPING.get(type(settings), None)
-    if layers == had or architecture is None:  # its own code: cut after it is loaded
+    if (layers == had and maps_in is None) or architecture is None:  # its own code: cut after it is loaded
         yield names
         return
     if isinstance(architecture, tuple):
@@ -255,8 +260,11 @@ def _cut_short(settings: Any, *, had: int, layers: int) -> Iterator[list[str]]:
         built(self, *args, **kwargs)
         architecture.__init__ = built  # a second one may be built to be looked at
         try:
-            names[:] = stack_names(self, had=had)
-            keep_first(self, layers=layers, stacks=names)
+            if layers < had:
+                names[:] = stack_names(self, had=had)
+                keep_first(self, layers=layers, stacks=names)
+            for part in linear_maps(self).values() if maps_in is not None else ():
+                part.weight = nn.Parameter(part.weight.detach().to(maps_in), requires_grad=False)
         finally:
             architecture.__init__ = init
 
@@ -331,13 +339,13 @@ def _stay(model: PreTrainedModel, words: nn.Embedding, *, on_cpu: bool) -> None:
             "--llm_layers, or use --llm_device_map cpu"
         )
     if on_cpu:  # what comes from elsewhere is brought there, and the states back
-        with _only_errors("accelerate.big_modeling"):  # it says that the weights are elsewhere; they are not
+        with only_errors("accelerate.big_modeling"):  # it says that the weights are elsewhere; they are not
             dispatch_model(model, {"": "cpu"}, force_hooks=True, skip_keys=model._skip_keys_device_placement)
     setattr(model, "_apply", lambda fn, recurse=True: model)  # noqa: B010
 
 
 @contextmanager
-def _only_errors(name: str) -> Iterator[None]:
+def only_errors(name: str) -> Iterator[None]:
     """Nothing below an error from this logger, for this block only."""
     told = logging.getLogger(name)
     before = told.level

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.pytorch_utils import Conv1D
 
 from utils.errors import UserError
 
@@ -85,6 +86,12 @@ def stack_of(llm: nn.Module, count: int) -> nn.ModuleList:
     if not stacks:
         raise UserError(f"{type(llm).__name__}: no stack of {count} layers")
     return stacks[0]
+
+
+def linear_maps(llm: nn.Module) -> dict[str, nn.Linear | Conv1D]:
+    """The maps of ``llm`` that are linear and nothing else, by dotted names; one that is shared by each."""
+    parts: Any = llm.named_modules(remove_duplicate=False)
+    return {name: part for name, part in parts if type(part) in (nn.Linear, Conv1D)}
 
 
 def keep_first(llm: nn.Module, *, layers: int, stacks: list[str]) -> None:

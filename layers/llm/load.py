@@ -20,17 +20,22 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from layers.llm.files import (
     Source,
     fingerprint,
+    has_bitsandbytes,
     one_line,
+    precision_of,
     quiet_transformers,
     read_model,
     read_tokenizer,
     text_settings,
     weight_files,
 )
+from layers.llm.kept import FLOATS, GROUP, INT4, keep_maps
 from layers.llm.sources import download_weights, find_source
-from utils.config import LLMConfig
+from layers.llm.whole import require_finite
+from utils.config import AUTO, LLMConfig
 from utils.errors import UserError
 from utils.paths import BASE_MODELS
+from utils.process_memory import give_back_freed
 from utils.types import LLMIdentity, LLMOutline
 
 logger = logging.getLogger(__name__)
@@ -48,13 +53,18 @@ class FrozenLLM(NamedTuple):
 
 
 def load_llm(
-    config: LLMConfig, *, dtype: torch.dtype = torch.float32, base_models: Path = BASE_MODELS
+    config: LLMConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    cpu: bool = False,
+    base_models: Path = BASE_MODELS,
 ) -> FrozenLLM:
     """The frozen language model that ``config`` names, cut to its first ``llm_layers`` layers.
 
     Args:
         config: name, path, layers and expected width.
-        dtype: of the weights in memory.
+        dtype: in which it computes, and keeps its weights where ``config`` says nothing else.
+        cpu: whether a run stays on the CPU where there is a GPU.
         base_models: folder of local models; the converted SmolLM2 is written there.
 
     Raises:
@@ -68,16 +78,23 @@ def load_llm(
         if source.repo is not None:
             source = source._replace(folder=download_weights(source.repo, weights=True), repo=None)
         hashing = beside.submit(fingerprint, source)  # which lets other threads run
+        files = [source.gguf] if source.gguf else weight_files(source.folder)
+        nf4 = config.load_in_4bit and has_bitsandbytes(source, cpu=cpu)
+        wanted = INT4 if config.load_in_4bit and not nf4 else config.llm_weights
+        otherwise = wanted != AUTO and FLOATS.get(wanted) != dtype
         model = read_model(
             source,
             settings,
             dtype=dtype,
             layers=config.llm_layers,
             trust=config.trust_remote_code,
-            in_4bit=config.load_in_4bit,
+            in_4bit=nf4,
             device_map=config.llm_device_map,
+            maps_in=FLOATS.get(wanted, precision_of(files)) if otherwise else None,
         )
         tokenizer = read_tokenizer(source, trust=config.trust_remote_code)
+        if otherwise:
+            model = _kept_otherwise(model, config, wanted, files, dtype=dtype, name=source.name)
         content_hash, note = hashing.result()
     words = cast(nn.Embedding, model.get_input_embeddings())
     identity = LLMIdentity(
@@ -92,8 +109,42 @@ def load_llm(
     logger.info("LLM: %s, %d layers, from %s %s", source.name, identity.layers, source.folder, note)
     if config.llm_device_map is not None:
         logger.info("--llm_device_map %s: %s", config.llm_device_map, placement(model))
-    files = [source.gguf] if source.gguf else weight_files(source.folder)
+    if nf4:
+        logger.info("--load_in_4bit: by bitsandbytes, NF4, computed in bf16")
     return FrozenLLM(model, tokenizer, identity, tuple(files))
+
+
+def _kept_otherwise(
+    model: PreTrainedModel,
+    config: LLMConfig,
+    wanted: str,
+    files: list[Path],
+    *,
+    dtype: torch.dtype,
+    name: str,
+) -> PreTrainedModel:
+    """The model with its linear maps kept in the format ``wanted``, which a line of the log counts.
+
+    Raises:
+        ValueError: a weight is not finite, which integers would hide; or as `keep_maps` does.
+    """
+    flag = f"--llm_weights {wanted}"
+    if config.load_in_4bit:
+        flag = "--load_in_4bit"
+        if config.llm_device_map is not None:
+            raise UserError(
+                "--llm_device_map: expected a GPU with bitsandbytes beside --load_in_4bit, found none; drop "
+                "either"
+            )
+    require_finite(model, files, name=name)
+    how = (
+        f" by torchao's {INT4} in groups of {GROUP} (bitsandbytes needs a GPU, and no GGUF file)"
+        if wanted == INT4
+        else ""
+    )
+    logger.info("%s%s: %s", flag, how, keep_maps(model, wanted, dtype=dtype, flag=flag, name=name))
+    give_back_freed()
+    return model
 
 
 def outline_of(config: LLMConfig, *, base_models: Path = BASE_MODELS) -> LLMOutline:

@@ -127,8 +127,11 @@ def _find_auto(base_models: Path) -> Source:
     )
 
 
-def _find_local(name: str, base_models: Path) -> Source | None:
-    """A short name or hub id in ``base_models``, the HuggingFace cache, or SmolLM2's package."""
+def _find_local(name: str, base_models: Path, *, convert: bool = True) -> Source | None:
+    """A short name or hub id in ``base_models``, the HuggingFace cache, or a package.
+
+    SmolLM2's is converted into ``base_models``, or read as it is.
+    """
     ids = HUB_IDS.get(name, (name,))
     variants = dict.fromkeys([name, name.lower()])
     for repo in ids:
@@ -145,7 +148,7 @@ def _find_local(name: str, base_models: Path) -> Source | None:
     for folder in folders:
         if weight_files(folder):
             return Source(name, folder)
-    return _find_converted(base_models) if name == "SMOLLM2" else None
+    return _find_converted(base_models, convert=convert) if name == "SMOLLM2" else None
 
 
 def _packaged(name: str) -> list[Path]:
@@ -153,6 +156,23 @@ def _packaged(name: str) -> list[Path]:
     package, inside = FOLDER_PACKAGES.get(name, ("", ""))
     spec = importlib.util.find_spec(package) if package else None
     return [Path(place) / inside for place in (spec.submodule_search_locations or ())] if spec else []
+
+
+def at_hand(base_models: Path) -> list[Source]:
+    """All models on this machine: of the short names, then the other folders and files of ``base_models``.
+
+    Nothing is fetched or converted.
+    """
+    named = [_find_local(name, base_models, convert=False) for name in HUB_IDS]
+    found = [source for source in named if source is not None]
+    known = {source.gguf or source.folder for source in found}
+    places = sorted(base_models.iterdir()) if base_models.is_dir() else []
+    for place in places:
+        if place.suffix.lower() == ".gguf" and place not in known:
+            found.append(Source(str(place), place.parent, gguf=place))
+        elif weight_files(place) and place not in known:
+            found.append(Source(str(place), place))
+    return found
 
 
 def _require_model(folder: Path, flag: str) -> None:
@@ -167,8 +187,8 @@ def _require_model(folder: Path, flag: str) -> None:
 # The SmolLM2 that ships inside a Python package.
 
 
-def _find_converted(base_models: Path) -> Source | None:
-    """SmolLM2 from its package, converted once; straight from the GGUF where that is impossible."""
+def _find_converted(base_models: Path, *, convert: bool) -> Source | None:
+    """SmolLM2 from its package, converted once; straight from the GGUF where it can or shall not be."""
     target = base_models / CONVERTED
     if weight_files(target):
         return Source("SMOLLM2", target)
@@ -177,6 +197,8 @@ def _find_converted(base_models: Path) -> Source | None:
     files = sorted(f for place in places or () for f in Path(place).glob("*.gguf"))
     if not files:
         return None
+    if not convert:
+        return Source("SMOLLM2", files[0].parent, gguf=files[0])
     try:
         _convert(files[0], target)
         return Source("SMOLLM2", target)

@@ -148,7 +148,7 @@ def questions_of(config: Config) -> list[str]:
         return list(config.text.text_question)
     b = config.backbone
     about = read_description(b.prompt_file) if b.prompt_file else describe(config.data.data)
-    return [f"\n{about} In short, {config.data.target} will be"]
+    return [f"\n{about} In short, {' and '.join(config.data.target)} will be"]
 
 
 def _reading_llm(config: Config) -> LLMConfig:
@@ -166,6 +166,7 @@ def _key(config: Config, llm: LLMConfig, source: Source) -> str:
         "layers": llm.llm_layers,
         "drawn": drawn,
         "in_4bit": llm.load_in_4bit,
+        **({} if llm.llm_weights == "auto" else {"weights": llm.llm_weights}),
         "tokens": config.text.text_tokens,
         "questions": questions_of(config),
         "answers": ANSWERS,
@@ -192,7 +193,8 @@ def _read_missing(
     config: Config, llm_config: LLMConfig, missing: dict[str, str], folder: Path, *, device: torch.device
 ) -> None:
     """Read texts by hash, in blocks, each kept as soon as it is whole."""
-    llm = ablated(load_llm(llm_config), llm_config, seed=config.training.seed)
+    read = load_llm(llm_config, cpu=device.type == "cpu")
+    llm = ablated(read, llm_config, seed=config.training.seed)
     reader = _Reader(llm, config, device)
     width = state_width(llm.identity.hidden_size, questions=len(reader.questions), has_words=reader.has_words)
     lengths = [len(ids) for ids in _cut(llm.tokenizer, list(missing.values()), config.text.text_tokens)]

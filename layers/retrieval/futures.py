@@ -40,7 +40,7 @@ class Kind(NamedTuple):
 
     neighbours: int
     same_phase: bool
-    """Whether they begin at the query's place in the season; asked of windows of a known series alone."""
+    """Whether they begin at the query's place in the season; asked of windows with a known place alone."""
 
 
 KINDS = (Kind(50, False), Kind(32, True))
@@ -82,6 +82,8 @@ class RetrievedFutures(nn.Module):
         kinds: Sequence[Kind] = KINDS,
         control: str = "none",
         draw: int = 0,
+        one_calendar: bool = False,
+        apart: int = 0,
     ) -> None:
         """An empty memory; `fill` fills it. The key spans seven seasons, or the lookback.
 
@@ -93,8 +95,11 @@ class RetrievedFutures(nn.Module):
             control: as ``--retrieval_control``; random rows keep the number and the phase of each kind,
                 ``same_phase`` gives all kinds the phase.
             draw: which of many draws of random rows.
+            one_calendar: whether the starts of all series, known ones or not, are places in one calendar.
+            apart: as in `layers.retrieval.search.admissible`.
         """
         super().__init__()
+        self.one_calendar, self.apart = one_calendar, apart
         self.span, self.season = seq_len + horizon, season
         self.kinds = tuple(Kind(k.neighbours, k.same_phase or control == "same_phase") for k in kinds)
         self.control, self.draw = control, draw
@@ -155,7 +160,7 @@ class RetrievedFutures(nn.Module):
         future = lookback[:, :0] if target is None else target - lookback[:, -1:]
         wanted = sum(kind.neighbours for kind in self.kinds)
         found = query.start.new_full((len(key), 1 + len(folds), wanted), -1)
-        known = torch.isin(query.series_id, self.known)
+        known = query.series_id >= 0 if self.one_calendar else torch.isin(query.series_id, self.known)
         for asked, held in self._groups(query.variable):
             for part in asked.split(max(1, COMPARED_AT_ONCE // max(1, held.stop - held.start))):
                 rows = Rows(*(column[part] for column in query))
@@ -195,7 +200,7 @@ class RetrievedFutures(nn.Module):
         """Columns of the rows ``held``, as `search`; ``known`` [S]: the memory knows a query's series."""
         places = Rows(self.series[held], self.variable[held], self.start[held])
         scores = self._scores(key, future, query, held)
-        allowed = admissible(query, places, span=self.span, same_variable=True)
+        allowed = admissible(query, places, span=self.span, same_variable=True, apart=self.apart)
         scores.masked_fill_(~allowed, torch.inf)
         other_phase = (query.start[:, None] - places.start) % self.season != 0
         other_phase &= known[:, None]

@@ -45,14 +45,21 @@ class RetrievalMemory(nn.Module):
     key_centre: Tensor
 
     def __init__(
-        self, config: GRAMConfig, *, seq_len: int, horizon: int, patch_len: int, season: int
+        self,
+        config: GRAMConfig,
+        *,
+        seq_len: int,
+        horizon: int,
+        patch_len: int,
+        season: int,
+        apart: int = 0,
     ) -> None:
-        """An empty memory; `build` fills it."""
+        """An empty memory; `build` fills it. ``apart`` as in `layers.retrieval.search.admissible`."""
         super().__init__()
         self.config = config
         self.span = seq_len + horizon
         self.horizon = horizon
-        self.season = season
+        self.season, self.apart = season, apart
         self.keys = WindowKeys(config, seq_len=seq_len, patch_len=patch_len, season=season)
         kind = torch.float16 if config.memory_dtype == "fp16" else torch.float32
         self.register_buffer("memory_keys", torch.empty(0, sum(self.keys.widths), dtype=kind))

@@ -68,6 +68,9 @@ class SearchRule:
     same_variable: bool
     span: int
     season: int
+    same_series: bool = False
+    apart: int = 0
+    """Rows by which the starts of two windows of any series must differ; see `admissible`."""
 
 
 def nearest_rows(
@@ -110,7 +113,14 @@ def _scores(
     else:
         numbers = torch.arange(begin, begin + len(block.keys), device=block.keys.device)
         scores = random_scores(queries.rows, numbers)
-    allowed = admissible(queries.rows, block.places, span=rule.span, same_variable=rule.same_variable)
+    allowed = admissible(
+        queries.rows,
+        block.places,
+        span=rule.span,
+        same_variable=rule.same_variable,
+        same_series=rule.same_series,
+        apart=rule.apart,
+    )
     if rule.control == "same_phase":
         allowed &= (queries.rows.start[:, None] - block.places.start[None, :]) % rule.season == 0
     return scores.masked_fill_(allowed.logical_not_(), torch.inf)
@@ -178,16 +188,28 @@ def query_rows(
     return Rows(*columns)
 
 
-def admissible(query: Rows, memory: Rows, *, span: int, same_variable: bool) -> Tensor:
+def admissible(
+    query: Rows, memory: Rows, *, span: int, same_variable: bool, same_series: bool = False, apart: int = 0
+) -> Tensor:
     """Which memory rows each query may see, [S, M] bool.
 
     A row of the query's own series is masked where the two windows (lookback and future,
     ``span`` = L + H rows each) share any row, whichever the variable: otherwise a training window
     would find its own answer, and learn to copy what the test cannot offer.
+
+    Where the starts of all series are places in one calendar, a row of any series is masked that begins
+    within ``apart`` = H rows: their futures overlap in time, and what befell all series is in both. A query
+    that is in no series (its id is below 0) has no place, and nothing is masked.
     """
     start = query.start[:, None]
     allowed = (memory.start >= start + span) | (memory.start <= start - span)
-    allowed |= memory.series_id != query.series_id[:, None]
+    own = memory.series_id == query.series_id[:, None]
+    allowed |= ~own
+    if apart:
+        near = (memory.start - start).abs() < apart
+        allowed &= ~(near & (query.series_id >= 0)[:, None])
+    if same_series:
+        allowed &= own
     if same_variable:
         allowed &= memory.variable == query.variable[:, None]
     return allowed

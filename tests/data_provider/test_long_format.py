@@ -1,4 +1,4 @@
-"""Series below each other are named as what they are; the way out that is given works."""
+"""Series below each other are named as what they are; the flags that are given read them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data_provider.long_files import columns_in_file, read_long_files
+from data_provider.long_table import read_long
 from data_provider.series import Series, read_csv
+from utils.cli import parse_config
 
 
 def read(path: Path, **changes: object) -> Series:
@@ -31,7 +34,7 @@ ONE = [(("unique_id",), (name,)) for name in "ABC"]
 NUMBERS = [(("store",), (number,)) for number in (3, 7, 12)]
 TWO = [(("store", "item"), (s, i)) for s in ("north", "south") for i in (1, 2)]
 KINDS = {
-    "blocks": long_frame(ONE),
+    "blocks": long_frame([(("code",), one[1]) for one in ONE]),
     "by time": long_frame(ONE).sort_values(["date", "unique_id"]),
     "numbers": long_frame(NUMBERS),
     "two ids": long_frame(TWO),
@@ -42,19 +45,23 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_line_names_the_format_and_its_recipe_works(tmp_path, kind, monkeypatch):
+def test_one_line_names_the_format_and_its_flags_read_it(tmp_path, kind):
     """First "sort the rows", then "keep one row per time": the advice threw series away."""
-    frame = KINDS[kind]
-    frame.to_csv(tmp_path / "panel's.csv", index=False)
+    KINDS[kind].to_csv(tmp_path / "panel.csv", index=False)
     with pytest.raises(ValueError, match="the long format: [34] series below each other") as refused:
-        read(tmp_path / "panel's.csv")
+        read(tmp_path / "panel.csv")
     said = str(refused.value)
-    assert "\n" not in said and "one row per time" in said and "sort" not in said.split("in Python")[0]
-    exec(said[said.index("import pandas") :], {})
-    wide = read(tmp_path / "panel's_wide.csv")
+    assert "\n" not in said and "one row per time" in said and "sort" not in said
+    words = ["--data", "custom", *said[said.index("--id_column") :].split()]
+    config = parse_config(words)
+    columns = columns_in_file(config.data, tmp_path / "panel.csv")
+    assert columns is not None
+    panel = read_long(read_long_files(tmp_path / "panel.csv", columns), "panel", columns, name="panel")
     series = 4 if kind == "two ids" else 3
-    expected = np.arange(40)[:, None] + 100.0 * np.arange(series)
-    assert np.array_equal(wide.values, expected) and wide.dates[0] == pd.Timestamp("2020-01-20")
+    assert np.array_equal(
+        panel.values.reshape(series, 40), np.arange(40) + 100.0 * np.arange(series)[:, None]
+    )
+    assert panel.calendar is not None and panel.calendar[0] == pd.Timestamp("2020-01-20")
 
 
 def test_series_of_other_times_below_each_other_are_named_too(tmp_path):

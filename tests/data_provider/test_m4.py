@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from data_provider.data_factory import build_data, evaluation_loader, training_loader
-from data_provider.m4 import M4Dataset, M4Source, read_collection, scale_of, training_cuts
+from data_provider.m4 import read_competition, scale_of, training_places
+from data_provider.panel_windows import PanelDataset, PanelSource
 from utils.config import Config, ConfigError
 from utils.data_sets import M4_PATTERNS
 from utils.m4_scores import mase_scale, naive2
@@ -56,9 +57,9 @@ def raw(folder: Path, part: str) -> list[np.ndarray]:
     return [np.array([float(f) for f in line.split(",")[1:] if f]) for line in lines]
 
 
-def parts(bundle: DataBundle) -> list[M4Dataset]:
+def parts(bundle: DataBundle) -> list[PanelDataset]:
     found = [bundle.train, bundle.validation, bundle.test]
-    assert all(isinstance(part, M4Dataset) for part in found)
+    assert all(isinstance(part, PanelDataset) for part in found)
     return found  # type: ignore[return-value]
 
 
@@ -117,8 +118,9 @@ def test_training_windows_are_those_that_can_be_counted_by_hand(write_m4):
     for number, length in enumerate(LENGTHS):
         usable = length - H
         wanted += [(number, cut) for cut in range(max(1, usable - 12), usable - H + 1)]
-    assert list(zip(train.series.tolist(), train.cut.tolist(), strict=True)) == wanted
-    assert set(train.series.tolist()) == {1, 2, 3, 4}  # the first has 16 rows: 8 to know, 8 held out
+    own, cuts = (part.tolist() for part in train.places.of_all())
+    assert list(zip(own, cuts, strict=True)) == wanted
+    assert set(own) == {1, 2, 3, 4}  # the first has 16 rows: 8 to know, 8 held out
     assert "4 are long enough" in bundle.notes["series"]
     known = raw(folder, "train")
     for index, (number, cut) in enumerate(wanted):
@@ -134,20 +136,15 @@ def test_training_windows_are_those_that_can_be_counted_by_hand(write_m4):
 
 
 def test_long_series_keep_to_their_recent_history():
-    series, cut = training_cuts(np.array([100, 20]), 8, history=1.5)
-    assert cut[series == 0].tolist() == [88, 89, 90, 91, 92] and cut[series == 1].tolist() == [
-        8,
-        9,
-        10,
-        11,
-        12,
-    ]
+    series, cut = training_places(np.array([100, 20]), 8, history=1.5).of_all()
+    assert cut[series == 0].tolist() == [88, 89, 90, 91, 92]
+    assert cut[series == 1].tolist() == [8, 9, 10, 11, 12]
 
 
 def test_the_source_numbers_rows_as_the_training_items_and_finds_them_again(write_m4):
     bundle = build_data(config_of(write_m4()))
     source, train = bundle.source, parts(bundle)[0]
-    assert isinstance(source, M4Source) and source.num_rows == len(train)
+    assert isinstance(source, PanelSource) and source.num_rows == len(train)
     rows = source.rows(torch.arange(len(train)))
     for index in range(len(train)):
         assert torch.equal(rows.lookback[index], train[index].x[:, 0])
@@ -217,7 +214,7 @@ def test_lengths_that_do_not_fit_are_named(write_m4):
         build_data(config_of(write_m4(lengths=[12, 16])))
     folder = write_m4(lengths=[30])
     with pytest.raises(ValueError, match="series Q1: expected 6 values, found 8"):
-        read_collection(folder / "Quarterly-train.csv", folder / "Quarterly-test.csv", horizon=6)
+        read_competition(folder / "Quarterly-train.csv", folder / "Quarterly-test.csv", horizon=6)
     (folder / "Quarterly-test.csv").write_text("V1\n")
     with pytest.raises(ValueError, match="found none"):
         build_data(config_of(folder))

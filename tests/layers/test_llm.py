@@ -195,17 +195,16 @@ def test_too_many_layers_names_flag_and_both_counts(folder: Path) -> None:
         load_llm(at(folder, layers=99))
 
 
-def test_four_bits_are_refused_where_they_can_not_be_had(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lacks", ["a GPU", "the package", "a folder", "a device"])
+def test_four_bits_are_bitsandbytes_where_it_can_give_them(
+    lacks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Taken silently, a user would measure the memory of full weights."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(llm_files, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"--load_in_4bit: expected a GPU and the package bitsandbytes"):
-        load_llm(at(tiny_llama, load_in_4bit=True))
-    monkeypatch.setattr(llm_files, "find_spec", lambda name: object())
-    with pytest.raises(ValueError, match=r"--load_in_4bit: expected a GPU, found none"):
-        load_llm(at(tiny_llama, load_in_4bit=True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: lacks != "a GPU")
+    monkeypatch.setattr(llm_files, "find_spec", lambda name: None if lacks == "the package" else object())
+    gguf = Path("a.gguf") if lacks == "a folder" else None
+    source = llm_files.Source("it", Path("."), gguf=gguf)
+    assert not llm_files.has_bitsandbytes(source, cpu=lacks == "a device")
+    assert llm_files.has_bitsandbytes(source, cpu=False) == (lacks == "a device")
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ from layers.llm import attention as llm_attention
 from layers.llm import check
 from layers.llm.check import checked_pass
 from layers.llm.probe import FEWEST, WORDS, twin_of
+from utils.errors import UserError
 
 SMALL: dict[str, Any] = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
@@ -95,3 +96,17 @@ def test_weights_that_can_not_be_copied_are_checked_by_their_code(mark):
     assert type(twin) is type(llm) and {p.dtype for p in twin.parameters()} == {torch.float32}
     assert (twin.config.num_hidden_layers, twin.get_input_embeddings().num_embeddings) == (FEWEST, WORDS)
     assert checked_pass(llm).kind == "causal"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+def test_quantised_weights_that_cut_the_gradient_are_refused(share: float) -> None:
+    """bitsandbytes on a CPU gave a fiftieth of the gradient, tokens in integers give none: nothing learns."""
+    llm: Any = drawn(DEEP)
+    llm.is_quantized = True
+    for layer in llm.layers:
+        layer.register_full_backward_pre_hook(lambda module, gradients: (gradients[0] * share,))
+    if share == 1:
+        assert checked_pass(llm).kind == "causal"
+        return
+    with pytest.raises(UserError, match="expected quantised weights that let gradients through"):
+        checked_pass(llm)

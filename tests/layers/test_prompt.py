@@ -225,14 +225,14 @@ def test_a_prompt_beyond_the_width_is_whole(builder: PromptBuilder) -> None:
 def test_prompts_of_a_batch_are_those_of_its_forecast_variables(builder: PromptBuilder) -> None:
     """With --features MS the last variable alone is told of; M4's windows are counted where they exist."""
     x = windows(6).view(2, 3, L).transpose(1, 2)  # [B, L, N]
-    whole = WindowPrompts(builder, last_alone=False, masked=False)(x)
-    last = pickle.loads(pickle.dumps(WindowPrompts(builder, last_alone=True, masked=False)))(x)
+    whole = WindowPrompts(builder, targets=None, masked=False)(x)
+    last = pickle.loads(pickle.dumps(WindowPrompts(builder, targets=1, masked=False)))(x)
     assert whole.shape[:2] == (2, 3) and last.shape[:2] == (2, 1)
     assert torch.equal(last[:, 0, : builder.n_constant], whole[:, 2, : builder.n_constant])
     assert torch.equal(builder.padded(last[:, 0])[0], builder.padded(whole[:, 2])[0])
     mask = torch.ones(2, L, 1)
     mask[0, :50] = 0
-    masked = WindowPrompts(builder, last_alone=False, masked=True)(x[..., :1], mask)
+    masked = WindowPrompts(builder, targets=None, masked=True)(x[..., :1], mask)
     wanted = builder.ids(x[..., 0], mask[..., 0])
     assert torch.equal(masked[:, 0], wanted) and not torch.equal(builder.ids(x[..., 0]), wanted)
 

@@ -87,6 +87,18 @@ def test_a_merged_llm_forecasts_the_same(trained, tmp_path, series_file):
     assert not list(tmp_path.glob(".*")) and not (out / "adapters").exists()
 
 
+def test_adapters_on_kept_weights_are_merged_into_these(series_file, tiny_settings, tmp_path):
+    """Merged into the file's weights, the LLM would be none that they were trained on."""
+    settings = tiny_settings(series_file, tmp_path / "runs") | {"peft": "lora", "max_steps": 2}
+    forget_accelerator()
+    run = run_main.train(Config.from_flat(settings | {"llm_weights": "bf16"}), model="TimeLLM")
+    assert export(run, tmp_path / "out", "--merge") == 0
+    frames = [
+        Forecaster.load(at, device="cpu").predict(series_file) for at in (run.run_dir, tmp_path / "out")
+    ]
+    np.testing.assert_allclose(frames[0]["OT"], frames[1]["OT"], rtol=1e-5, atol=1e-5)
+
+
 def test_what_can_not_be_exported_is_said(trained, tmp_path, capsys, tiny_settings, series_file):
     (tmp_path / "there").mkdir()
     assert export(trained, tmp_path / "there") == 2

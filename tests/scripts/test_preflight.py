@@ -52,7 +52,7 @@ def test_the_batch_size_that_fits_is_told(tiny_llama, capsys, monkeypatch):
 
     def little(found: Any, sizes: list[int], **more: Any) -> int:
         known.extend(sizes)
-        return fitting(found, sizes, **{**more, "available": 10**12}) - 1
+        return (fitting(found, sizes, **{**more, "available": 10**12}) or 0) - 1
 
     monkeypatch.setattr(preflight, "largest_by_estimate", little)
     text = told(capsys, tiny_llama, "--auto_batch_size", "--no_timing")

@@ -37,6 +37,7 @@ def finished_run(quickstart, folder, *, mse, mae):
     run_dir.mkdir(parents=True)
     results = {
         "data": "synthetic",
+        "notes": {},
         "llm": {"name": "SMOLLM2", "note": "weights are 4-bit, de-quantised"},
         "best": {"test": {"mse": mse, "mae": mae}, "step": 2},
         "phases": {"training": 1.0},
@@ -107,7 +108,11 @@ def test_a_season_longer_than_the_lookback_is_said_in_the_table_and_judged_witho
         "persistence": quickstart.Scores(1.0, 1.0), "ridge": quickstart.Scores(0.5, 0.5)
     }  # fmt: skip
     quickstart.report(
-        results={"data": "mine", "llm": {}}, model=model, baselines=baselines, season="1440 rows", seq_len=96
+        results={"data": "mine", "notes": {}, "llm": {}},
+        model=model,
+        baselines=baselines,
+        season="1440 rows",
+        seq_len=96,
     )
     assert quickstart.verdict(model, baselines, ridge=False) == 0
     said = capsys.readouterr().out

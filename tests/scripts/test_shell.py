@@ -318,7 +318,7 @@ def test_ci_runs_every_check_on_the_data_beside_it(project, tmp_path):
     order = "ruff check|ruff format --check|mypy|test_imports|--cov-fail-under=90|test_table_files"
     order += "|data_provider.synthetic|run_main_enhanced|verify_checkpoint|predict.py"
     places = [asked.index(step) for step in order.split("|")]
-    assert places == sorted(places) and "test_deepspeed" not in asked
+    assert places == sorted(places) and "test_deepspeed" not in asked and "test_llm_kept" in asked
     assert f"ETT_ROOT={tmp_path}/shared/data" in done.stdout and "Passed on" in done.stderr
     for made in re.findall(r"--(?:target|root_path) (\S+)", asked):
         assert not Path(made).exists(), "what was made for a check is left behind"
@@ -331,6 +331,15 @@ def test_a_check_that_fails_ends_ci(project, tmp_path):
     done = bash(project / ".ci/run", cwd="/", PATH=with_browser(tmp_path))
     assert done.returncode == 3 and "Passed" not in done.stderr
     assert "test_table_files.py" in calls(project)[-1]
+
+
+def test_a_test_of_an_extra_that_is_skipped_ends_ci(project, tmp_path):
+    """The package was there, and nobody would have noticed that its tests found it missing."""
+    mark_ready(project)
+    skipping = 'if [[ "$*" == *test_llm_kept.py* ]]; then echo "SKIPPED [1] of it"; fi\n'
+    (project / ".venv/bin/python").write_text(FAKE_PYTHON + skipping)
+    done = bash(project / ".ci/run", cwd="/", PATH=with_browser(tmp_path))
+    assert done.returncode == 1 and "SKIPPED [1] of it" in done.stderr and "Passed" not in done.stderr
 
 
 def test_the_words_of_cis_run_are_flags():

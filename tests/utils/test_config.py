@@ -12,6 +12,7 @@ from utils.config import GROUPS, IDENTITY, Config, ConfigError, iter_settings, s
 
 ANOTHER: dict[str, Any] = {
     "llm_dim": 32, "season": 7, "max_steps": 3, "eval_steps": 2, "levels": (0.5,), "lora_targets": ("k",),
+    "target": ("k",),
 }  # fmt: skip
 """A value for settings whose default tells nothing of their type."""
 
@@ -199,7 +200,7 @@ def test_what_trains_another_model_is_not_excused_from_the_hash():
     assert sorted({name for _, name, _ in iter_settings()} - IDENTITY) == sorted(
         "root_path num_workers checkpoints save_steps save_total_limit resume_from_checkpoint "
         "resume_counter log_steps patience is_training eval_test_each_epoch cpu "
-        "build_memory model_id model_comment des eval_batch_size enc_in itr max_minutes "
+        "build_memory model_id model_comment des eval_batch_size enc_in static_width itr max_minutes "
         "auto_batch_size gradient_checkpointing levels interval_score report_to debug_shapes "
         "dump_prompt eval_data eval_root_path eval_data_path llm_device_map shard_llm test_stride".split()
     )

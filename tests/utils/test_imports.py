@@ -19,7 +19,9 @@ FLOORS = {
     "data_provider": {"utils", "data_provider"},
     "models": {"utils", "layers", "models", "data_provider"},
 }
-DOOR = {f"models.{name}" for name in ("forecaster", "trained", "loading", "forecast_tables")}
+DOOR = {
+    f"models.{name}" for name in ("forecaster", "trained", "loading", "forecast_tables", "panel_forecasts")
+}
 """What a trained run is loaded by, to forecast tables: of `models` it alone reads data."""
 WING = "utils.training.distributed"
 ENGINE = (f"{WING}.fsdp", "layers.llm.fsdp")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from utils.config import ConfigError
+from utils.config import AUTO, ConfigError
 from utils.process_memory import mib
 from utils.reporting.peak_memory import MemorySizes, training_memory
 
@@ -22,8 +22,8 @@ LADDERS: dict[str, tuple[int, ...]] = {
 """The document's measures (section 8.2), the first to take first, with the values to go down by."""
 MODULE_OF = {"n_scales": "use_tapr", "top_k": "use_gram"}
 """Settings that only a run with this module reads."""
-FOUR_BITS = 0.5
-"""Bytes of a weight in 4 bits."""
+FOUR_BITS, EIGHT_BITS = 0.625, 1.0
+"""Bytes of a weight in so many bits, with the scales of groups of 32 where there are such."""
 
 
 def out_of_memory_text(sizes: MemorySizes, cause: str, *, passes: int) -> str:
@@ -62,14 +62,17 @@ def document_measures(sizes: MemorySizes, *, passes: int) -> Iterator[str]:
         without = replace(sizes, memory_rows=0)
         yield f"without --use_gram: {_saving(sizes, without, use_gram=False, build_memory=False)}"
     if sizes.llm is not None and not values["load_in_4bit"]:
-        fewer = sizes.llm.layers * sizes.llm.layer_weights * (sizes.llm.weight - FOUR_BITS)
-        yield f"--load_in_4bit (needs a GPU and bitsandbytes): saves about {mib(fewer)}"
+        fewer = sizes.llm.layers * (sizes.llm.layer_bytes - FOUR_BITS * sizes.llm.layer_weights)
+        yield f"--load_in_4bit (by bitsandbytes on a GPU, else by torchao): saves about {mib(fewer)}"
 
 
 def further_measures(sizes: MemorySizes) -> Iterator[str]:
     """What the document does not have."""
     if sizes.llm is None:
         return
+    if sizes.config.llm.llm_weights == AUTO and not sizes.config.llm.load_in_4bit:
+        fewer = sizes.llm.layers * (sizes.llm.layer_bytes - EIGHT_BITS * sizes.llm.layer_weights)
+        yield f"--llm_weights int8 (needs torchao): saves about {mib(fewer)}"
     if sizes.config.training.mixed_precision == "no":
         yield f"--mixed_precision bf16 (now no): {_saving(sizes, mixed_precision='bf16')}"
     if sizes.config.backbone.source_tokens == "mapping":

@@ -96,11 +96,15 @@ class LLMSizes(NamedTuple):
     """Whether one map makes queries, keys and values: while a part of what it gave is kept, all of it is."""
     processes: int = 1
     """Among which the layers are divided (``--shard_llm``)."""
+    saved: int = 0
+    """Bytes by which one layer takes less, its maps kept otherwise (``--llm_weights``)."""
+    largest: int = 0
+    """Entries of the largest map that is kept otherwise, which is there in whole while it is used."""
 
     @property
     def layer_bytes(self) -> int:
         """Of one whole layer."""
-        return self.layer_weights * self.weight
+        return self.layer_weights * self.weight - self.saved
 
     @property
     def held(self) -> float:
@@ -109,8 +113,8 @@ class LLMSizes(NamedTuple):
 
     @property
     def gathered(self) -> float:
-        """Bytes of the layers that are there in whole for a pass, where they are divided."""
-        return GATHERED * self.layer_bytes if self.processes > 1 else 0.0
+        """Bytes that are there in whole for a pass: of layers that are divided, of a map kept otherwise."""
+        return GATHERED * self.layer_bytes if self.processes > 1 else float(FLOAT * self.largest)
 
 
 @dataclass(frozen=True)
@@ -187,10 +191,13 @@ class MemorySizes:
         llm = self.llm
         if llm is not None and "llm_layers" in settings:
             fewer = llm.layers - settings["llm_layers"]
-            left = llm.weights - fewer * llm.layer_weights * llm.weight
+            left = llm.weights - fewer * llm.layer_bytes
             llm = llm._replace(layers=settings["llm_layers"], weights=left)
         if llm is not None and settings.get("mixed_precision", "no") != "no":
-            llm = llm._replace(weight=HALF, weights=llm.weights * HALF // llm.weight)
+            kept = llm.layers * llm.layer_bytes if llm.saved else 0
+            saved = llm.layer_weights * HALF - llm.layer_bytes if llm.saved else 0
+            halved = kept + (llm.weights - kept) * HALF // llm.weight
+            llm = llm._replace(weight=HALF, weights=halved, saved=saved)
         return dataclass_replace(self, config=config, llm=llm, trained=trained)
 
 
@@ -392,7 +399,7 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
     """
     forecast = min(forecast, config.training.max_channels_per_step or forecast)
     variables = 1 if config.data.channel_sampling == "single" else forecast
-    llm = _llm_sizes(model.llm_model) if hasattr(model, "llm_model") else None
+    llm = llm_sizes(model.llm_model) if hasattr(model, "llm_model") else None
     retrieves = config.gram.use_gram and hasattr(model, "gram")
     divided = llm is not None and (model._pass.kind != "causal" or model._pass.reuses_prefix)
     kept = model.prompt.n_constant if divided else 0
@@ -409,8 +416,8 @@ def sizes_of(model: Any, *, config: Config, forecast: int, on_gpu: bool = False)
     )
 
 
-def _llm_sizes(llm: Any) -> LLMSizes:
-    """Sizes of a transformers model."""
+def llm_sizes(llm: Any) -> LLMSizes:
+    """Sizes of a transformers model, whose weights may be anywhere, or nowhere."""
     words = llm.get_input_embeddings().weight
     width = _setting(llm.config, "hidden_size", "d_model", default=words.shape[1])
     layers = _setting(llm.config, "num_hidden_layers", default=1)
@@ -420,6 +427,8 @@ def _llm_sizes(llm: Any) -> LLMSizes:
     activation = getattr(llm.config, "hidden_act", None) or getattr(llm.config, "activation_function", "")
     stack = next((m for m in llm.modules() if isinstance(m, nn.ModuleList) and len(m) == layers), [llm])
     frozen = [p for p in llm.parameters() if not p.requires_grad]
+    layer, in_layer = frozen_entries(stack[0]), [p for p in stack[0].parameters() if not p.requires_grad]
+    kept = [part.in_features * part.out_features for part in llm.modules() if hasattr(part, "kept")]
     return LLMSizes(
         layers=layers,
         width=width,
@@ -427,7 +436,7 @@ def _llm_sizes(llm: Any) -> LLMSizes:
         heads=heads,
         attention=heads * head,
         keys=_setting(llm.config, "num_key_value_heads", default=heads) * head,
-        layer_weights=sum(p.numel() for p in stack[0].parameters() if not p.requires_grad),
+        layer_weights=layer,
         inner=inner,
         inner_copies=KEPT_BY_FEED_FORWARD.get(str(activation), KEPT_OTHERWISE),
         weights=sum(p.numel() * p.element_size() for p in frozen),
@@ -436,7 +445,17 @@ def _llm_sizes(llm: Any) -> LLMSizes:
         adapter_weights=sum(p.numel() for p in stack[0].parameters() if p.requires_grad),
         fused=any(name.rpartition(".")[2] in FUSED_MAPS for name, _ in stack[0].named_modules()),
         processes=max((p.device_mesh.size() for p in frozen if isinstance(p, DTensor)), default=1),
+        saved=layer * words.element_size() - sum(p.nbytes for p in in_layer) if kept else 0,
+        largest=max(kept, default=0),
     )
+
+
+def frozen_entries(module: nn.Module) -> int:
+    """Frozen weights; of a map that is kept otherwise (`layers.llm.kept`) as many as it stands for."""
+    kept: list[Any] = [part for part in module.modules() if hasattr(part, "kept")]
+    stored = sum(p.numel() for part in kept for p in (part.kept, part.scale) if p is not None)
+    others = sum(p.numel() for p in module.parameters() if not p.requires_grad) - stored
+    return others + sum(part.in_features * part.out_features for part in kept)
 
 
 def _setting(settings: Any, *names: str, default: int) -> int:

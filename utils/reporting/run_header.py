@@ -13,7 +13,7 @@ from torch import nn
 from utils.config import Config
 from utils.paths import PACKAGE, PROJECT_ROOT
 from utils.process_memory import available_bytes, mib, resident_bytes
-from utils.reporting.peak_memory import expected_peaks
+from utils.reporting.peak_memory import expected_peaks, frozen_entries
 from utils.reporting.unused_flags import unread_flags
 from utils.training.optim import rate_factor
 from utils.types import DataBundle
@@ -38,7 +38,7 @@ def environment() -> dict[str, Any]:
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """(trained, frozen) numbers of parameters."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trained, sum(p.numel() for p in model.parameters()) - trained
+    return trained, frozen_entries(model)
 
 
 def adapters_text(model: Any) -> str:
@@ -134,7 +134,10 @@ def memory_line(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) -
     """The peaks expected of a training step and of evaluation, by `utils.reporting.peak_memory`."""
     if not hasattr(model, "llm_model"):
         return f"memory: {mib(resident_bytes())} so far; this model adds little"
-    training, evaluation = expected_peaks(config, data, model, on_gpu=on_gpu)
+    try:
+        training, evaluation = expected_peaks(config, data, model, on_gpu=on_gpu)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return f"memory: no estimate for {type(model.llm_model).__name__} ({type(error).__name__}: {error})"
     there = "" if on_gpu else f"; {mib(available_bytes())} can still be taken here"
     steps = f"{mib(training)} expected at the peak of training, " if config.run.is_training else "expected: "
     return f"memory: {steps}{mib(evaluation)} in evaluation{there}"

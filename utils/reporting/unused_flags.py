@@ -48,8 +48,10 @@ def _lacking(config: Config, model: Any) -> Iterator[tuple[Need, str]]:
         yield "table", "M4's series have one column and no dates"
     else:
         yield "m4", "without --data M4"
-    if config.data.features == "M":
-        yield "selection", "--features M reads all columns"
+    if not config.data.is_panel:
+        yield "panel", f"{config.data.data} is one series"
+        if config.data.features == "M":
+            yield "selection", "--features M reads all columns"
     if not model.is_trainable:
         yield "steps", f"{model.name} takes no optimizer steps"
     elif not config.run.is_training:

@@ -1,7 +1,8 @@
 """Batches that fit into memory, with the same windows in every optimizer step; and what to do without.
 
 ``--auto_batch_size`` lowers the batch size and raises the passes: on a GPU by trying (accelerate's
-finder), on a CPU by the estimate, since there the system ends a process that takes too much.
+finder), on a CPU by the estimate, since there the system ends a process that takes too much. Where even a
+single window is too much by the estimate, a trial of it decides.
 """
 
 from __future__ import annotations
@@ -53,7 +54,11 @@ def choose_batch_size(ctx: RunContext) -> None:
         size = largest_by_trial(ctx, sizes)
     else:
         found = memory_sizes(ctx)
-        size = largest_by_estimate(found, sizes, passes=ctx.plan.passes, available=available_bytes())
+        there = available_bytes()
+        fitting = largest_by_estimate(found, sizes, passes=ctx.plan.passes, available=there)
+        if fitting is None:
+            log.warning("--auto_batch_size: %s", nothing_fits_text(found, sizes, available=there))
+        size = fitting or largest_by_trial(ctx, sizes[-1:])
     size = min(gather_object([size]))
     asked, ctx.plan = (
         ctx.plan,
@@ -77,17 +82,16 @@ def possible_sizes(plan: BatchPlan) -> list[int]:
     return [size for size in range(plan.size, 0, -1) if share % size == 0]
 
 
-def largest_by_estimate(found: MemorySizes, sizes: list[int], *, passes: int, available: int) -> int:
-    """The largest batch size whose training step fits by the estimate; the first of a model without an LLM.
+def largest_by_estimate(found: MemorySizes, sizes: list[int], *, passes: int, available: int) -> int | None:
+    """The largest batch size whose training step fits by the estimate, or None.
+
+    Of a model without an LLM, the first.
 
     Args:
         found: the run's sizes.
         sizes: possible batch sizes, falling; the first is the one asked for.
         passes: forward passes of an optimizer step with that one.
         available: bytes.
-
-    Raises:
-        MemoryShortError: none does.
     """
     if found.llm is None:
         return sizes[0]
@@ -97,15 +101,23 @@ def largest_by_estimate(found: MemorySizes, sizes: list[int], *, passes: int, av
         needed = taken_by_cpu(training_memory(found.replace(batch_size=size))) + extra
         if needed <= USABLE * available:
             return size
-    smallest = found.replace(batch_size=sizes[-1])
-    raise MemoryShortError(out_of_memory_text(smallest, f"{mib(available)} are available", passes=passes))
+    return None
+
+
+def nothing_fits_text(found: MemorySizes, sizes: list[int], *, available: int) -> str:
+    """What to say where no size fits by the estimate, which stops no run."""
+    needed = taken_by_cpu(training_memory(found.replace(batch_size=sizes[-1])))
+    return (
+        f"by the estimate a pass of {sizes[-1]} window(s) takes {mib(needed)}, and {mib(available)} are "
+        "available; trying it decides"
+    )
 
 
 def largest_by_trial(ctx: RunContext, sizes: list[int]) -> int:
-    """The largest batch size with which two passes and an optimizer's state fit on the GPU.
+    """The largest batch size with which two passes and an optimizer's state fit.
 
     Raises:
-        MemoryShortError: not even one window fits.
+        MemoryShortError: not even the smallest does.
     """
     turns = iter(sizes[1:])
 

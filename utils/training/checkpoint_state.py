@@ -62,6 +62,8 @@ def gather(ctx: RunContext, trainer: Trainer) -> dict[str, Any]:
             "mean": ctx.data.standardisation.mean,
             "std": ctx.data.standardisation.std,
             **ctx.data.identity._asdict(),
+            "panel": None if ctx.data.panel is None else ctx.data.panel._asdict(),
+            **({"covariates": ctx.data.covariates} if ctx.data.covariates else {}),
         },
     }
 

@@ -214,9 +214,15 @@ def resolve(config: Config, data: DataBundle) -> Config:
     ``--start auto`` becomes what it means where nothing is resumed (`start_as_begun`).
     """
     start = "none" if config.run.task_name == SHORT_TERM else config.backbone.start
+    panel = data.panel
+    columns: dict[str, Any] = {} if panel is None else {
+        "id_column": tuple(panel.id_column), "date_column": panel.date_column, "target": data.targets[0]
+    }  # fmt: skip
     return config.replace(
+        **columns,
         season=min(data.season, config.data.seq_len),
         enc_in=len(data.columns),
+        static_width=data.static_width,
         freq=data.frequency,
         start="solved" if config.backbone.start == AUTO and config.begins_solved else start,
     )
@@ -329,9 +335,9 @@ def _prepare_model(ctx: RunContext, payload: dict[str, Any] | None) -> None:
             _take_weights(ctx, {"model": weights}, source=f"--init_from {path}")
         if payload is None:
             given, once = run_settings.init_from is not None, partial(solve_once, ctx)
-            texts, text_hash = ctx.data.texts, ctx.data.text_hash
+            d = ctx.data
             ctx.plain.fit_statistics(
-                FitSource(ctx.data.source, ctx.data.validation, given, once, texts, text_hash)
+                FitSource(d.source, d.validation, given, once, d.words, d.texts, d.text_hash)
             )
         if payload is None or not ctx.config.run.is_training:
             # A resumed run goes on with the keys it had; a test wants those of the weights tested.

@@ -14,6 +14,7 @@ from utils.reporting.text_tables import interval_table
 from utils.training import checkpoint as checkpoints
 from utils.training import run_folder as folders
 from utils.training.by_part import PartSums, part_line
+from utils.training.by_series import SeriesSums, series_lines
 from utils.training.by_variable import VariableSums, constant_lines
 from utils.training.forward import forecasts, stacked
 from utils.training.intervals import IntervalSums, calibration_of_best
@@ -30,6 +31,10 @@ BY_VARIABLE = "by_variable"
 """Where the results have the test's errors of each variable."""
 BY_PART = "by_part"
 """Where the results have the test's errors as the forecast grows, where it begins at a solved start."""
+BY_SERIES = "by_series"
+"""Where the results have a panel's scores in all; those of each series are in a table of their own."""
+KEPT_OF_LAST = ("test", BY_VARIABLE, BY_PART, BY_SERIES)
+"""What the results have of the last weights too."""
 SHOWN_WINDOWS = 6
 """Test windows whose forecasts are kept for a plot."""
 
@@ -61,6 +66,8 @@ def evaluate(ctx: RunContext, trainer: Trainer, loaders: Loaders) -> dict[str, A
             entry["test"]["windows"],
         )
         for line in constant_lines(entry[BY_VARIABLE], ctx.data.constant):
+            log.info("%s", line)
+        for line in series_lines(entry[BY_SERIES]) if BY_SERIES in entry else ():
             log.info("%s", line)
         if BY_PART in entry:
             log.info("%s", part_line(entry[BY_PART]))
@@ -116,7 +123,9 @@ def _test(
         calibration = None
     sums = IntervalSums(calibration, levels) if calibration and levels else None
     details, own, parts = DetailSums(), VariableSums(len(ctx.data.test_targets)), PartSums()
-    watchers = [details.add, own.add, parts.add, *([] if sums is None else [sums.add])]
+    panel = ctx.data.panel
+    series = None if panel is None else SeriesSums(panel, ctx.data.standardisation, calibration)
+    watchers = [one.add for one in (details, own, parts, sums, series) if one is not None]
     with ctx.phase("test"):
         entry: dict[str, Any] = {"test": trainer.evaluate(loaders.test, name="test", watchers=watchers)}
     reduced = partial(ctx.accelerator.reduce, reduction="sum")
@@ -124,6 +133,11 @@ def _test(
     entry[BY_VARIABLE] = own.reduce(reduced, names=ctx.data.test_targets, device=device)
     if ctx.plain.begins_solved:
         entry[BY_PART] = parts.reduce(reduced, device=device)
+    if series is not None:
+        table, entry[BY_SERIES] = series.reduce(reduced, device=device)
+        if ctx.accelerator.is_main_process:  # of the best weights, which are tested last
+            with whole_file(ctx.folder / _named(ctx, folders.SERIES_FILE)) as file:
+                file.write(table.to_csv(index=False, float_format="%.9g").encode())
     if sums is not None:
         entry[INTERVALS] = sums.reduce(reduced, targets=ctx.data.targets, device=device)
     return entry, details.gather()
@@ -151,7 +165,7 @@ def _trained_scores(
     return {
         "last": {
             "step": progress.global_step,
-            **(last or {name: entry[name] for name in ("test", BY_VARIABLE, BY_PART) if name in entry}),
+            **(last or {name: entry[name] for name in KEPT_OF_LAST if name in entry}),
         },
         "best": {
             "step": best["global_step"],
@@ -164,7 +178,7 @@ def _trained_scores(
 def _write(ctx: RunContext, results: dict[str, Any], tested: dict[str, dict[str, Any]]) -> None:
     """``results.json``, and the scores of a trained run in the metrics."""
     for name, entry in tested.items():
-        told = {key: value for key, value in entry.items() if key not in (INTERVALS, BY_VARIABLE, BY_PART)}
+        told = {key: value for key, value in entry.items() if key not in (INTERVALS, *KEPT_OF_LAST[1:])}
         ctx.metrics.append(event="test", weights=name, **told)
     folders.write_json(ctx.folder / _named(ctx, folders.RESULTS_FILE), results)
 

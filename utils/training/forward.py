@@ -9,12 +9,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils.batches import batched
 from utils.errors import UserError
 from utils.micro_step import MicroStep
-from utils.types import Batch, ForecastParts, ForecastState, PromptMaker, RetrievalRecord
+from utils.types import (
+    Batch,
+    ForecastParts,
+    ForecastState,
+    PromptMaker,
+    RetrievalRecord,
+    covariates_of,
+)
+
+LINK_SHARPNESS = 10.0
+"""Of the softplus, per standardised unit: a third of one above the floor it adds 0.004, and less beyond."""
 
 
 class ShapeError(UserError):
@@ -37,9 +48,12 @@ def forecast_state(model: Any, batch: Batch, micro_step: MicroStep | None = None
     Raises:
         ShapeError: it is no tensor of the target's shape, which losses and scores would stretch it to.
     """
-    beside = {"prompt": batch.prompt} if batch.prompt.numel() else {}
+    given: dict[str, Any] = {"prompt": batch.prompt} if batch.prompt.numel() else {}
+    covariates = covariates_of(batch)
+    if covariates is not None:
+        given["covariates"] = covariates
     if batch.text_age.numel():
-        beside |= {"text": batch.text, "text_age": batch.text_age}
+        given |= {"text": batch.text, "text_age": batch.text_age}
     found = model(
         batch.x,
         x_mark_enc=batch.x_mark,
@@ -50,7 +64,7 @@ def forecast_state(model: Any, batch: Batch, micro_step: MicroStep | None = None
         target=batch.y,
         micro_step=micro_step,
         return_state=True,
-        **beside,
+        **given,
     )
     state = found if isinstance(found, ForecastState) else ForecastState(found, None, None)
     shape = list(state.prediction.shape) if isinstance(state.prediction, Tensor) else type(found).__name__
@@ -59,9 +73,23 @@ def forecast_state(model: Any, batch: Batch, micro_step: MicroStep | None = None
         raise ShapeError(
             f"{getattr(plain, 'name', type(plain).__name__)}: expected a forecast of {list(batch.y.shape)} "
             f"(windows, rows, forecast variables), found {shape}; mend the model's "
-            "forecast. With --features MS (offers_ms = True), the last variable alone is forecast"
+            "forecast. With --features MS (offers_ms = True), the last variables alone are forecast"
         )
-    return state
+    return linked(state, batch.floor) if batch.floor.numel() else state
+
+
+def linked(state: ForecastState, floor: Tensor) -> ForecastState:
+    """The forecast above ``floor`` [B, M]: softplus of what it is above it, which it nears from above.
+
+    With a gradient everywhere, so that training goes through it; the forecast's parts alike.
+    """
+    low = floor[:, None]
+
+    def above(forecast: Tensor) -> Tensor:
+        return low + F.softplus(forecast.float() - low, beta=LINK_SHARPNESS)
+
+    parts = None if state.parts is None else ForecastParts(*map(above, state.parts))
+    return state._replace(prediction=above(state.prediction), parts=parts)
 
 
 def stacked(items: Sequence[Batch], device: torch.device, prompts: PromptMaker | None = None) -> Batch:
@@ -88,7 +116,11 @@ def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
                 x=batch.x[..., chosen],
                 y=batch.y[..., chosen],
                 variable=batch.variable[..., chosen],
-                prompt=batch.prompt[:, chosen] if batch.prompt.numel() else batch.prompt,
+                **{
+                    name: column[:, chosen]
+                    for name in ("prompt", "static", "words", "floor")
+                    if (column := getattr(batch, name)).numel()
+                },
                 **own,
             )
         share = (chosen.stop - begin) / variables

@@ -136,7 +136,7 @@ def test_the_documents_remedies_come_in_its_order_with_this_runs_values():
     flags = [line.split("--")[1].split()[0].rstrip(":") for line in text.splitlines()[2:]]
     assert flags == [
         "batch_size", "seq_len", "llm_layers", "d_ff", "d_model", "n_scales", "top_k", "use_gram",
-        "load_in_4bit", "mixed_precision", "source_tokens",
+        "load_in_4bit", "llm_weights", "mixed_precision", "source_tokens",
     ]  # fmt: skip
     assert "--batch_size 16 --gradient_accumulation_steps 2, the same effective batch (now 32)" in text
     assert "--seq_len 384 (now 512): saves about" in text and "--llm_layers 4 (now 6)" in text

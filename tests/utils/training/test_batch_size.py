@@ -67,8 +67,17 @@ def test_on_a_cpu_the_estimate_decides_and_a_resumed_run_keeps_the_choice(start_
     assert newest["batch"]["size"] == 4 and len(batches(again.run_dir)) == 1
 
 
-def test_where_nothing_fits_the_run_says_what_would_take_less(start_run, monkeypatch):
+def test_an_estimate_stops_no_run_and_a_trial_does(start_run, monkeypatch, caplog):
+    """An estimate that was too high refused runs that would have fitted."""
     monkeypatch.setattr(batch_size, "available_bytes", lambda: 1000)
+    run = start_run(**AUTO)
+    assert batches(run.run_dir)[0]["chosen"]["size"] == 1
+    assert "--auto_batch_size: by the estimate" in caplog.text and "trying it decides" in caplog.text
+
+    def fails(*_: Any) -> None:
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(batch_size, "try_passes", fails)
     with pytest.raises(MemoryShortError, match=r"--seq_len|--llm_layers|--load_in_4bit"):
         start_run(**AUTO)
 
