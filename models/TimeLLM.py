@@ -250,7 +250,8 @@ class Model(ForecastModel):
             self.words_width.fill_(self.prompt.tokens_of(source.words))
             self.prompt.room = int(self.words_width.item())
         if self.begins_solved:
-            fit_start(self.start, self.config, source)
+            dated = self.config.text.text_file is not None
+            fit_start(self.start, self.config, source, keeps_calendar=dated)
         if source.texts is not None and hasattr(self, "text_reader"):
             self._fit_texts(source, source.texts)
 
@@ -349,8 +350,8 @@ class Model(ForecastModel):
             kept = {name: weight for name, weight in weights.items() if not name.startswith(START_PREFIX)}
             mine = self.state_dict().items()
             weights = kept | {name: weight for name, weight in mine if name.startswith(START_PREFIX)}
-        own_texts = {n: w for n, w in self.state_dict().items() if n.startswith(TEXT_PREFIX)}
-        weights = {**own_texts, **weights}
+        read = {n: w for n, w in self.state_dict().items() if n.startswith(TEXT_PREFIX) and n not in weights}
+        weights = {**weights, **read} if read else weights
         own = {name: weight for name, weight in self.state_dict().items() if is_adapter(name)}
         if not own or any(is_adapter(name) for name in weights):
             return weights
@@ -744,7 +745,7 @@ def solved_start(config: Config, *, retrieves: bool) -> SolvedStart:
     )
 
 
-def fit_start(start: SolvedStart, config: Config, source: FitSource) -> None:
+def fit_start(start: SolvedStart, config: Config, source: FitSource, *, keeps_calendar: bool = False) -> None:
     """Fill the memory of a configuration's start and solve for its maps; once for all that they depend on."""
     d, control, refine = config.data, config.gram.retrieval_control, config.backbone.start_refine
     settings: dict[str, Any] = {
@@ -757,7 +758,6 @@ def fit_start(start: SolvedStart, config: Config, source: FitSource) -> None:
         "refine": refine,
         "seed": config.training.seed if control in ("random", "same_phase") else None,
     }
-    keeps_calendar = config.text.text_file is not None
     if keeps_calendar:
         settings["calendar"] = "kept"
     if d.is_panel:

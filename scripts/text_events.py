@@ -165,7 +165,8 @@ def _outcome(split: int, arm: str, events: EventSeries, config: Config) -> Outco
     data = build_data(config, model=_Reads(known) if arm == "TF-IDF" else TimeLLM.Model)
     config = resolve(config, data)
     start = solved_start(config, retrieves=False)
-    fit_start(start, config, FitSource(data.source, data.validation))
+    dated = config.text.text_file is not None
+    fit_start(start, config, FitSource(data.source, data.validation), keeps_calendar=dated)
 
     def begun(lookback: Tensor, query: Any, marks: Tensor | None) -> Tensor:
         mean, std = start.mean_and_std(lookback)
