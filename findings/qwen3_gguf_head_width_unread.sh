@@ -17,7 +17,7 @@ python="${PYTHON:-python3.11}"
 "$python" -m venv --without-pip "$work/venv"
 install() { "$python" -m pip --python "$work/venv/bin/python" install --disable-pip-version-check --no-compile -q "$@"; }
 install torch==2.13.0
-install transformers==5.23.0 numpy==2.3.5 gguf==0.19.0
+install transformers==5.23.0 numpy==2.3.5 gguf==0.19.0 accelerate==1.15.0
 
 cat > "$work/widths.py" <<'PY'
 import sys
