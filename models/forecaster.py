@@ -130,6 +130,10 @@ class Forecaster(TrainedModel):
             path = Path(table)
             changes |= {"data": CUSTOM, "root_path": str(path.parent), "data_path": path.name}
         config = self._given_config(**changes)
+        if static is not None and not config.data.has_statics:
+            raise UserError(
+                "static: expected columns of it, named as static or static_numbers, found neither"
+            )
         if config.data.static_path == IN_MEMORY and static is None:
             raise UserError("static: expected a data frame of these columns, or static_path, found neither")
         try:
@@ -318,6 +322,7 @@ class Forecaster(TrainedModel):
         forecast_tables.check_names((DATE,), self.targets, levels=levels, quantiles=quantiles)
         if self.panel is not None:
             self._check_panel(levels, recalibrate)
+            self.check_beside(future=future, static=static)
             if quantiles:
                 raise UserError(
                     "quantiles: of a panel the bounds of intervals are given; name levels instead"
@@ -427,6 +432,7 @@ class Forecaster(TrainedModel):
         forecast_tables.check_names((ORIGIN, DATE), self.targets, levels=levels, truth=True)
         if self.panel is not None:
             self._check_panel(levels, recalibrate)
+            self.check_beside(future=None, static=static)
             return backtest_panel(self, table, windows, levels=levels, reading=reading or ReadOptions())
         series = self.series(table, reading=reading, static=static)
         first = len(series.values) - self.seq_len - self.pred_len - windows + 1

@@ -62,6 +62,8 @@ def read_panel(model: TrainedModel, table: Table, *, reading: ReadOptions) -> Pa
         OSError: there is no such file.
         UserError: as `data_provider.long_table.read_long`; or its columns are not known.
     """
+    if reading.round_dates:
+        raise UserError("--round_dates: the times of a panel are not rounded; round them in the file")
     data = model.config.data
     is_frame = isinstance(table, pd.DataFrame)
     where: object = "the table" if is_frame else Path(table)
