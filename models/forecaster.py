@@ -220,7 +220,7 @@ class Forecaster(TrainedModel):
         """
         self._check_levels(levels, recalibrate)
         if not levels or recalibrate is None:
-            found = self.forecasts(self.windows(series, first=first, count=count))
+            found = self._forecasts(series, first=first, count=count)
             return found, {level: self.half_width(level, found) for level in levels}
         before = recalibrate + self.pred_len - 1
         if first < before:
@@ -229,13 +229,22 @@ class Forecaster(TrainedModel):
                 f"{series.name}: expected {needed} rows or more, for --recalibrate {recalibrate} windows "
                 f"before the first forecast, found {first + self.seq_len + count - 1}"
             )
-        every = self.forecasts(self.windows(series, first=first - before, count=before + count))
+        every = self._forecasts(series, first=first - before, count=before + count)
         error = np.abs(every.prediction - every.truth)
         rolled = {
             level: rolling_half_width(error, level, windows=recalibrate, count=count).astype(np.float64)
             for level in levels
         }
         return every.after(before), rolled
+
+    def _forecasts(self, series: Series, *, first: int, count: int) -> Forecasts:
+        """Forecasts of windows, beside the truth as ``series`` has it: not by way of standardised numbers."""
+        found = self.forecasts(self.windows(series, first=first, count=count))
+        ahead = found.start[:, None] + self.seq_len + np.arange(self.pred_len)  # [W, H]
+        known = ahead < len(series.values)
+        truth = np.full_like(found.truth, np.nan)
+        truth[known] = series.values[ahead[known], -len(self.targets) :]
+        return found._replace(truth=truth)
 
     def half_width(self, level: float, found: Forecasts) -> Array:
         """Half the width [W, H, M] of these forecasts' intervals, in original units.

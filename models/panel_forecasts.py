@@ -160,6 +160,8 @@ def backtest_panel(
     windows = _windows(model, panel, known=first)
     places = Places(torch.from_numpy(first), torch.from_numpy(np.where(enough, count, 0)))
     found = _forecasts(model, windows, places, levels)
+    ahead = (panel.begins[found.series] + found.cut)[:, None] + np.arange(model.pred_len)  # [W, H]
+    found = found._replace(truth=panel.values[ahead])  # not by way of standardised numbers
     if not enough.all():
         log.warning(
             "%s: without series too short for it: %s", panel.name, named(panel.ids, np.flatnonzero(~enough))
