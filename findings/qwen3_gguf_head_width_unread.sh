@@ -6,7 +6,7 @@
 # Happens: with both keys there Qwen3 keeps its default of 128 whatever the file says. A file of heads of another width
 #   ends in an error about the shapes of weights (k_norm, q_proj ...), as if it were damaged; one of 128 loads.
 # Seen (files written by gguf 0.19.0, two layers, width 256, 4 heads): Llama says 32 and is read as 32 and loads; Qwen3
-#   says 128, is read as 128 and loads; Qwen3 says 64, is read as 128 and does not load (ValueError).
+#   says 128, is read as 128 and loads; Qwen3 says 64, is read as 128 and does not load (RuntimeError).
 # Why it matters: small models are made by pruning or by training with other widths, and GGUF is how they are passed on.
 #   Give `head_dim` yourself (`AutoConfig`, then `config=`), or keep such a model in safetensors.
 set -euo pipefail

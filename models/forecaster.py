@@ -131,6 +131,10 @@ class Forecaster(TrainedModel):
             path = Path(table)
             changes |= {"data": CUSTOM, "root_path": str(path.parent), "data_path": path.name}
         config = self._given_config(**changes)
+        if static is not None and not config.data.has_statics:
+            raise UserError(
+                "static: expected columns of it, named as static or static_numbers, found neither"
+            )
         if config.data.static_path == IN_MEMORY and static is None:
             raise UserError("static: expected a data frame of these columns, or static_path, found neither")
         try:
@@ -219,7 +223,7 @@ class Forecaster(TrainedModel):
         """
         self._check_levels(levels, recalibrate)
         if not levels or recalibrate is None:
-            found = self.forecasts(self.windows(series, first=first, count=count, texts=texts))
+            found = self._forecasts(series, first=first, count=count, texts=texts)
             return found, {level: self.half_width(level, found) for level in levels}
         before = recalibrate + self.pred_len - 1
         if first < before:
@@ -228,14 +232,22 @@ class Forecaster(TrainedModel):
                 f"{series.name}: expected {needed} rows or more, for --recalibrate {recalibrate} windows "
                 f"before the first forecast, found {first + self.seq_len + count - 1}"
             )
-        windows = self.windows(series, first=first - before, count=before + count, texts=texts)
-        every = self.forecasts(windows)
+        every = self._forecasts(series, first=first - before, count=before + count, texts=texts)
         error = np.abs(every.prediction - every.truth)
         rolled = {
             level: rolling_half_width(error, level, windows=recalibrate, count=count).astype(np.float64)
             for level in levels
         }
         return every.after(before), rolled
+
+    def _forecasts(self, series: Series, *, first: int, count: int, texts: TextWindows | None) -> Forecasts:
+        """Forecasts of windows, beside the truth as ``series`` has it: not by way of standardised numbers."""
+        found = self.forecasts(self.windows(series, first=first, count=count, texts=texts))
+        ahead = found.start[:, None] + self.seq_len + np.arange(self.pred_len)  # [W, H]
+        known = ahead < len(series.values)
+        truth = np.full_like(found.truth, np.nan)
+        truth[known] = series.values[ahead[known], -len(self.targets) :]
+        return found._replace(truth=truth)
 
     def half_width(self, level: float, found: Forecasts) -> Array:
         """Half the width [W, H, M] of these forecasts' intervals, in original units.
@@ -329,6 +341,7 @@ class Forecaster(TrainedModel):
         )
         if self.panel is not None:
             self._check_panel(levels, recalibrate)
+            self.check_beside(future=future, static=static)
             if quantiles:
                 raise UserError(
                     "quantiles: of a panel the bounds of intervals are given; name levels instead"
@@ -445,6 +458,7 @@ class Forecaster(TrainedModel):
         forecast_tables.check_names((ORIGIN, DATE), self.targets, levels=levels, truth=True)
         if self.panel is not None:
             self._check_panel(levels, recalibrate)
+            self.check_beside(future=None, static=static)
             return backtest_panel(self, table, windows, levels=levels, reading=reading or ReadOptions())
         series = self.series(table, reading=reading, static=static)
         first = len(series.values) - self.seq_len - self.pred_len - windows + 1

@@ -62,6 +62,8 @@ def read_panel(model: TrainedModel, table: Table, *, reading: ReadOptions) -> Pa
         OSError: there is no such file.
         UserError: as `data_provider.long_table.read_long`; or its columns are not known.
     """
+    if reading.round_dates:
+        raise UserError("--round_dates: the times of a panel are not rounded; round them in the file")
     data = model.config.data
     is_frame = isinstance(table, pd.DataFrame)
     where: object = "the table" if is_frame else Path(table)
@@ -158,6 +160,8 @@ def backtest_panel(
     windows = _windows(model, panel, known=first)
     places = Places(torch.from_numpy(first), torch.from_numpy(np.where(enough, count, 0)))
     found = _forecasts(model, windows, places, levels)
+    ahead = (panel.begins[found.series] + found.cut)[:, None] + np.arange(model.pred_len)  # [W, H]
+    found = found._replace(truth=panel.values[ahead])  # not by way of standardised numbers
     if not enough.all():
         log.warning(
             "%s: without series too short for it: %s", panel.name, named(panel.ids, np.flatnonzero(~enough))

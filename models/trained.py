@@ -179,12 +179,7 @@ class TrainedModel:
         )
         fill_missing = how.fill_missing or self.config.data.fill_missing
         columns = NO_COLUMNS if self.coding is None else self.coding.columns
-        for flag, given, asked in (
-            ("--future", future is not None, bool(columns.known)),
-            ("--static_path", static is not None, self.config.data.has_statics),
-        ):
-            if given and not asked:
-                raise UserError(f"{flag}: {self.path} was trained without such covariates; leave it out")
+        self.check_beside(future=future, static=static)
         series = series_of(
             table if isinstance(table, pd.DataFrame) else read_table(Path(table)),
             where="the table" if isinstance(table, pd.DataFrame) else Path(table),
@@ -211,6 +206,16 @@ class TrainedModel:
             kept=self.dates_kept,
             fill_missing=fill_missing,
         )
+
+    def check_beside(self, *, future: Table | None, static: Table | None) -> None:
+        """Raise UserError where tables of covariates are given to a model that was trained without."""
+        known = self.coding is not None and bool(self.coding.columns.known)
+        for flag, given, asked in (
+            ("--future", future is not None, known),
+            ("--static_path", static is not None, self.config.data.has_statics),
+        ):
+            if given and not asked:
+                raise UserError(f"{flag}: {self.path} was trained without such covariates; leave it out")
 
     def _statics(self, table: Table) -> Statics:
         """What holds of each variable forecast, by another table than that of the training."""

@@ -150,7 +150,10 @@ def test_a_backtest_of_the_test_windows_has_the_runs_scores(forecaster, run, set
         assert tested.scores.loc[name, "mae_standardised"] == pytest.approx(
             scored.loc[name, "mae_standardised"], rel=1e-4
         )
-    assert list(forecaster.backtest(folder / "panel.csv", 1).frame) == [
+    last = forecaster.backtest(folder / "panel.csv", 1).frame
+    written = pd.read_csv(folder / "panel.csv").groupby("unique_id", sort=False).tail(H)
+    assert last["y_true"].tolist() == written["y"].tolist()  # to the bit, not by way of standardised numbers
+    assert list(last) == [
         "unique_id",
         "origin",
         "ds",
@@ -200,6 +203,20 @@ def test_a_table_that_does_not_fit_is_one_line(forecaster, change, said):
 def test_what_a_panel_cannot_do_is_said(forecaster):
     with pytest.raises(UserError, match="--recalibrate: .*panel"):
         forecaster.predict(panel(), levels=[0.8], recalibrate=5)
+
+
+def test_what_a_panels_forecast_does_not_read_is_refused(forecaster: Forecaster) -> None:
+    """Passed over, prices of the horizon would seem to be in the forecast."""
+    other = panel()
+    for given, flag in (({"future": other}, "--future"), ({"static": other}, "--static_path")):
+        with pytest.raises(UserError, match=f"{flag}: .* trained without such covariates; leave it out"):
+            forecaster.predict(other, **given)
+    with pytest.raises(UserError, match="--static_path: .* trained without"):
+        forecaster.backtest(other, 1, static=other)
+    with pytest.raises(UserError, match="--round_dates: the times of a panel are not rounded"):
+        forecaster.predict(other, reading=ReadOptions(round_dates=True))
+    with pytest.raises(UserError, match="static: expected columns of it, named as static or static_numbers"):
+        Forecaster(model="Ridge", cpu=True).fit(other, static=other)
     with pytest.raises(UserError, match="expected a run on one series, found one on a panel of 3"):
         forecaster.own_series()
     with pytest.raises(UserError, match="--backtest: expected 1 or more windows"):
