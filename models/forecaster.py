@@ -240,7 +240,9 @@ class Forecaster(TrainedModel):
         }
         return every.after(before), rolled
 
-    def _forecasts(self, series: Series, *, first: int, count: int, texts: TextWindows | None) -> Forecasts:
+    def _forecasts(
+        self, series: Series, *, first: int, count: int, texts: TextWindows | Table | None
+    ) -> Forecasts:
         """Forecasts of windows, beside the truth as ``series`` has it: not by way of standardised numbers."""
         found = self.forecasts(self.windows(series, first=first, count=count, texts=texts))
         ahead = found.start[:, None] + self.seq_len + np.arange(self.pred_len)  # [W, H]
