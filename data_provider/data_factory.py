@@ -52,7 +52,9 @@ from data_provider.splits import Split, Splits, split_rows
 from data_provider.suspicious import Constant, Sentinel, constants, sentinels
 from data_provider.synthetic import make_series
 from data_provider.table_files import table_file
+from data_provider.texts import TextTable
 from data_provider.time_features import season_rows, time_marks
+from data_provider.window_texts import SeriesTexts, hash_until, leak_line, table_of, texts_of
 from utils.batches import batched
 from utils.config import Config, ConfigError, DataConfig
 from utils.data_sets import COMPETITIONS, CUSTOM, DATA_SETS, M4, SHORT_TERM, SYNTHETIC
@@ -207,6 +209,12 @@ class Prepared(NamedTuple):
     coding: Coding | None = None
     beside: RowsBeside | None = None
     floor: Tensor | None = None
+    texts: SeriesTexts | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The variables that are forecast, the last ones."""
+        return self.series.columns[-self.n_targets :]
 
     def part(self, part: Split, data: DataConfig, **options: Any) -> WindowDataset:
         """The windows of one part."""
@@ -218,6 +226,7 @@ class Prepared(NamedTuple):
             pred_len=data.pred_len,
             series_id=self.series.series_id,
             n_targets=self.n_targets,
+            texts=self.texts,
             beside=self.beside,
             floor=self.floor,
             **options,
@@ -243,17 +252,21 @@ def build_data(config: Config, *, model: Any = None, given: GivenTables | None =
         return build_m4(config) if data.data == M4 else build_competition(config)
     panel = _panel_of(data, given)
     if panel is not None:
+        if config.text.text_file is not None:
+            raise ConfigError(["--text_file: panels are read without texts; leave it out"])
         return panel
     own = _prepared(data, given=given)
     _check_names(own)
     _check_variables(data, found=len(own.series.columns))
+    table = _text_table(config, model, own)
+    if table is not None:
+        own = own._replace(texts=_texts(config, model, own, table))
     tested = own if data.eval_data is None else _prepared(transfer_config(data), flags=False)
     if tested is not own:
         _check_transfer(config, model, own, tested)
     train = own.part(own.splits.train, data, channel_sampling=data.channel_sampling)
     validation = own.part(own.splits.validation, data, stride=data.eval_stride)
     test = tested.part(tested.splits.test, data, stride=data.test_stride)
-    targets = own.series.columns[-own.n_targets :]
     return DataBundle(
         name=own.series.name,
         train=train,
@@ -270,7 +283,7 @@ def build_data(config: Config, *, model: Any = None, given: GivenTables | None =
         ),
         standardisation=own.standardisation,
         columns=own.series.columns,
-        targets=targets,
+        targets=own.targets,
         frequency=own.series.frequency,
         season=_season(data, own.series),
         content_hash=own.series.content_hash,
@@ -278,14 +291,46 @@ def build_data(config: Config, *, model: Any = None, given: GivenTables | None =
         tested=tested.series.name,
         test_targets=tested.series.columns[-tested.n_targets :],
         windows=(len(train), len(validation), own.splits.test.num_windows(data.seq_len, data.pred_len)),
-        notes=_notes(data, own, tested) | ({} if tested is own else _transfer_notes(data, own, tested)),
+        notes=_notes(data, own, tested)
+        | ({} if table is None else _text_notes(config, own, table))
+        | ({} if tested is own else _transfer_notes(data, own, tested)),
         date_format=own.series.dates_kept.date_format,
         time_zone=own.series.dates_kept.time_zone,
         constant=tuple(c.column for c in _constants(tested)),
         covariates={} if own.coding is None else own.coding.state(),
         words=() if own.coding is None or own.coding.statics is None else own.coding.statics.words(),
         static_width=None if own.coding is None else own.coding.static_width or None,
+        texts=own.texts,
+        text_hash=None if table is None else _text_hash(config, own, table),
     )
+
+
+def _text_table(config: Config, model: Any, own: Prepared) -> TextTable | None:
+    """The run's texts; None without a file, or for a model that reads none."""
+    path = config.text.text_file
+    if path is None or model is None or not model.uses_llm:
+        return None
+    return table_of(config.text, path, names=own.targets, seed=config.training.seed)
+
+
+def _texts(config: Config, model: Any, own: Prepared, table: TextTable) -> SeriesTexts | None:
+    """The texts for its windows, read by the model's LLM; None where they are not read."""
+    if not config.text.reads:
+        return None
+    read = partial(model.read_texts, config)
+    return texts_of(config.text, table, own.series, targets=own.targets, read=read)
+
+
+def _text_hash(config: Config, own: Prepared, table: TextTable) -> str:
+    """Of what training and validation may see."""
+    last = own.splits.validation.end - config.data.pred_len - 1
+    return hash_until(config.text, table, own.series, last)
+
+
+def _text_notes(config: Config, own: Prepared, table: TextTable) -> dict[str, str]:
+    """How the texts were read, and what they tell before its time."""
+    notes = {f"texts {subject}": f"{table.name}: {text}" for subject, text in table.notes.items()}
+    return notes | {"text leaks": leak_line(config.text, table, own.series)}
 
 
 def _panel_of(data: DataConfig, given: GivenTables | None) -> DataBundle | None:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from data_provider.covariates import RowsBeside
 from data_provider.splits import Split
-from utils.types import Batch, RowCovariates, WindowRows
+from utils.types import Batch, RowCovariates, TextWindows, WindowRows
 
 
 class WindowDataset(Dataset[Batch]):
@@ -37,6 +37,7 @@ class WindowDataset(Dataset[Batch]):
         channel_sampling: Literal["joint", "single"] = "joint",
         stride: int = 1,
         n_targets: int | None = None,
+        texts: TextWindows | None = None,
         beside: RowsBeside | None = None,
         floor: Tensor | None = None,
     ) -> None:
@@ -52,6 +53,7 @@ class WindowDataset(Dataset[Batch]):
             channel_sampling: all variables of a window per item, or one.
             stride: distance between the starts of successive windows; 1 takes them all.
             n_targets: how many variables are forecast, the last ones; all by default.
+            texts: of the series, where windows are told of them.
             beside: what is known beside the series, for as many rows as it is.
             floor: what no forecast is below, [M] float32, standardised.
 
@@ -70,6 +72,7 @@ class WindowDataset(Dataset[Batch]):
         self.num_variables = values.shape[1]
         self.num_windows = -(-split.num_windows(seq_len, pred_len) // stride)
         self._series_id = torch.tensor(series_id, dtype=torch.int64)
+        self._texts = texts
         self._n_targets = n_targets or self.num_variables
         self._targets = torch.arange(self._n_targets)
 
@@ -91,7 +94,7 @@ class WindowDataset(Dataset[Batch]):
         beside = {} if self.beside is None else self.beside.of_window(start, middle, end, targets)
         if self.floor is not None:
             beside["floor"] = self.floor[targets]
-        return Batch(
+        item = Batch(
             x=self.values[start:middle, chosen],  # [L, N] or [L, 1]
             y=self.values[middle:end, wanted],  # [H, M] or [H, 1]
             x_mark=self.marks[start:middle],  # [L, F]
@@ -101,6 +104,11 @@ class WindowDataset(Dataset[Batch]):
             variable=self._targets if joint else self._targets[chosen],  # [M] or [1]
             **beside,
         )
+        if self._texts is None:
+            return item
+        places, ages = (part[0] for part in self._texts.seen(torch.tensor([middle - 1])))  # [V, C]
+        own = slice(None) if joint or len(places) == 1 else chosen
+        return item._replace(text=self._texts.reading.of(places[own]), text_age=ages[own])
 
 
 class TrainingWindows:

@@ -17,7 +17,7 @@ from data_provider.series import Series, identity_of
 from data_provider.splits import Split
 from data_provider.time_features import time_marks
 from utils.errors import UserError
-from utils.types import SeriesIdentity, Standardisation
+from utils.types import SeriesIdentity, Standardisation, TextWindows
 
 
 def forecast_windows(
@@ -30,6 +30,7 @@ def forecast_windows(
     known_as: int,
     first: int,
     count: int,
+    texts: TextWindows | None = None,
     coding: Coding | None = None,
     non_negative: bool = False,
 ) -> WindowDataset:
@@ -47,6 +48,7 @@ def forecast_windows(
         known_as: the series' content hash, as the model's memory knows it (`same_series`).
         first: row at which the first window begins.
         count: number of windows.
+        texts: of this series, where the model reads any.
         coding: of what is known beside the series, where the model reads that.
         non_negative: whether forecasts have a floor of 0.
 
@@ -78,6 +80,7 @@ def forecast_windows(
         pred_len=pred_len,
         series_id=known_as,
         n_targets=n_targets,
+        texts=texts,
         floor=scaling.floor(standardisation)[-n_targets:] if non_negative else None,
         beside=None if coding is None else _beside(series, coding, first + needed + pred_len, pred_len),
     )

@@ -37,6 +37,8 @@ PEAK_BONUS = 4.0
 """Lifts a local maximum above every other lag; correlations lie within -1 and 1."""
 BLOCK = 512
 """Series whose prompts are made at once: bounds what that takes beside many variables."""
+AROUND_TEXT = 16
+"""Tokens that a text's age and line take in a prompt, at most."""
 NO_TOKEN = -1
 """Behind the end of a prompt that is shorter than others."""
 TRIED_DECIMALS = 1000
@@ -138,12 +140,23 @@ class WindowPrompts:
         """
         self.builder, self.targets, self.masked = builder, targets, masked
 
-    def __call__(self, x: Tensor, x_mark: Tensor | None = None, words: Tensor | None = None) -> Tensor:
-        """Token ids [B, M, K] of windows [B, L, N] with their series' words, as in `utils.types.Batch`."""
+    def __call__(
+        self,
+        x: Tensor,
+        x_mark: Tensor | None = None,
+        words: Tensor | None = None,
+        *,
+        text: Tensor | None = None,
+        age: Tensor | None = None,
+    ) -> Tensor:
+        """Token ids [B, M, K] of windows [B, L, N], their words and texts, as in `utils.types.Batch`."""
         read = x if self.targets is None else x[..., -self.targets :]
         observed = per_series(x_mark.expand_as(read)) if self.masked and x_mark is not None else None
         told = words.flatten(0, 1) if words is not None and words.numel() else None
-        return self.builder.ids(per_series(read), observed, told).unflatten(0, (len(x), -1))
+        seen = None
+        if self.builder.text_room is not None and text is not None and age is not None:
+            seen = self.builder.text_parts(text, age, variables=read.shape[-1])
+        return self.builder.ids(per_series(read), observed, told, seen).unflatten(0, (len(x), -1))
 
 
 class PromptBuilder:
@@ -157,6 +170,7 @@ class PromptBuilder:
         seq_len: int,
         pred_len: int,
         digits: int,
+        texts: tuple[int, int] | None = None,
     ) -> None:
         """Fix what all prompts share.
 
@@ -166,7 +180,9 @@ class PromptBuilder:
             seq_len: lookback L, rows.
             pred_len: horizon H, rows.
             digits: decimals of the statistics.
+            texts: how many texts of how many tokens each stand in a prompt at most; None: none do.
         """
+        self.text_room = texts
         self.tokenizer = tokenizer
         self.room = 0
         """Tokens that what is told of a series takes at most, behind the window's statistics."""
@@ -205,7 +221,13 @@ class PromptBuilder:
         """How many tokens the longest of what is told of series takes."""
         return max(self._lengths([f" {words}" for words in dict.fromkeys(told)]), default=0)
 
-    def ids(self, x: Tensor, observed: Tensor | None = None, words: Tensor | None = None) -> Tensor:
+    def ids(
+        self,
+        x: Tensor,
+        observed: Tensor | None = None,
+        words: Tensor | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> Tensor:
         """Token ids of the prompts of lookbacks [S, L], each by itself; a function of the window alone.
 
         The first `n_constant` are the same in every prompt. Special tokens are those that the tokenizer
@@ -215,6 +237,7 @@ class PromptBuilder:
             x: in standardised units, on any device.
             observed: 1 where a row exists, [S, L]; everywhere where None.
             words: what is told of each series, UTF-8 [S, U] uint8, zeros behind its end; nothing where None.
+            texts: what each says of texts, S of them, of `text_parts`, before the statistics.
 
         Returns:
             [S, K] int64 on the CPU, `NO_TOKEN` behind the end of shorter prompts.
@@ -230,11 +253,37 @@ class PromptBuilder:
         rows: list[list[int]] = []
         for place, (lookbacks, those_seen) in enumerate(zip(x.split(BLOCK), seen.split(BLOCK), strict=True)):
             own = None if told is None else told[place * BLOCK :][:BLOCK]
-            rows += self._encode(self.texts(window_statistics(normalised(lookbacks, those_seen)), own))
+            whole = self.texts(window_statistics(normalised(lookbacks, those_seen)), own)
+            if texts is not None:
+                begin, parts = len(self.constant_text), texts[place * BLOCK :][:BLOCK]
+                whole = [t[:begin] + part + t[begin:] for t, part in zip(whole, parts, strict=True)]
+            rows += self._encode(whole)
         ids = np.full((len(rows), max(map(len, rows))), NO_TOKEN, dtype=np.int64)
         for place, row in enumerate(rows):
             ids[place, : len(row)] = row
         return torch.from_numpy(ids)
+
+    def text_parts(self, text: Tensor, age: Tensor, *, variables: int) -> list[str]:
+        """What prompts say of the texts that their windows see, oldest first; series by series, S of them.
+
+        Args:
+            text: tokens [B, V, C, T], -1 behind the end of shorter ones.
+            age: [B, V, C], -1 where there is no text.
+            variables: M.
+        """
+        parts = []
+        for window, ages in zip(text.tolist(), age.tolist(), strict=True):
+            told = ["".join(map(self._line, *pair)) for pair in zip(window, ages, strict=True)]
+            parts += told if len(told) == variables else told * variables
+        return parts
+
+    def _line(self, tokens: list[float], age: int) -> str:
+        """One text in a line of its own; nothing where there is none."""
+        if age < 0:
+            return ""
+        ids = [int(t) for t in tokens if t >= 0]
+        own = str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        return f"Known for {age} rows: {' '.join(own.split())}\n"
 
     def padded(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Prompts as the LLM is given them: token ids and mask, both [S, T] int64, on the device of ``ids``.
@@ -280,6 +329,8 @@ class PromptBuilder:
             wholes = [f" {sign}{whole}{plain[1:]}," for sign in ("", "-") for whole in range(ceiling + 1)]
             base += max(self._lengths(wholes)) + endings
         lags = self._lengths([f" {lag}" for lag in range(1, self.seq_len // 2 + 1)])
+        if self.text_room is not None:
+            base += self.text_room[0] * (self.text_room[1] + AROUND_TEXT)
         return base + sum(sorted(lags, reverse=True)[: self._n_lags]) - sum(lags[:1]) * self._n_lags
 
     def _endings(self) -> list[str]:

@@ -140,19 +140,23 @@ class SolvedStart(StartFeatures):
         validation: Dataset[Batch],
         *,
         calendar: bool | None = None,
+        keeps_calendar: bool = False,
         refine: bool = False,
     ) -> None:
         """Solve for the maps, and decide what is in them, unless it is said whether the ``calendar`` is.
 
         Then retrieval is in, nothing is held out, and there is no `advantage`. To ``refine`` is to go on from
-        the chosen maps by `layers.start_refining`.
+        the chosen maps by `layers.start_refining`. A calendar that is kept is in whatever is found, and
+        retrieval alone is decided.
 
         The memory holds the training rows (`fill`). One process does it; the others are handed its state.
 
         Raises:
             UserError: there are no training or no validation windows, or a value is not finite.
         """
-        solved = StartFit(self, training, validation, calendar=calendar, refine=refine).run()
+        solved = StartFit(
+            self, training, validation, calendar=calendar, keeps_calendar=keeps_calendar, refine=refine
+        ).run()
         for name in ("plain_map", "penalties", "evidence"):
             getattr(self, name).copy_(getattr(solved, name))
         self.decided.copy_(torch.tensor([solved.form.calendar, solved.form.retrieval]))

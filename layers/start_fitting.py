@@ -170,9 +170,12 @@ class StartFit:
         validation: Dataset[Batch],
         *,
         calendar: bool | None,
+        keeps_calendar: bool = False,
         refine: bool = False,
     ) -> None:
         """Nothing is read yet; said whether the calendar is in, nothing is decided or held out.
+
+        Where it is kept, retrieval alone is decided.
 
         To ``refine`` the chosen maps (`layers.start_refining`), the features of all rows are kept meanwhile.
         """
@@ -184,10 +187,12 @@ class StartFit:
         self.evidence = torch.zeros(2, 2, 2)
         dated = start.calendar_width > 0 and len(self.numbers) > 0
         self.calendar = calendar is not False and dated and training.rows(self.numbers[:1]).marks is not None
+        self.keeps_calendar = keeps_calendar and self.calendar
+        calendars = [True] if self.keeps_calendar else [False, True] if self.calendar else [False]
         self.forms = [
             Form(retrieval, calendar)
             for retrieval in ([False, True] if self.kinds else [False])
-            for calendar in ([False, True] if self.calendar else [False])
+            for calendar in calendars
         ]
 
     def run(self) -> Solution:
@@ -415,7 +420,8 @@ class StartFit:
 
     def _decide(self, valid: Held | None, held: Held) -> Form:
         """The form that is taken; what it rests on goes into ``evidence``."""
-        chosen = Form(retrieval=bool(self.kinds), calendar=bool(self.given) and self.calendar)
+        is_in = self.keeps_calendar or (bool(self.given) and self.calendar)
+        chosen = Form(retrieval=bool(self.kinds), calendar=is_in)
         if valid is None:
             return chosen
         for place, change in enumerate((Form(chosen.retrieval, True), None)):
@@ -508,13 +514,17 @@ class EffectSums:
 
 
 def compare(part: Held, changed: Form, default: Form, *, block: int) -> Evidence:
-    """How a form does against another, and how sure that is: windows in blocks of ``block`` starts.
+    """How a form does against another, and how sure that is: windows in blocks of ``block`` starts."""
+    return blocked_evidence(part.errors[changed] - part.errors[default], part.start, block=block)
+
+
+def blocked_evidence(difference: Tensor, start: Tensor, *, block: int) -> Evidence:
+    """The mean of differences [R] of windows that begin at ``start`` [R], those that are finite.
 
     The standard error is that of a mean over blocks of unequal size; too few blocks are no evidence.
     """
-    difference = part.errors[changed] - part.errors[default]
     there = torch.isfinite(difference)
-    difference, place = difference[there].cpu(), (part.start[there].cpu() // block)
+    difference, place = difference[there].cpu(), (start[there].cpu() // block)
     blocks = place.unique(return_inverse=True)[1]
     count = int(blocks.max()) + 1 if len(blocks) else 0
     if count < FEWEST_BLOCKS:

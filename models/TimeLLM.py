@@ -11,7 +11,7 @@ variables, and the patches of each are embedded together with those of all the o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from logging import getLogger
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from layers.llm.check import CheckTokens
 from layers.llm.forward import Prefix
 from layers.llm.load import FrozenLLM, load_llm, positions_of, seen_words, word_scale
 from layers.llm.lora import add_adapters, is_adapter, set_dropout
+from layers.llm.text_states import has_words, questions_of, read_states, read_tokens, state_width
 from layers.normalization import InstanceNorm
 from layers.patching import PatchEmbedding
 from layers.prompt import PromptBuilder, WindowPrompts
@@ -35,6 +36,8 @@ from layers.reprogramming import ReprogrammingLayer
 from layers.retrieval.search import Rows, query_rows
 from layers.solved_start import SolvedStart
 from layers.start_features import CovariateSizes
+from layers.text_fitting import fit_reader
+from layers.text_reader import TextReader
 from layers.time_marks import TimeMarks
 from models.base import ForecastModel
 from utils.config import AUTO, STD_FLOOR, BackboneConfig, Config
@@ -44,11 +47,20 @@ from utils.frequency import mark_names
 from utils.micro_step import MicroStep, StepValue
 from utils.process_memory import give_back_where_scarce
 from utils.prompt_bank import GENERAL, describe, read_description
-from utils.types import Covariates, FitSource, ForecastParts, ForecastState, InstanceStatistics, StartForecast
+from utils.types import (
+    Covariates,
+    FitSource,
+    ForecastParts,
+    ForecastState,
+    InstanceStatistics,
+    StartForecast,
+    TextReading,
+    TextWindows,
+)
 from utils.windows import per_series, rows_of
 
 log = getLogger(__name__)
-LLM_PREFIX, START_PREFIX = "llm_model.", "start."
+LLM_PREFIX, START_PREFIX, TEXT_PREFIX = "llm_model.", "start.", "text_reader."
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_FREQUENCY = "h"
 """Of rows where neither the data nor the settings say."""
@@ -137,6 +149,9 @@ class Model(ForecastModel):
             seq_len=config.data.seq_len,
             pred_len=config.data.pred_len,
             digits=config.backbone.prompt_digits,
+            texts=(config.text.text_count, config.text.text_tokens)
+            if config.text.reads and config.text.text_fusion == "prompt"
+            else None,
         )
         self.prompt_text = self.prompt.constant_text
         tokens = self._tokens()
@@ -209,19 +224,115 @@ class Model(ForecastModel):
             self.begins_solved = True
             self.start = solved_start(config, retrieves=self._has_memory and config.gram.use_gram)
             self.output_projection.begin_at_zero()
+        if config.text.reads and config.text.text_fusion == "asked":
+            self.text_reader = TextReader(
+                width=state_width(
+                    d_llm, questions=len(questions_of(config)), has_words=has_words(self.llm_model)
+                ),
+                variables=config.data.targets_of(config.data.enc_in or 1),
+                horizon=config.data.pred_len,
+            )
+
+    @classmethod
+    def read_texts(cls, config: Config, texts: Sequence[str]) -> TextReading:
+        """What the LLM makes of texts, as ``--text_fusion`` has it."""
+        if config.text.text_fusion == "prompt":
+            return read_tokens(config, texts)
+        on_gpu = torch.cuda.is_available() and not config.training.cpu
+        return read_states(config, texts, device=torch.device("cuda" if on_gpu else "cpu"))
 
     def fit_statistics(self, source: FitSource) -> None:
-        """Fill the start's memory from the training windows and solve for it, whatever weights are given."""
+        """Fill the start's memory from the training windows and solve for it, whatever weights are given.
+
+        Then for what the texts add to it.
+        """
         if self.config.data.has_statics:
             self.words_width.fill_(self.prompt.tokens_of(source.words))
             self.prompt.room = int(self.words_width.item())
         if self.begins_solved:
-            fit_start(self.start, self.config, source)
+            dated = self.config.text.text_file is not None
+            fit_start(self.start, self.config, source, keeps_calendar=dated)
+        if source.texts is not None and hasattr(self, "text_reader"):
+            self._fit_texts(source, source.texts)
+
+    def _fit_texts(self, source: FitSource, texts: TextWindows) -> None:
+        """Standardise the states of the texts and solve for what they add, once for the same data."""
+
+        def begun(lookback: Tensor, query: Rows, marks: Tensor | None) -> Tensor:
+            """Where forecasts begin, [R, H] in standardised units."""
+            device = self.start.plain_map.device
+            lookback, query = lookback.to(device), Rows(*(column.to(device) for column in query))
+            marks = None if marks is None else marks.to(device)
+            mean, std = self.start.mean_and_std(lookback)
+            return self.start(lookback, query, marks=marks).joint * std + mean
+
+        text, d = self.config.text, self.config.data
+        settings = {
+            "texts": [
+                source.text_hash,
+                text.text_lag,
+                text.text_count,
+                text.text_tokens,
+                text.text_llm_layers,
+            ],
+            "questions": questions_of(self.config),
+            "llm": [self.llm_identity.content_hash if self.llm_identity else None],
+            "start": None if not self.begins_solved else self.start.facts(),
+            "kinds": [self.config.backbone.start_refine, self.config.gram.top_k, d.season],
+            "control": [self.config.gram.use_gram, self.config.gram.retrieval_control],
+            "lengths": [d.seq_len, d.pred_len, d.eval_stride],
+        }
+        source.once(
+            self.text_reader,
+            settings,
+            lambda: fit_reader(
+                self.text_reader,
+                texts,
+                source.training,
+                source.validation,
+                forecast=begun if self.begins_solved else None,
+                seq_len=d.seq_len,
+                block=self.start.block if self.begins_solved else d.pred_len,
+            ),
+        )
+        for line in self.text_reader.lines() if self.begins_solved else ():
+            log.info("%s", line)
+
+    def told(
+        self,
+        prompt: Tensor | None,
+        x_enc: Tensor,
+        x_mark_enc: Tensor | None,
+        text: Tensor | None,
+        age: Tensor | None,
+    ) -> Tensor | None:
+        """Prompts with the windows' texts in them, where these stand there and none were made yet."""
+        if prompt is not None or self.prompt.text_room is None:
+            return prompt
+        if text is None or age is None:
+            raise ValueError("text: expected the tokens of each window's texts (--text_file), found none")
+        assert self.prompts is not None
+        return self.prompts(x_enc, x_mark_enc, text=text, age=age)
+
+    def with_texts(
+        self, prediction: Tensor, text: Tensor | None, age: Tensor | None, variable: Tensor | None
+    ) -> Tensor:
+        """A forecast [B, H, M], standardised, and what the texts add to it.
+
+        Raises:
+            ValueError: the model reads texts, and there are none: a window without them has ages of -1.
+        """
+        if not hasattr(self, "text_reader"):
+            return prediction
+        if text is None or age is None:
+            raise ValueError("text: expected the states of each window's texts (--text_file), found none")
+        return prediction + self.text_reader(text, age, variable)
 
     @property
     def closed_form_facts(self) -> dict[str, Any]:
         """What was decided for the start, as plain values."""
-        return self.start.facts() if self.begins_solved else {}
+        found = self.start.facts() if self.begins_solved else {}
+        return found | ({"texts": self.text_reader.facts()} if hasattr(self, "text_reader") else {})
 
     def train(self, mode: bool = True) -> Model:
         """Training mode for the trained parts; the frozen LLM stays in eval mode (its dropout is off)."""
@@ -239,6 +350,8 @@ class Model(ForecastModel):
             kept = {name: weight for name, weight in weights.items() if not name.startswith(START_PREFIX)}
             mine = self.state_dict().items()
             weights = kept | {name: weight for name, weight in mine if name.startswith(START_PREFIX)}
+        read = {n: w for n, w in self.state_dict().items() if n.startswith(TEXT_PREFIX) and n not in weights}
+        weights = {**weights, **read} if read else weights
         own = {name: weight for name, weight in self.state_dict().items() if is_adapter(name)}
         if not own or any(is_adapter(name) for name in weights):
             return weights
@@ -262,6 +375,8 @@ class Model(ForecastModel):
         variable: Tensor | None = None,
         target: Tensor | None = None,
         prompt: Tensor | None = None,
+        text: Tensor | None = None,
+        text_age: Tensor | None = None,
         covariates: Covariates | None = None,
         micro_step: MicroStep | None = None,
         return_state: bool = False,
@@ -270,9 +385,11 @@ class Model(ForecastModel):
 
         ``prompt`` [B, M, K] holds their prompts (`prompts`), which are made here where None: then the
         windows are read back from an accelerator. Time marks are read with ``--use_time_marks`` alone,
-        ``covariates`` where the settings name any. The micro-steps of an optimizer step share its source
+        ``covariates`` where the settings name any; ``text`` [B, V, C, D] and ``text_age`` [B, V, C] are the
+        texts that windows see, as in `Batch`. The micro-steps of an optimizer step share its source
         embeddings.
         """
+        prompt = self.told(prompt, x_enc, x_mark_enc, text, text_age)
         series = self.normalise(x_enc, self.insample_mask(x_mark_enc), covariates)
         begun = None
         forecast = self.answer([], series, self.embed(series, x_mark_enc), prompt, x_mark_dec, micro_step)
@@ -281,7 +398,7 @@ class Model(ForecastModel):
             query = query_rows(shape, start=start, series_id=series_id, variable=variable)
             begun = self.begin(series, query, x_mark_enc, target)
             forecast = begun.joint + forecast
-        prediction = self.denormalise(forecast, series.statistics)
+        prediction = self.with_texts(self.denormalise(forecast, series.statistics), text, text_age, variable)
         if not return_state:
             return prediction
         return ForecastState(prediction, None, None, begun, self.parts(begun, forecast, series.statistics))
@@ -628,7 +745,7 @@ def solved_start(config: Config, *, retrieves: bool) -> SolvedStart:
     )
 
 
-def fit_start(start: SolvedStart, config: Config, source: FitSource) -> None:
+def fit_start(start: SolvedStart, config: Config, source: FitSource, *, keeps_calendar: bool = False) -> None:
     """Fill the memory of a configuration's start and solve for its maps; once for all that they depend on."""
     d, control, refine = config.data, config.gram.retrieval_control, config.backbone.start_refine
     settings: dict[str, Any] = {
@@ -641,12 +758,18 @@ def fit_start(start: SolvedStart, config: Config, source: FitSource) -> None:
         "refine": refine,
         "seed": config.training.seed if control in ("random", "same_phase") else None,
     }
+    if keeps_calendar:
+        settings["calendar"] = "kept"
     if d.is_panel:
         settings["apart"] = config.apart
     if d.has_covariates:
         settings["covariates"] = [*d.known_covariates, *d.past_covariates, *d.static, *d.static_numbers]
     start.fill(source.training)
-    source.once(start, settings, lambda: start.fit(source.training, source.validation, refine=refine))
+    source.once(
+        start,
+        settings,
+        lambda: start.fit(source.training, source.validation, keeps_calendar=keeps_calendar, refine=refine),
+    )
     for line in start.lines():
         log.info("%s", line)
 

@@ -108,6 +108,8 @@ class Model(TimeLLM.Model):
         variable: Tensor | None = None,
         target: Tensor | None = None,
         prompt: Tensor | None = None,
+        text: Tensor | None = None,
+        text_age: Tensor | None = None,
         covariates: Covariates | None = None,
         micro_step: MicroStep | None = None,
         return_state: bool = False,
@@ -128,10 +130,13 @@ class Model(TimeLLM.Model):
             target: the true future [B, H, M], read by the retrieval oracle alone.
             prompt: prompts of the windows, [B, M, K], of `prompts`; made here where None, for which the
                 windows are read back from an accelerator.
+            text: of the texts that windows see, [B, V, C, D] as in `Batch`.
+            text_age: rows since they could first see them, [B, V, C]; -1 where there is none.
             covariates: what is known beside the windows, where the settings name any.
             micro_step: of the optimizer step, whose micro-steps share its source embeddings.
             return_state: give a `ForecastState` instead of the prediction alone.
         """
+        prompt = self.told(prompt, x_enc, x_mark_enc, text, text_age)
         series = self.normalise(x_enc, self.insample_mask(x_mark_enc), covariates)
         patches = self.embed(series, x_mark_enc)
         shape = series.statistics.mean[:, 0]  # [B, M]
@@ -164,7 +169,7 @@ class Model(TimeLLM.Model):
             forecast, retrieval = self._fuse_retrieved(forecast, retrieved, retrieval, series.statistics)
         if trend is not None:
             forecast = self._apply_trend_fusion(forecast, trend, series.normalised[:, -1:])
-        prediction = self.denormalise(forecast, series.statistics)
+        prediction = self.with_texts(self.denormalise(forecast, series.statistics), text, text_age, variable)
         return ForecastState(prediction, trend, retrieval, begun, parts) if return_state else prediction
 
     def _neighbours(self, begun: StartForecast, lookback: Tensor) -> Neighbours | None:

@@ -5,7 +5,7 @@ Shape legend: B windows, N variables, L lookback, H horizon.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from utils.config import Config, ConfigError
 from utils.config_checks import model_problems
 from utils.data_sets import SHORT_TERM
-from utils.types import FitSource, ForecastState, LLMIdentity, PromptMaker, WindowSource
+from utils.types import FitSource, ForecastState, LLMIdentity, PromptMaker, TextReading, WindowSource
 
 
 class ForecastModel(nn.Module):
@@ -90,6 +90,11 @@ class ForecastModel(nn.Module):
     def closed_form_facts(self) -> dict[str, Any]:
         """What `fit_statistics` solved for, as plain values, for the results."""
         return {}
+
+    @classmethod
+    def read_texts(cls, config: Config, texts: Sequence[str]) -> TextReading:
+        """What it makes of texts, each by itself; asked of models with an LLM alone."""
+        raise NotImplementedError
 
     def fit_statistics(self, source: FitSource) -> None:
         """Learn what is counted or solved rather than trained; what takes long, by `FitSource.once`."""

@@ -14,7 +14,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from utils.errors import UserError
-from utils.forecast_columns import DATE, bound_column, percent, quantile_column, truth_column
+from utils.forecast_columns import (
+    DATE,
+    bound_column,
+    percent,
+    quantile_column,
+    truth_column,
+    what_if_column,
+)
 
 Array = NDArray[np.float64]
 MEAN = "(mean of all)"
@@ -41,6 +48,7 @@ def table(
     *,
     half_widths: Mapping[float, Array],
     truth: Array | None = None,
+    what_if: Array | None = None,
     floor: float = -np.inf,
     levels: Sequence[float] | None = None,
     quantiles: Sequence[float] = (),
@@ -53,6 +61,7 @@ def table(
         prediction: [R, M].
         half_widths: by level, [R, M].
         truth: [R, M].
+        what_if: forecasts under other texts, [R, M].
         floor: what no lower bound is below, as no truth is.
         levels: those that have columns; by default all of ``half_widths``.
         quantiles: those that have columns, each a bound of an interval of ``half_widths``.
@@ -64,6 +73,8 @@ def table(
         own = columns[name] = prediction[:, place]
         if truth is not None:
             columns[truth_column(name)] = truth[:, place]
+        if what_if is not None:
+            columns[what_if_column(name)] = what_if[:, place]
         for level in half_widths if levels is None else levels:
             half = half_widths[level]
             columns[bound_column(name, "lo", level)] = np.maximum(own - half[:, place], floor)
@@ -113,6 +124,7 @@ def check_names(
     levels: Sequence[float],
     quantiles: Sequence[float] = (),
     truth: bool = False,
+    what_if: bool = False,
 ) -> None:
     """Before any forecast: its table will have every column once.
 
@@ -122,6 +134,7 @@ def check_names(
     names = [*leading]
     for name in targets:
         names += [name, *([truth_column(name)] if truth else [])]
+        names += [what_if_column(name)] if what_if else []
         names += [bound_column(name, side, level) for level in levels for side in ("lo", "hi")]
         names += [quantile_column(name, quantile) for quantile in quantiles]
     counts = Counter(names)

@@ -37,6 +37,7 @@ from utils.data_sets import CUSTOM
 from utils.errors import UserError
 from utils.forecast_columns import DATE, ORIGIN
 from utils.training.checkpoint import BEST, CheckpointError
+from utils.types import TextWindows
 
 log = getLogger(__name__)
 IN_MEMORY = "(a data frame)"
@@ -200,6 +201,7 @@ class Forecaster(TrainedModel):
         count: int,
         levels: Sequence[float] = (),
         recalibrate: int | None = None,
+        texts: TextWindows | Table | None = None,
     ) -> tuple[Forecasts, dict[float, Array]]:
         """Forecasts of ``count`` windows from row ``first`` on, and by level half their intervals' width.
 
@@ -212,6 +214,7 @@ class Forecaster(TrainedModel):
             levels: of the intervals, each between 0 and 1.
             recalibrate: take the errors of so many windows right before each forecast, as far as they are
                 known by then, in place of those of the run's validation.
+            texts: as for `windows`.
 
         Raises:
             CheckpointError: there is no calibration in the checkpoint, and none is made here.
@@ -220,7 +223,7 @@ class Forecaster(TrainedModel):
         """
         self._check_levels(levels, recalibrate)
         if not levels or recalibrate is None:
-            found = self._forecasts(series, first=first, count=count)
+            found = self._forecasts(series, first=first, count=count, texts=texts)
             return found, {level: self.half_width(level, found) for level in levels}
         before = recalibrate + self.pred_len - 1
         if first < before:
@@ -229,7 +232,7 @@ class Forecaster(TrainedModel):
                 f"{series.name}: expected {needed} rows or more, for --recalibrate {recalibrate} windows "
                 f"before the first forecast, found {first + self.seq_len + count - 1}"
             )
-        every = self._forecasts(series, first=first - before, count=before + count)
+        every = self._forecasts(series, first=first - before, count=before + count, texts=texts)
         error = np.abs(every.prediction - every.truth)
         rolled = {
             level: rolling_half_width(error, level, windows=recalibrate, count=count).astype(np.float64)
@@ -237,9 +240,11 @@ class Forecaster(TrainedModel):
         }
         return every.after(before), rolled
 
-    def _forecasts(self, series: Series, *, first: int, count: int) -> Forecasts:
+    def _forecasts(
+        self, series: Series, *, first: int, count: int, texts: TextWindows | Table | None
+    ) -> Forecasts:
         """Forecasts of windows, beside the truth as ``series`` has it: not by way of standardised numbers."""
-        found = self.forecasts(self.windows(series, first=first, count=count))
+        found = self.forecasts(self.windows(series, first=first, count=count, texts=texts))
         ahead = found.start[:, None] + self.seq_len + np.arange(self.pred_len)  # [W, H]
         known = ahead < len(series.values)
         truth = np.full_like(found.truth, np.nan)
@@ -297,13 +302,16 @@ class Forecaster(TrainedModel):
         quantiles: Sequence[float] = (),
         recalibrate: int | None = None,
         reading: ReadOptions | None = None,
+        texts: Table | None = None,
+        what_if: Table | None = None,
         future: Table | None = None,
         static: Table | None = None,
     ) -> pd.DataFrame:
         """The H rows after the end of ``table``: ``date``, and a column for each variable forecast.
 
-        With ``levels`` each variable has its bounds beside it, such as ``OT_lo_80`` and ``OT_hi_80``. What is
-        given with dates as its index comes back so, and times in the zone in which they were given.
+        With ``levels`` each variable has its bounds beside it, such as ``OT_lo_80`` and ``OT_hi_80``; with
+        ``what_if`` its forecast under those texts, such as ``OT_what_if``. What is given with dates as its
+        index comes back so, and times in the zone in which they were given.
 
         Of a model that was trained on a panel: the H rows after the end of each series of a long table, whose
         columns, ids and order it keeps (`models.panel_forecasts`).
@@ -315,6 +323,8 @@ class Forecaster(TrainedModel):
             quantiles: columns of these, each between 0 and 1, such as ``OT_q10``: bounds of the intervals.
             recalibrate: as for `evaluated`.
             reading: as for `series`.
+            texts: dated texts, of a model that reads some; by default those of the file that the run read.
+            what_if: others, for a second forecast beside the first.
             future: as for `series`.
             static: as for `series`.
 
@@ -328,7 +338,9 @@ class Forecaster(TrainedModel):
                 f"horizon: expected 1 to {self.pred_len} rows, those that the model was trained to forecast, "
                 f"found {horizon}; train one with a longer --pred_len for more"
             )
-        forecast_tables.check_names((DATE,), self.targets, levels=levels, quantiles=quantiles)
+        forecast_tables.check_names(
+            (DATE,), self.targets, levels=levels, quantiles=quantiles, what_if=what_if is not None
+        )
         if self.panel is not None:
             self._check_panel(levels, recalibrate)
             self.check_beside(future=future, static=static)
@@ -339,15 +351,21 @@ class Forecaster(TrainedModel):
             whole = forecast_panel(self, table, levels=levels, reading=reading or ReadOptions())
             return whole[np.arange(len(whole)) % self.pred_len < rows].reset_index(drop=True)
         series = self.series(table, reading=reading, future=future, static=static)
-        first = len(series.values) - self.seq_len
+        first, known = len(series.values) - self.seq_len, self.texts(series, texts)
         asked = forecast_tables.levels_of(levels, quantiles)
-        found, half = self.evaluated(series, first=first, count=1, levels=asked, recalibrate=recalibrate)
+        found, half = self.evaluated(
+            series, first=first, count=1, levels=asked, recalibrate=recalibrate, texts=known
+        )
+        other = None
+        if what_if is not None:
+            other = self.forecasts(self.windows(series, first=first, texts=what_if)).prediction[0, :rows]
         return forecast_tables.as_given(
             forecast_tables.table(
                 {DATE: self.dates(series, found.start)[:rows]},
                 self.targets,
                 found.prediction[0, :rows],
                 half_widths={level: width[0, :rows] for level, width in half.items()},
+                what_if=other,
                 levels=levels,
                 quantiles=quantiles,
                 floor=self.floor,
@@ -428,6 +446,7 @@ class Forecaster(TrainedModel):
         levels: Sequence[float] = (),
         recalibrate: int | None = None,
         reading: ReadOptions | None = None,
+        texts: Table | None = None,
         static: Table | None = None,
     ) -> Backtest:
         """Forecasts of the last ``windows`` windows of ``table`` whose future it holds, and their scores.
@@ -453,7 +472,12 @@ class Forecaster(TrainedModel):
             )
         self._say_trained(series, first=first, count=windows)
         found, half = self.evaluated(
-            series, first=first, count=windows, levels=levels, recalibrate=recalibrate
+            series,
+            first=first,
+            count=windows,
+            levels=levels,
+            recalibrate=recalibrate,
+            texts=self.texts(series, texts),
         )
         frame = self._tested(series, found, half)
         std = self.standardisation.std[-len(self.targets) :].numpy()

@@ -207,11 +207,16 @@ def without_neighbours(model: ForecastModel) -> Iterator[None]:
 
 @torch.no_grad()
 def prompts_of(
-    model: ForecastModel, x: Tensor, x_mark: Tensor | None = None, words: Tensor | None = None
+    model: ForecastModel,
+    x: Tensor,
+    x_mark: Tensor | None = None,
+    words: Tensor | None = None,
+    **texts: Tensor,
 ) -> list[Prompt]:
     """The exact prompts of one window [1, L, N], one for each variable that is forecast.
 
-    ``x_mark`` [1, L, 1] is the insample mask of a series without dates.
+    ``x_mark`` [1, L, 1] is the insample mask of a series without dates; ``texts`` are ``text`` and ``age``
+    of a `utils.types.PromptMaker`.
 
     Raises:
         ValueError: the model has no LLM.
@@ -220,24 +225,19 @@ def prompts_of(
         raise UserError(f"{model.name}: expected a model with a prompt, found one without a language model")
     builder: Any = model.prompt
     found = []
-    for variable, ids in enumerate(model.prompts(x, x_mark, words)[0]):
+    for variable, ids in enumerate(model.prompts(x, x_mark, words, **texts)[0]):
         own = ids[ids >= 0]
         text = builder.tokenizer.decode(own, clean_up_tokenization_spaces=False)
         found.append(Prompt(variable, text, len(own), builder.n_constant))
     return found
 
 
-def prompt_lines(
-    model: ForecastModel,
-    x: Tensor,
-    names: list[str],
-    x_mark: Tensor | None = None,
-    words: Tensor | None = None,
-) -> list[str]:
-    """`prompts_of` as text; ``names`` are those of the variables that are forecast."""
+def prompt_lines(model: ForecastModel, batch: Batch, names: list[str]) -> list[str]:
+    """`prompts_of` the first window as text; ``names`` are those of the variables that are forecast."""
+    texts = {"text": batch.text[:1], "age": batch.text_age[:1]} if batch.text_age.numel() else {}
     return [
         f"prompt of {names[p.variable]}: {p.tokens} tokens, the first {p.constant} the same in all\n{p.text}"
-        for p in prompts_of(model, x, x_mark, words)
+        for p in prompts_of(model, batch.x[:1], batch.x_mark[:1], batch.words[:1], **texts)
     ]
 
 
@@ -259,7 +259,7 @@ def inspection_lines(
     if prompt:
         if model.uses_llm:
             own = [names[i] for i in batch.variable[0].tolist()]
-            lines += prompt_lines(model, batch.x[:1], own, batch.x_mark[:1], batch.words[:1])
+            lines += prompt_lines(model, batch, own)
         else:
             lines.append(f"--dump_prompt: {model.name} has no language model, so no prompt")
     model.train(was_training)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from layers.llm.sources import LLMUnavailableError
 from models.base import ForecastModel
 from models.registry import MODELS, model_name
 from models.TimeLLM import dtype_of
-from utils.config import AUTO, Config, ConfigError
+from utils.config import AUTO, Config, ConfigError, LLMConfig
 from utils.data_sets import SHORT_TERM
 from utils.training import checkpoint as checkpoints
 from utils.training import checkpoint_state
@@ -43,6 +43,8 @@ class LoadedRun(NamedTuple):
     """In eval mode, on the device asked for."""
     facts: Mapping[str, Any]
     """The payload without weights, optimizer and random states."""
+    llm: LLMConfig
+    """How its LLM is found here."""
 
 
 def checkpoint_file(where: str | Path) -> Path:
@@ -98,7 +100,8 @@ def load_run(where: str | Path, *, device: torch.device, llm_model_path: str | N
     if path.name == checkpoints.STEP_FILE and config.gram.use_gram and config.gram.retrieval_key != "raw":
         log.warning("%s: its memory's keys are those of the last validation up to its step", path)
     facts = {k: v for k, v in payload.items() if k not in ("model", "optimizer", "rng_state")}
-    return LoadedRun(path, config, model.to(device).eval(), facts)
+    found = wanted_llm(config, payload["llm"], llm_model_path)
+    return LoadedRun(path, config, model.to(device).eval(), facts, found)
 
 
 def _config(payload: Mapping[str, Any], path: Path, device: torch.device) -> Config:
@@ -144,13 +147,9 @@ def frozen_llm(config: Config, recorded: Mapping[str, Any], path: Path, elsewher
         CheckpointError: what is found is another one.
         LLMUnavailableError: nothing is.
     """
-    wanted: dict[str, Any] = asdict(config.llm)
-    if elsewhere is not None:
-        wanted["llm_model_path"] = elsewhere
-    elif config.llm.llm_model_path is None and config.llm.llm_model == "auto":
-        wanted["llm_model"] = recorded["name"]
     try:
-        llm = load_llm(type(config.llm)(**wanted), dtype=dtype_of(config), cpu=config.training.cpu)
+        wanted = wanted_llm(config, recorded, elsewhere)
+        llm = load_llm(wanted, dtype=dtype_of(config), cpu=config.training.cpu)
     except LLMUnavailableError as error:
         raise LLMUnavailableError(
             f"{path}: expected its LLM, {recorded['name']} (content {recorded['content_hash'][:12]}), found "
@@ -162,6 +161,15 @@ def frozen_llm(config: Config, recorded: Mapping[str, Any], path: Path, elsewher
         known = ablated(llm, config.llm, seed=config.training.seed)
         _refuse_another(known.identity, recorded, path, by=SAME_LLM)
     return llm
+
+
+def wanted_llm(config: Config, recorded: Mapping[str, Any], elsewhere: str | None) -> LLMConfig:
+    """The run's LLM as it is named here: by where it lies now, or by what ``auto`` came to."""
+    if elsewhere is not None:
+        return replace(config.llm, llm_model_path=elsewhere)
+    if recorded and config.llm.llm_model_path is None and config.llm.llm_model == "auto":
+        return replace(config.llm, llm_model=recorded["name"])
+    return config.llm
 
 
 def _refuse_another(

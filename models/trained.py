@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -27,6 +28,7 @@ from data_provider.dataset import WindowDataset
 from data_provider.dates import DateRules, DatesKept, RepeatedTimes, dates_after
 from data_provider.forecast_windows import forecast_windows, same_series
 from data_provider.series import NO_COLUMNS, FillMissing, Series, column_name, read_table, series_of
+from data_provider.window_texts import SeriesTexts, table_of, texts_of
 from models.base import ForecastModel
 from models.loading import LoadedRun
 from models.TimeLLM import DTYPES
@@ -37,7 +39,15 @@ from utils.evaluation_batch import windows_per_pass
 from utils.training.checkpoint import CheckpointError
 from utils.training.forward import channel_parts, forecast_state, joined, stacked
 from utils.training.intervals import std_of
-from utils.types import Batch, DataBundle, ForecastState, PanelTable, SeriesIdentity, Standardisation
+from utils.types import (
+    Batch,
+    DataBundle,
+    ForecastState,
+    PanelTable,
+    SeriesIdentity,
+    Standardisation,
+    TextWindows,
+)
 
 log = getLogger(__name__)
 Array = NDArray[np.float64]
@@ -91,6 +101,7 @@ class TrainedModel:
         """The checkpoint file."""
         self.config: Config = run.config
         self.model: ForecastModel = run.model
+        self._llm = run.llm
         self.facts: Mapping[str, Any] = run.facts
         """The checkpoint's content without weights: step, LLM, data, ..."""
         self.device = device
@@ -237,14 +248,29 @@ class TrainedModel:
         self._check_own(series.content_hash)
         return series
 
-    def own_data(self, *, root_path: str | None = None) -> DataBundle:
-        """The three parts of that series as data sets of windows; raises as `own_series` does."""
-        data = build_data(self._own_config(root_path), model=self.model)
+    def own_data(self, *, root_path: str | None = None, text_file: str | None = None) -> DataBundle:
+        """The three parts of that series as data sets of windows; raises as `own_series` does.
+
+        Args:
+            root_path: its folder, if it moved.
+            text_file: the file of its texts, if that moved.
+        """
+        config = self._own_config(root_path)
+        data = build_data(
+            config if text_file is None else config.replace(text_file=text_file), model=self.model
+        )
         self._check_own(data.content_hash)
+        recorded = self.facts["data"].get("texts")
+        if data.text_hash != recorded:
+            raise CheckpointError(
+                f"{self.path}: expected the texts that it was trained on (content {str(recorded)[:12]}), "
+                f"found others ({str(data.text_hash)[:12]}) in {text_file or config.text.text_file}"
+            )
         return data
 
     def _own_config(self, root_path: str | None) -> Config:
-        return self.config if root_path is None else self.config.replace(root_path=root_path)
+        config = self._reading_config
+        return config if root_path is None else config.replace(root_path=root_path)
 
     def _check_own(self, content_hash: str) -> None:
         expected = self.facts["data"]["content_hash"]
@@ -256,15 +282,51 @@ class TrainedModel:
 
     # What it forecasts.
 
-    def windows(self, series: Series, *, first: int, count: int = 1) -> WindowDataset:
+    def texts(self, series: Series, texts: Table | None = None) -> SeriesTexts | None:
+        """What the windows of ``series`` see of a table of texts, by default of the file that the run read.
+
+        None of a model that reads no texts.
+
+        Raises:
+            OSError: there is no such file.
+            UserError: it is at fault, or the model reads no texts and is given some.
+        """
+        config = self.config.text
+        if not config.reads:
+            if texts is not None:
+                raise UserError(f"{self.path}: expected no texts, as the run was trained without, found some")
+            return None
+        path = config.text_file if texts is None else texts
+        assert path is not None
+        seed, read = self.config.training.seed, partial(self.model.read_texts, self._reading_config)
+        table = table_of(config, path, names=self.targets, seed=seed)
+        return texts_of(config, table, series, targets=self.targets, read=read)
+
+    @property
+    def _reading_config(self) -> Config:
+        """The settings with the LLM as it is found here."""
+        config = self.config.replace(**asdict(self._llm))
+        return config.replace(cpu=self.device.type == "cpu")
+
+    def windows(
+        self, series: Series, *, first: int, count: int = 1, texts: TextWindows | Table | None = None
+    ) -> WindowDataset:
         """The windows of ``series`` that begin at row ``first`` and after; their future may be to come.
 
         Each knows its place, so that retrieval does not find the window itself where the series is the
         one that was trained on (also with rows added since).
 
+        Args:
+            series: of `series`.
+            first: row at which the first window begins.
+            count: number of windows.
+            texts: what they see, of `texts`, or a table of them; by default of the file that the run read.
+
         Raises:
             ValueError: a lookback is not wholly inside the series.
         """
+        if texts is None or isinstance(texts, pd.DataFrame | str | Path):
+            texts = self.texts(series, texts)
         own = self.identity is not None and same_series(series, self.identity)
         return forecast_windows(
             series,
@@ -275,6 +337,7 @@ class TrainedModel:
             known_as=self.identity.series_id if own and self.identity else series.series_id,
             first=first,
             count=count,
+            texts=texts,
             coding=self.coding,
             non_negative=self.config.data.non_negative,
         )

@@ -1,9 +1,10 @@
 """Why a run forecasts a window as it does: ``python scripts/explain.py RUN --window 2017-11-03T00:00``.
 
 Which past windows GRA-M retrieved (when, how near, what came after, what the gate decided, how far they move
-the forecast), the trend that TAPR saw, the weights of the scales, and the words that the source prototypes
-lean on: in short on screen, whole as JSON, and as a picture. ``--dump_prompt`` and ``--debug_shapes`` print,
-and write nothing. Exit status 2 where a user can mend what is wrong.
+the forecast), the trend that TAPR saw, the texts that were seen and the forecast without them, the weights of
+the scales, and the words that the source prototypes lean on: in short on screen, whole as JSON, and as a
+picture. ``--dump_prompt`` and ``--debug_shapes`` print, and write nothing. Exit status 2 where a user can
+mend what is wrong.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ if not __package__:  # started as a file: its own folder is on the path, the pro
 from models.inspection import prompt_lines, watched
 from scripts.lib.inspect.explanation import explain
 from scripts.lib.inspect.options import LoadedRun, first_row, inspected_run, parser_for
+from scripts.lib.inspect.texts import text_lines
 from utils.cli import PathFlag
 from utils.ending import command
 from utils.errors import UserError
 from utils.file_names import safe_names
 from utils.log import setup_logging
 from utils.reporting.window_plot import NEIGHBOURS_SHOWN, plain_word, plot_window
+from utils.training.forward import stacked
 from utils.training.run_folder import write_json
 
 
@@ -49,16 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _look_inside(run: LoadedRun, start: int, *, shapes: bool, prompt: bool) -> Iterator[str]:
     """The shapes of a pass over the window, and its prompts."""
     f = run.forecaster
-    windows = f.windows(run.series, first=start)
+    windows = f.windows(run.series, first=start, texts=run.texts)
     if shapes:
         with watched(f.model) as record:
             list(f.states(windows))
         yield from record.lines()
     if prompt:
-        first = windows[0]
-        yield from prompt_lines(
-            f.model, first.x[None], list(f.targets), first.x_mark[None], first.words[None]
-        )
+        yield from prompt_lines(f.model, stacked([windows[0]], f.device), list(f.targets))
 
 
 def _explained(run: LoadedRun, start: int, variable: str, out: Path) -> Iterator[str]:
@@ -86,6 +86,7 @@ def in_short(found: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
         yield f"{own['name']}: MSE {own['mse']:.4f}, MAE {own['mae']:.4f} (standardised units)"
     yield _trend_line(own["trend"], found["scale_weights"])
     yield from _retrieval_lines(own["retrieval"])
+    yield from text_lines(own["texts"])
     arguments = own["words"]
     if arguments is not None:
         chance = found["random_words_cosine"]

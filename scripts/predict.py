@@ -85,8 +85,11 @@ def _forecast(forecaster: Forecaster, args: argparse.Namespace) -> pd.DataFrame:
     }
     if args.static_path is not None:
         how["static"] = args.static_path
+    how["texts"] = args.text_file
     if args.backtest is None:
-        return forecaster.predict(args.input, future=args.future, quantiles=args.quantiles, **how)
+        return forecaster.predict(
+            args.input, future=args.future, what_if=args.what_if, quantiles=args.quantiles, **how
+        )
     tested = forecaster.backtest(args.input, args.backtest, **how)
     print(f"\nlast {args.backtest} windows of {args.input}: {forecaster.pred_len} rows ahead")
     print("mse, mae and width in each variable's own units (squared for mse), or standardised as in training")
@@ -130,6 +133,8 @@ def _check(args: argparse.Namespace) -> TableFile:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}: expected 1 or more, found {value}")
+    if args.what_if is not None and args.backtest is not None:
+        raise UserError("--what_if: it is for the future after the end of the file; leave out --backtest")
     if args.recalibrate is not None and args.levels is None and not args.quantiles:
         raise UserError("--recalibrate: it calibrates intervals; say which with --levels")
     if args.quantiles and args.backtest is not None:
@@ -218,6 +223,18 @@ def _parser() -> argparse.ArgumentParser:
         "--llm_model_path",
         action=PathFlag,
         help="where the run's LLM lies now, if it moved; its content is checked",
+    )
+    add(
+        "--text_file",
+        action=PathFlag,
+        kind=Path,
+        help="dated texts up to now (default: the file that the run was trained with)",
+    )
+    add(
+        "--what_if",
+        action=PathFlag,
+        kind=Path,
+        help="the same texts edited: their forecast stands beside the first, as NAME_what_if",
     )
     add("--batch_size", type=int, help="windows per pass (default: the run's)")
     add("--cpu", action="store_true", help="do not use a GPU")

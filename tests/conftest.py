@@ -29,7 +29,7 @@ from transformers import (
 
 import run_main
 import run_main_enhanced
-from layers.llm import check
+from layers.llm import check, text_states
 from layers.llm.sources import CONVERTED, GGUF_PACKAGE
 from utils.paths import BASE_MODELS
 
@@ -283,6 +283,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def checks_of_llms(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the start-up check finds is kept for this run of the tests, not beside the user's models."""
     check.KEPT = tmp_path_factory.mktemp("checks")
+    text_states.KEPT = tmp_path_factory.mktemp("texts")
 
 
 def forget_accelerator() -> None:

@@ -31,9 +31,9 @@ def flags_of(parser_names: list[str]) -> set[str]:
 
 @cache
 def taken_by(module: str) -> set[str]:
-    """The flags of a command; the preflight takes those of a run, and two of its own."""
+    """The flags of a command; the preflight takes those of a run, and three of its own."""
     if module == "scripts.preflight":
-        return {*Config().flat(), "no_timing", "trace"}
+        return {*Config().flat(), "no_timing", "trace", "list_llms"}
     return flags_of([name for action in parser_of(module)._actions for name in action.option_strings])
 
 

@@ -16,7 +16,10 @@ WINDOWS_AT_ONCE = 256
 def batched(items: Sequence[Batch], prompts: PromptMaker | None = None) -> Batch:
     """Items as one batch; ``prompts`` makes the token ids of its windows, on the CPU, where they lie."""
     batch: Batch = default_collate(list(items))
-    return batch if prompts is None else batch._replace(prompt=prompts(batch.x, batch.x_mark, batch.words))
+    if prompts is None:
+        return batch
+    texts = {"text": batch.text, "age": batch.text_age} if batch.text_age.numel() else {}
+    return batch._replace(prompt=prompts(batch.x, batch.x_mark, batch.words, **texts))
 
 
 def window_batches(

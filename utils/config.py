@@ -61,7 +61,7 @@ what the checkpoint's machine came to."""
 Need = Literal[
     "llm", "part", "layers", "tokens", "lora", "tapr", "gram", "learned_key", "memory_limit",
     "own_memory", "choice", "modules", "llm_by_name", "file", "m4", "table", "selection", "panel",
-    "steps", "step_files", "start",
+    "steps", "step_files", "start", "text", "asked",
 ]  # fmt: skip
 """What a run must have for a setting to be read; `utils.reporting.unused_flags` says when it has not."""
 _AS_DEFAULT = object()
@@ -500,6 +500,46 @@ class GRAMConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """Dated texts that a forecast reads."""
+
+    needs: ClassVar[tuple[Need, ...]] = ("llm", "text")
+    text_file: str | None = setting(
+        None,
+        "table of texts with their times; the start's calendar is in beside them (default: none are read)",
+        on_resume="free",
+        path=True,
+        switch=True,
+    )
+    text_columns: tuple[str, ...] = setting(
+        (), "columns of the texts, joined (default: text, fact, or the only one)"
+    )
+    text_lag: str = setting("1", "how long after its end a text is known: rows, such as 1, or days, 7D")
+    text_count: int = setting(4, "texts that a window sees at most, the latest known ones", at_least=1)
+    text_tokens: int = setting(128, "tokens of each text that are read, its first ones", at_least=1)
+    text_fusion: Literal["none", "prompt", "asked"] = setting(
+        "asked", "texts unread, in every prompt, or each read once with a question behind it"
+    )
+    text_question: tuple[str, ...] = setting(
+        (), "what stands behind each text, in as many ways as given (default: by the target)", needs="asked"
+    )
+    text_llm_layers: int | None = setting(
+        None,
+        "layers of the LLM that reads texts, whatever --llm_layers (default: all)",
+        at_least=1,
+        needs="asked",
+    )
+    text_control: Literal["none", "shuffled", "constant", "other_series", "undated"] = setting(
+        "none", "study control: texts of other times, one for all, of another series, or without dates"
+    )
+
+    @property
+    def reads(self) -> bool:
+        """Whether a forecast reads texts."""
+        return self.text_file is not None and self.text_fusion != "none"
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How the model is fitted and judged."""
 
@@ -653,6 +693,7 @@ GROUPS: dict[str, type] = {
     "baseline": BaselineConfig,
     "tapr": TAPRConfig,
     "gram": GRAMConfig,
+    "text": TextConfig,
     "training": TrainingConfig,
     "run": RunConfig,
 }
@@ -696,6 +737,7 @@ class Config:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     tapr: TAPRConfig = field(default_factory=TAPRConfig)
     gram: GRAMConfig = field(default_factory=GRAMConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

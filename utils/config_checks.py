@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from utils.data_sets import m4_problems, transfer_problems
+from utils.data_sets import SHORT_TERM, m4_problems, transfer_problems
 
 ATTENTION_HEADS = 4
 """Heads of every attention inside TAPR and GRA-M; their widths are multiples of it."""
@@ -43,7 +43,7 @@ def expected_items(values: tuple[Any, ...], kind: type) -> str | None:
 def joint_problems(values: Mapping[str, Any], models: Models | None = None) -> list[str]:
     """Settings that are right alone and do not fit together, or not the one of ``models`` that they name."""
     s = SimpleNamespace(**values)
-    checks = (_lengths, _variables, _covariates, _modules, _training, _llm, _sharding)
+    checks = (_lengths, _variables, _covariates, _modules, _texts, _training, _llm, _sharding)
     return [
         *transfer_problems(s),
         *m4_problems(values),
@@ -150,6 +150,23 @@ def _modules(s: SimpleNamespace) -> Iterator[str]:
         )
     if (s.use_tapr or s.use_gram) and s.d_model % ATTENTION_HEADS:
         yield f"--d_model: TAPR and GRA-M need a multiple of {ATTENTION_HEADS}, found {s.d_model}"
+
+
+def _texts(s: SimpleNamespace) -> Iterator[str]:
+    """What dated texts do not go with."""
+    if s.text_file is None:
+        return
+    if s.task_name == SHORT_TERM:
+        yield "--text_file: expected series with dates, found M4's, which have none; leave it out"
+    if s.known_covariates or s.past_covariates or s.static or s.static_numbers:
+        yield "--text_file: it is not read beside covariates (--known_covariates and its kin); leave one out"
+    if s.eval_data is not None:
+        yield "--text_file: it is about --data alone, and --eval_data tests on another; drop one of them"
+    if s.text_fusion == "asked" and s.llm_ablation in ("attention", "none"):
+        yield (
+            f"--text_fusion asked: expected an LLM that reads, found --llm_ablation {s.llm_ablation}; use "
+            "random for its control, or --text_fusion none"
+        )
 
 
 def _training(s: SimpleNamespace) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 DATE, ORIGIN = "date", "origin"
 """The time of a row, and the last known one before its forecast."""
-TRUE = "_true"
+TRUE, WHAT_IF = "_true", "_what_if"
 _BOUND = re.compile(r"(.*)_(?:(?:lo|hi)_|q)\d+(?:\.\d+)?", re.DOTALL)
 
 
@@ -19,6 +19,11 @@ def percent(level: float) -> str:
 def truth_column(name: str) -> str:
     """The column of what came true of a variable."""
     return f"{name}{TRUE}"
+
+
+def what_if_column(name: str) -> str:
+    """The column of a variable's forecast under other texts."""
+    return f"{name}{WHAT_IF}"
 
 
 def bound_column(name: str, side: str, level: float) -> str:

@@ -47,6 +47,11 @@ class Batch(NamedTuple):
     """The same in words, [B, M, U] uint8: UTF-8, zeros behind its end; empty likewise."""
     floor: Tensor = torch.empty(0)
     """What no forecast is below, [B, M] float32, standardised; empty where there is no floor."""
+    text: Tensor = torch.empty(0)
+    """Of the texts that each window sees, oldest to newest, what `TextReading` holds: [B, V, C, D]; V is 1
+    where all variables see the same, otherwise M. Empty where no texts are read."""
+    text_age: Tensor = torch.empty(0, dtype=torch.int64)
+    """Rows since a window could first see each, [B, V, C] int64; -1 where there is none."""
 
 
 class Covariates(NamedTuple):
@@ -79,8 +84,49 @@ def covariates_of(batch: Batch) -> Covariates | None:
 class PromptMaker(Protocol):
     """What makes the prompts of a batch's windows, one from each window alone."""
 
-    def __call__(self, x: Tensor, x_mark: Tensor | None = None, words: Tensor | None = None) -> Tensor:
-        """Lookbacks [B, L, N], their marks and their series' words, as in `Batch`, to token ids [B, M, K]."""
+    def __call__(
+        self,
+        x: Tensor,
+        x_mark: Tensor | None = None,
+        words: Tensor | None = None,
+        *,
+        text: Tensor | None = None,
+        age: Tensor | None = None,
+    ) -> Tensor:
+        """Lookbacks [B, L, N], their marks, words and texts, as in `Batch`, to token ids [B, M, K]."""
+        ...
+
+
+class TextReading(Protocol):
+    """What a model made of each of K texts, each by itself."""
+
+    @property
+    def words(self) -> Sequence[str]:
+        """Answers whose log-probabilities are the last of each question's numbers; none of some LLMs."""
+        ...
+
+    def of(self, places: Tensor) -> Tensor:
+        """Of the texts at these places [...], [..., D]; zeros, or tokens that are none, for a place -1."""
+        ...
+
+
+class TextWindows(Protocol):
+    """The texts of a series, what a model made of them, and which of them each window sees."""
+
+    @property
+    def reading(self) -> TextReading:
+        """What a model made of them."""
+        ...
+
+    def seen(self, last: Tensor) -> tuple[Tensor, Tensor]:
+        """Of windows with these last rows [R]: places of their texts and ages, both [R, V, C] int64."""
+        ...
+
+    def wordings(self, places: Tensor) -> Tensor:
+        """Of the texts at these places [U], which are so near that they are one wording: [U] int64 from 0 on.
+
+        It depends on these texts alone.
+        """
         ...
 
 
@@ -174,6 +220,10 @@ class FitSource(NamedTuple):
     the same; None of them keeps nothing. See `utils.training.closed_form.solve_once`."""
     words: Sequence[str] = ()
     """What is told of each series in words, where anything is."""
+    texts: TextWindows | None = None
+    """Of the training series, where texts are read."""
+    text_hash: str | None = None
+    """As in `DataBundle`."""
 
 
 class SeriesReference(NamedTuple):
@@ -399,6 +449,10 @@ class DataBundle:
     """How the dates were written: strptime's format or ISO8601; None where they did not come as text."""
     time_zone: str | None = None
     """Of the dates; None where they have none."""
+    texts: TextWindows | None = None
+    """The texts that its windows see; None where none are read."""
+    text_hash: str | None = None
+    """sha256 of the texts that training and validation windows may see; None without a file of texts."""
     constant: Sequence[str] = ()
     """The variables of ``test``'s series that do not change in its training part."""
     panel: PanelTable | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -155,6 +156,17 @@ def outline_of(config: LLMConfig, *, base_models: Path = BASE_MODELS) -> LLMOutl
     source = find_source(config, base_models)
     with quiet_transformers():
         return outlined(source.name, _read_config(source, config))
+
+
+def layers_of(config: LLMConfig, *, base_models: Path = BASE_MODELS) -> int:
+    """How many layers the language model that ``config`` names has, whatever ``llm_layers`` says.
+
+    Raises:
+        LLMUnavailableError, ValueError: as `load_llm` does.
+    """
+    with quiet_transformers():
+        settings = _read_config(find_source(config, base_models), replace(config, llm_layers=1))
+    return int(text_settings(settings).num_hidden_layers)
 
 
 def outlined(name: str, settings: Any) -> LLMOutline:

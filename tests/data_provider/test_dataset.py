@@ -62,7 +62,7 @@ def test_the_default_collation_makes_a_batch():
     batch = default_collate([windows()[i] for i in range(5)])
     assert isinstance(batch, Batch)
     assert [tuple(field.shape) for field in batch] == [
-        (5, L, N), (5, H, N), (5, L, 2), (5, H, 2), (5,), (5,), (5, N), (5, 0), *5 * [(5, 0)],
+        (5, L, N), (5, H, N), (5, L, 2), (5, H, 2), (5,), (5,), (5, N), (5, 0), *7 * [(5, 0)],
     ]  # fmt: skip
     assert batch.x.dtype == batch.x_mark.dtype == torch.float32
     assert batch.start.dtype == batch.series_id.dtype == batch.variable.dtype == torch.int64

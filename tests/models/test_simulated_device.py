@@ -35,7 +35,8 @@ SETTINGS = pairwise(
         "gradient_accumulation_steps": [1, 2],
     }
 )
-OTHERS = sorted(set(MODELS) - {"TimeLLM", "TimeLLM_Enhanced"})
+OTHERS = sorted(set(MODELS) - {"TimeLLM", "TimeLLM_Enhanced", "PanelAverage"})
+"""PanelAverage's Theta is computed on the CPU, series by series."""
 STEP = "read utils/training/agreement.py agree"
 """The one look of an optimizer step: whether a loss is not finite, and whether anyone asked to stop."""
 EVALUATION = "read utils/training/metrics.py reduce"

@@ -206,7 +206,7 @@ def test_what_trains_another_model_is_not_excused_from_the_hash():
     )
     assert sorted(settings_where("on_resume", "free", "llm", "batch", "machine") & IDENTITY) == sorted(
         "llm_model llm_model_path llm_dim trust_remote_code max_steps train_epochs init_from prompt_file "
-        "max_channels_per_step date_format time_zone round_dates repeated_times batch_size "
+        "text_file max_channels_per_step date_format time_zone round_dates repeated_times batch_size "
         "gradient_accumulation_steps mixed_precision matmul_precision".split()
     )
 

@@ -101,7 +101,20 @@ def cost_lines(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) ->
         lines.append(model.start.cost_line(rows=data.source.num_rows, variables=data.source.num_variables))
     if config.gram.use_gram and hasattr(model, "gram"):
         lines.append(retrieval_line(model, data))
+    if data.texts is not None and config.text.text_fusion == "prompt":
+        lines.append(text_line(config, model))
     return lines
+
+
+def text_line(config: Config, model: Any) -> str:
+    """What texts in the prompts cost: all windows' tokens are as many as the longest prompt's."""
+    count, tokens = config.text.text_count, config.text.text_tokens
+    whole = model.prompt.width + config.patch_count
+    plain = whole - count * tokens
+    return (
+        f"texts: {count} of up to {tokens} tokens in every prompt, {whole} tokens a series and pass, "
+        f"not {plain}: about {whole / plain:.1f} times the work; --text_fusion asked reads each text once"
+    )
 
 
 def rate_line(config: Config, *, total_steps: int, steps_per_epoch: int) -> str:

@@ -85,6 +85,10 @@ def _lacking_modules(config: Config) -> Iterator[tuple[Need, str]]:
             "choice",
             "without a start or --retrieval_fusion both the gate has no two forecasts to choose from",
         )
+    if config.text.text_file is None:
+        yield "text", "without --text_file"
+    if config.text.text_fusion != "asked":
+        yield "asked", f"--text_fusion {config.text.text_fusion} asks nothing"
     if not config.begins_solved:
         yield "start", "--start none has no start"
     if gram.memory_size == "all":

@@ -87,7 +87,8 @@ def numerics(device: torch.device) -> dict[str, Any]:
 
 def data_identity(data: DataBundle) -> dict[str, Any]:
     """What tells data, and their division into parts, from others."""
-    return {"name": data.name, "content_hash": data.content_hash, "windows": list(data.windows)}
+    found = {"name": data.name, "content_hash": data.content_hash, "windows": list(data.windows)}
+    return found | {"texts": data.text_hash}
 
 
 def other_than(
@@ -113,7 +114,7 @@ def other_than(
     return found + [
         f"data {name}: the checkpoint saw {payload['data'][name]!r}, this run {value!r}"
         for name, value in data_identity(data).items()
-        if name != "name" and payload["data"].get(name, value) != value
+        if name != "name" and payload["data"].get(name, None if name == "texts" else value) != value
     ]
 
 

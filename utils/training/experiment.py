@@ -335,8 +335,9 @@ def _prepare_model(ctx: RunContext, payload: dict[str, Any] | None) -> None:
             _take_weights(ctx, {"model": weights}, source=f"--init_from {path}")
         if payload is None:
             given, once = run_settings.init_from is not None, partial(solve_once, ctx)
+            d = ctx.data
             ctx.plain.fit_statistics(
-                FitSource(ctx.data.source, ctx.data.validation, given, once, ctx.data.words)
+                FitSource(d.source, d.validation, given, once, d.words, d.texts, d.text_hash)
             )
         if payload is None or not ctx.config.run.is_training:
             # A resumed run goes on with the keys it had; a test wants those of the weights tested.

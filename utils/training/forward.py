@@ -52,6 +52,8 @@ def forecast_state(model: Any, batch: Batch, micro_step: MicroStep | None = None
     covariates = covariates_of(batch)
     if covariates is not None:
         given["covariates"] = covariates
+    if batch.text_age.numel():
+        given |= {"text": batch.text, "text_age": batch.text_age}
     found = model(
         batch.x,
         x_mark_enc=batch.x_mark,
@@ -107,6 +109,9 @@ def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
         chosen = slice(begin, min(begin + size, variables))
         part = batch
         if size < variables:
+            own = {}
+            if batch.text_age.numel() and batch.text_age.shape[1] == variables:
+                own = {"text": batch.text[:, chosen], "text_age": batch.text_age[:, chosen]}
             part = batch._replace(
                 x=batch.x[..., chosen],
                 y=batch.y[..., chosen],
@@ -116,6 +121,7 @@ def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
                     for name in ("prompt", "static", "words", "floor")
                     if (column := getattr(batch, name)).numel()
                 },
+                **own,
             )
         share = (chosen.stop - begin) / variables
         yield Part(part, share, first=begin == 0, last=chosen.stop == variables)

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.inspection import without_neighbours
 from models.prototype_words import WordUse, chance_cosine, patches_of, word_use
 from scripts.lib.inspect.options import LoadedRun
+from scripts.lib.inspect.texts import texts_of_window
 from utils.trend import DIRECTIONS, MAGNITUDES, direction_of, magnitude_of, trend_measure
 from utils.types import Batch, ForecastState, RetrievalRecord, TrendRecord
 from utils.windows import per_series
@@ -31,7 +32,7 @@ def explain(run: LoadedRun, start: int, *, words: bool = True) -> dict[str, Any]
     where the run has no such module, ``words`` where it has no LLM (or they are not asked for).
     """
     f = run.forecaster
-    windows = f.windows(run.series, first=start)
+    windows = f.windows(run.series, first=start, texts=run.texts)
     model: Any = f.model
     use: list[WordUse] = []
     states: list[tuple[Batch, ForecastState]] = []
@@ -44,6 +45,7 @@ def explain(run: LoadedRun, start: int, *, words: bool = True) -> dict[str, Any]
     if state.retrieval is not None:
         with without_neighbours(model):
             ((_, alone),) = f.states(windows)
+    told = texts_of_window(run, start, windows, state.prediction[0])
     scale_weights = None if state.trend is None else _floats(state.trend.scale_weights)
     found = {
         "run": str(run.folder),
@@ -60,6 +62,7 @@ def explain(run: LoadedRun, start: int, *, words: bool = True) -> dict[str, Any]
                 **_forecast(run, start, batch, state, variable),
                 "trend": _trend(run, batch, state, variable),
                 "retrieval": None if alone is None else _retrieval(run, batch, state, alone, variable),
+                "texts": None if told is None else told[variable],
                 "words": _words(use[variable]) if use else None,
             }
             for variable, name in enumerate(f.targets)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_provider.dates import time_like
 from data_provider.series import Series
+from data_provider.window_texts import SeriesTexts
 from models import Forecaster
 from utils.cli import PathFlag
 from utils.config import TrainingConfig
@@ -27,6 +28,7 @@ class LoadedRun:
 
     forecaster: Forecaster
     root_path: str | None
+    text_file: str | None = None
 
     @cached_property
     def series(self) -> Series:
@@ -36,7 +38,12 @@ class LoadedRun:
     @cached_property
     def data(self) -> DataBundle:
         """The three parts."""
-        return self.forecaster.own_data(root_path=self.root_path)
+        return self.forecaster.own_data(root_path=self.root_path, text_file=self.text_file)
+
+    @cached_property
+    def texts(self) -> SeriesTexts | None:
+        """What its windows see of the run's texts; None where it reads none."""
+        return self.forecaster.texts(self.series, self.text_file)
 
     @property
     def folder(self) -> Path:
@@ -60,6 +67,7 @@ def parser_for(text: str | None) -> argparse.ArgumentParser:
         "run", action=PathFlag, metavar="RUN", help="run folder (its best weights), or a checkpoint"
     )
     parser.add_argument("--root_path", action=PathFlag, help="folder of the data file, if it moved")
+    parser.add_argument("--text_file", action=PathFlag, help="file of the texts, if it moved")
     parser.add_argument("--llm_model_path", action=PathFlag, help="where the LLM lies, if it moved")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
     return parser
@@ -88,7 +96,7 @@ def load(arguments: argparse.Namespace) -> LoadedRun:
     forecaster = Forecaster.load(
         arguments.run, device=arguments.device, llm_model_path=arguments.llm_model_path
     )
-    return LoadedRun(forecaster, arguments.root_path)
+    return LoadedRun(forecaster, arguments.root_path, arguments.text_file)
 
 
 def first_row(run: LoadedRun, window: str | None) -> int:

@@ -77,6 +77,7 @@ def _window(run: LoadedRun, evidence: Evidence, place: int) -> dict[str, Any]:
                 **{name: _short(own[name]) for name in ("lookback", "truth", "forecast")},
                 "trend": _trend(own["trend"]),
                 "retrieval": _retrieval(own["retrieval"], len(own["forecast"])),
+                "texts": own["texts"],
                 "intervals": {
                     str(level): _short(half[place, :, variable].tolist())
                     for level, half in evidence.half_width.items()

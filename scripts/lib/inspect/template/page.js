@@ -105,11 +105,26 @@ function drawForecast(shown, own) {
     }
   }
   lines.push({ x: joined, y: [last, ...own.truth], color: INK.truth, label: "truth" });
+  if (own.texts) lines.push({ x: joined, y: [last, ...own.texts.forecast_without], color: INK.forecast, label: "without texts", dash: "2 3" });
   lines.push({ x: joined, y: [last, ...own.forecast], color: INK.forecast, label: "forecast", width: 2 });
   const name = `${own.name}: forecast from ${shown.forecast[0]}`;
   chart(at("forecast"), { lines, bands, isTime: true, xLabel: "time", yLabel: `${escaped(own.name)} (original units)`, mark: joined[0], height: 340, width: 1100, name });
   const score = own.mse === null ? "" : `; MSE ${own.mse.toFixed(4)}, MAE ${own.mae.toFixed(4)} in standardised units`;
   at("said").textContent = `${own.name}, forecast from ${shown.forecast[0].replace("T", " ")} to ${shown.forecast[shown.forecast.length - 1].replace("T", " ")}${score}`;
+}
+
+function drawTexts(own) {
+  const place = at("seen"), texts = own.texts;
+  place.textContent = "";
+  at("texts").textContent = texts
+    ? `${texts.seen.length} seen; they move the forecast by ${texts.moved.toPrecision(3)} on average (dotted: without them)`
+    : "This run reads no texts.";
+  for (const t of texts ? texts.seen : []) {
+    const made = document.createElement("li");
+    const answers = Object.entries(t.answers).slice(0, 5).map(([word, p]) => `${word} ${(100 * p).toFixed(1)}%`).join(", ");
+    made.textContent = `${t.time}, known for ${t.age} rows, weight ${t.weight.toFixed(2)}: ${t.text}${answers ? ` (answers: ${answers})` : ""}`;
+    place.append(made);
+  }
 }
 
 function drawNeighbours(own) {
@@ -159,6 +174,7 @@ function draw() {
   const own = shown.variables[Number(at("variable").value)];
   at("which").textContent = `${Number(at("window").value) + 1} of ${DATA.windows.length}: forecast from ${shown.forecast[0].replace("T", " ").slice(0, 16)}`;
   drawForecast(shown, own);
+  drawTexts(own);
   drawNeighbours(own);
   drawTrend(own);
 }
