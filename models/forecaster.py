@@ -283,8 +283,10 @@ class Forecaster(TrainedModel):
                     "calibrates on the last N windows of the table itself"
                 )
 
-    def _check_panel(self, levels: Sequence[float], recalibrate: int | None) -> None:
-        """Before any forecast of a panel: the intervals that are asked for can be had."""
+    def _check_panel(self, levels: Sequence[float], recalibrate: int | None, *texts: Table | None) -> None:
+        """Before any forecast of a panel: its intervals can be had, and there are no texts."""
+        if any(given is not None for given in texts):
+            raise UserError("--text_file, --what_if: a panel is forecast without texts; leave them out")
         if recalibrate is not None:
             raise UserError(
                 "--recalibrate: it calibrates on the windows before one forecast; a panel's intervals "
@@ -342,7 +344,7 @@ class Forecaster(TrainedModel):
             (DATE,), self.targets, levels=levels, quantiles=quantiles, what_if=what_if is not None
         )
         if self.panel is not None:
-            self._check_panel(levels, recalibrate)
+            self._check_panel(levels, recalibrate, texts, what_if)
             self.check_beside(future=future, static=static)
             if quantiles:
                 raise UserError(
@@ -459,7 +461,7 @@ class Forecaster(TrainedModel):
         """
         forecast_tables.check_names((ORIGIN, DATE), self.targets, levels=levels, truth=True)
         if self.panel is not None:
-            self._check_panel(levels, recalibrate)
+            self._check_panel(levels, recalibrate, texts)
             self.check_beside(future=None, static=static)
             return backtest_panel(self, table, windows, levels=levels, reading=reading or ReadOptions())
         series = self.series(table, reading=reading, static=static)

@@ -211,6 +211,9 @@ def test_what_a_panels_forecast_does_not_read_is_refused(forecaster: Forecaster)
     for given, flag in (({"future": other}, "--future"), ({"static": other}, "--static_path")):
         with pytest.raises(UserError, match=f"{flag}: .* trained without such covariates; leave it out"):
             forecaster.predict(other, **given)
+    for name in ("texts", "what_if"):
+        with pytest.raises(UserError, match="a panel is forecast without texts"):
+            forecaster.predict(other, **{name: other})
     with pytest.raises(UserError, match="--static_path: .* trained without"):
         forecaster.backtest(other, 1, static=other)
     with pytest.raises(UserError, match="--round_dates: the times of a panel are not rounded"):
