@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -127,10 +128,13 @@ def found(tmp_path_factory, write_series, common, two_processes) -> Found:
     130 rows: 52 training windows, some of which overlap the whole memory and find nothing.
     """
     folder = tmp_path_factory.mktemp("runs")
+    waves = write_series(folder / "waves.csv", 130)
+    lifted = pd.read_csv(waves, index_col="date") + 10  # one run has a floor of 0
+    lifted.to_csv(waves)
     short = {
         **common,
         "root_path": str(folder),
-        "data_path": write_series(folder / "waves.csv", 130).name,
+        "data_path": waves.name,
         "memory_size": 40,
         "batch_size": 2,
         "eval_batch_size": 10,
