@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from layers.retrieval.futures import MOST_ROWS
 from layers.retrieval.search import Rows
-from layers.start_features import StartFeatures
+from layers.start_features import MOST_OWN, StartFeatures
 from layers.start_fitting import FOLDS, NO_EVIDENCE, UNKNOWN, Evidence, StartFit
 from utils.errors import UserError
 from utils.process_memory import mib
@@ -183,9 +183,17 @@ class SolvedStart(StartFeatures):
         )
 
     def lines(self) -> list[str]:
-        """What was decided, and by which evidence, a line for each decision that there was."""
+        """What was decided, and by which evidence, a line for each decision that there was.
+
+        Before them, what known covariates do alike as there is too much to tell apart.
+        """
         asked = (self.calendar_width > 0, self.retrieves)
-        return [
+        together = [
+            f"start: known covariates have the same effect for all {kind}: theirs would be more than "
+            f"{MOST_OWN} numbers; name fewer of them"
+            for kind in self.beside.taken_together
+        ]
+        return together + [
             f"start: {name} {'in' if decided else 'out'}; with it {change}, squared errors change by "
             + ", ".join(
                 f"{where} {one.text}"

@@ -55,6 +55,15 @@ class CovariateSizes(NamedTuple):
         groups = self.static + self.variables if self.apart else self.static
         return groups if 0 < groups * self.known <= MOST_OWN else 0
 
+    @property
+    def taken_together(self) -> list[str]:
+        """Kinds of groups that known covariates act alike in, as there are too many."""
+        kinds = {
+            "variables": self.variables > 1 and not self.apart,
+            "statics": self.static and not self.groups,
+        }
+        return [name for name, all_of_it in kinds.items() if all_of_it and self.known]
+
 
 class StartFeatures(nn.Module):
     """Lookbacks [S, L], standardised, to features in deviations of the window from its mean."""

@@ -128,3 +128,20 @@ def test_groups_have_effects_of_their_own_up_to_a_bound():
     assert CovariateSizes(known=2, static=3, variables=MOST_OWN).groups == 3
     assert CovariateSizes(known=2, variables=MOST_OWN).groups == 0
     assert CovariateSizes(known=0, variables=7).groups == CovariateSizes(known=1).groups == 0
+
+
+def test_too_many_groups_act_alike_and_that_is_said():
+    """Where signs differ by store the error was three times the noise, and nothing said why."""
+
+    def said(**sizes: int) -> list[str]:
+        start = SolvedStart(
+            seq_len=L, horizon=H, season=4, retrieves=False, covariates=CovariateSizes(**sizes)
+        )
+        return [line for line in start.lines() if "same effect for all" in line]
+
+    assert said(known=2, static=3, variables=2) == [] == said(past=MOST_OWN, static=3, variables=9)
+    (variables,) = said(known=10, static=3, variables=MOST_OWN)
+    assert "all variables" in variables and f"more than {MOST_OWN} numbers" in variables
+    assert [line.split("all ")[1].split(":")[0] for line in said(known=200, static=3, variables=9)] == [
+        "variables", "statics"
+    ]  # fmt: skip
