@@ -505,8 +505,11 @@ def test_cells_that_keep_step_0_are_counted(finished):
     """Where training had no effect a difference of nothing reads as a tie."""
     found = Findings(finished[2] / "tiny")
     place = Place("custom", 8)
-    cells = found.at("baseline", place)
-    next(iter(cells.values())).record["best"]["step"] = 0
+    cells = found.at("baseline", place).values()
+    next(iter(cells)).record["best"]["step"] = 0
+    assert score_row(found, "baseline", place)[-1] == "", "begun without a start, step 0 was no candidate"
+    for cell in cells:
+        cell.record["validations"].insert(0, {"step": 0})
     assert score_row(found, "baseline", place)[-1] == "1 of 6"
 
 

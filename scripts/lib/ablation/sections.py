@@ -146,7 +146,8 @@ def score_tables(findings: Findings) -> Iterator[Part]:
 
 def _kept_step_0(findings: Findings, name: str, found: Sequence[Result]) -> str:
     """In how many cells training had no effect: no step was better on validation than where it began."""
-    if findings.configurations[name]["reference"]:
+    begun = all(any(v["step"] == 0 for v in r.record["validations"]) for r in found)
+    if findings.configurations[name]["reference"] or not begun:  # step 0 was no candidate in earlier code
         return ""
     return f"{sum(r.record['best']['step'] == 0 for r in found)} of {len(found)}"
 
