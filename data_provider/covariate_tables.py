@@ -23,9 +23,25 @@ from data_provider.series import (
     require_file,
 )
 from data_provider.table_files import is_csv, open_csv, read_arrow, rows_of, table_file
+from utils.config import DataConfig
 from utils.errors import UserError
 
 STATIC_ADVICE = "name a table whose first column has the variables' names with --static_path"
+
+
+def named_statics(data: DataConfig, table: pd.DataFrame | Path, variables: Sequence[str]) -> Statics:
+    """What a table, or a file of one, says of ``variables`` in the columns that a configuration names.
+
+    Raises:
+        FileNotFoundError, UserError: as `read_statics` does.
+    """
+    asked = {
+        "categories": list(map(column_name, data.static)),
+        "numbers": list(map(column_name, data.static_numbers)),
+    }
+    if isinstance(table, pd.DataFrame):
+        return _statics_of(table, "the static table", variables, **asked)
+    return read_statics(table, variables, **asked)
 
 
 def read_statics(
@@ -45,10 +61,10 @@ def read_statics(
     else:
         frame = read_arrow(path, ending)
     frame = frame.set_axis([column_name(c) for c in frame.columns], axis=1)
-    return statics_of(frame, path, variables, categories=categories, numbers=numbers)
+    return _statics_of(frame, path, variables, categories=categories, numbers=numbers)
 
 
-def statics_of(
+def _statics_of(
     frame: pd.DataFrame,
     where: object,
     variables: Sequence[str],

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_provider import scaling
-from data_provider.covariate_tables import columns_of, read_statics, statics_of
+from data_provider.covariate_tables import columns_of, named_statics
 from data_provider.covariates import Coding, CovariateColumns, CovariateValues, RowsBeside, no_values
 from data_provider.dataset import TrainingWindows, WindowDataset
 from data_provider.dates import DateRules, frequency_alias
@@ -32,7 +32,6 @@ from data_provider.long_files import (
 )
 from data_provider.long_table import read_long
 from data_provider.m4 import build_competition, build_m4
-from data_provider.panel import Panel, PanelColumns
 from data_provider.panel_data import build_panel
 from data_provider.panel_windows import PanelDataset
 from data_provider.sampler import EpochSampler, SeriesSampler
@@ -143,15 +142,10 @@ def load_series(
     found = series.covariates or no_values(len(series.values))
     if config.has_statics:
         targets = series.columns[-config.targets_of(len(series.columns)) :]
-        columns = {
-            "categories": [column_name(name) for name in config.static],
-            "numbers": [column_name(name) for name in config.static_numbers],
-        }
+        table: pd.DataFrame | Path = Path(config.root_path) / str(config.static_path)
         if given is not None and given.static is not None:
-            statics = statics_of(given.static, "the static table", targets, **columns)
-        else:
-            statics = read_statics(Path(config.root_path) / str(config.static_path), targets, **columns)
-        found = replace(found, statics=statics)
+            table = given.static
+        found = replace(found, statics=named_statics(config, table, targets))
     return series.with_covariates(found)
 
 
@@ -347,40 +341,24 @@ def _panel_of(data: DataConfig, given: GivenTables | None) -> DataBundle | None:
     columns = columns_in_file(data, path) if frame is None else columns_in(data, list(frame), GIVEN)
     if columns is None:
         return None
-    where: object = path if frame is None else GIVEN
     _check_panel(data)
+    where: object = path
     if frame is None:
-        panel = load_panel(data, path, columns)
+        frame, name = read_long_files(path, columns), path.name if path.is_dir() else table_file(path).stem
         hashes = [file_sha256(one) for one in table_paths(path)]
         whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
         notes = {"file_sha256": whole}
     else:
-        check_columns(list(frame), [*columns.ids, columns.date, columns.target], where)
-        rules = _date_rules(data, published=False, flags=True)
-        panel = read_long(frame, where, columns, name=GIVEN, rules=rules, fill_missing=data.fill_missing)
-        notes = {"data": IN_PYTHON}
+        check_columns(list(frame), [*columns.ids, columns.date, columns.target], GIVEN)
+        where, name, notes = GIVEN, GIVEN, {"data": IN_PYTHON}
+    rules = _date_rules(data, published=False, flags=True)
+    panel = read_long(frame, where, columns, name=name, rules=rules, fill_missing=data.fill_missing)
     if reserved((columns.target,)):
         raise UserError(
             f"{where}: --target {columns.target}: expected a name that leaves a forecast's own columns "
             "theirs; rename that column in the file"
         )
     return build_panel(panel, data, notes=notes)
-
-
-def load_panel(data: DataConfig, path: Path, columns: PanelColumns) -> Panel:
-    """The whole panel that a configuration names, in original units.
-
-    Raises:
-        UserError: a file, or --freq or --fill_missing, is at fault.
-    """
-    return read_long(
-        read_long_files(path, columns),
-        path,
-        columns,
-        name=path.name if path.is_dir() else table_file(path).stem,
-        rules=_date_rules(data, published=False, flags=True),
-        fill_missing=data.fill_missing,
-    )
 
 
 def _check_panel(data: DataConfig) -> None:

@@ -9,9 +9,10 @@ D patch width, W columns of coded statics, E width of embedded covariates.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layers.heads import follow
+from layers.patching import Cut, patches_of
 from utils.types import Covariates
 
 
@@ -43,7 +44,7 @@ class CovariateInput(nn.Module):
             pad_end: as there.
         """
         super().__init__()
-        self.patch_len, self.stride, self.pad_end = patch_len, stride, pad_end
+        self.cut: Cut = {"patch_len": patch_len, "stride": stride, "pad_end": pad_end}
         self.static_embedding = nn.Linear(static, d_model, bias=False) if static else None
         self.to_patches = self.to_share = None
         if known + past:
@@ -64,9 +65,7 @@ class CovariateInput(nn.Module):
         if self.to_patches is not None:
             rows = torch.cat([covariates.known[:, :length], covariates.past], dim=-1)
             embedded = self.of_lookback(rows).transpose(1, 2)  # [B, E, L]
-            if self.pad_end:
-                embedded = F.pad(embedded, (0, self.stride), mode="replicate")
-            patches = embedded.unfold(-1, self.patch_len, self.stride).mean(dim=-1)  # [B, E, P]
+            patches = patches_of(embedded, **self.cut).mean(dim=-1)  # [B, E, P]
             found.append(self.to_patches(patches.transpose(1, 2)).repeat_interleave(variables, dim=0))
         if self.static_embedding is not None:
             found.append(self.static_embedding(covariates.static.flatten(0, 1))[:, None])
@@ -80,5 +79,4 @@ class CovariateInput(nn.Module):
         if self.to_share is None:
             return None
         ahead = self.of_horizon(covariates.known[:, covariates.past.shape[1] :])  # [B, H, E]
-        share = self.to_share(states.mean(dim=1)).unflatten(0, (len(ahead), -1))  # [B, M, E]
-        return torch.einsum("bhe,bme->bmh", ahead, share).flatten(0, 1)
+        return follow(ahead, states, self.to_share)

@@ -5,6 +5,7 @@ Shape legend: S series, P patches, d_ff features read from each state, H horizon
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -29,3 +30,12 @@ class FlattenHead(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """[S, P, d_ff] to [S, H]."""
         return self.linear(self.dropout(self.flatten(states.transpose(1, 2))))
+
+
+def follow(ahead: Tensor, states: Tensor, to_share: nn.Linear) -> Tensor:
+    """What series with ``states`` [S, P, d_ff] make of features of the future ``ahead`` [B, H, W]: [S, H].
+
+    A series' states decide, by a linear map to W numbers, how much of each feature it follows.
+    """
+    share = to_share(states.mean(dim=1)).unflatten(0, (len(ahead), -1))  # [B, M, W]
+    return torch.einsum("bhw,bmw->bmh", ahead, share).flatten(0, 1)

@@ -5,8 +5,25 @@ Shape legend: S series (windows x variables), C channels read together, L rows, 
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Cut(TypedDict):
+    """How rows are cut into patches."""
+
+    patch_len: int
+    stride: int
+    pad_end: bool
+
+
+def patches_of(rows: Tensor, *, patch_len: int, stride: int, pad_end: bool) -> Tensor:
+    """Rows [..., L] cut into overlapping patches [..., P, patch_len], as a `PatchEmbedding` cuts them."""
+    if pad_end:
+        rows = F.pad(rows, (0, stride), mode="replicate")
+    return rows.unfold(-1, patch_len, stride)
 
 
 class PatchEmbedding(nn.Module):
@@ -33,9 +50,9 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, series: Tensor) -> Tensor:
         """[S, C, L] to [S, P, D]."""
-        if self.pad_end:
-            series = F.pad(series, (0, self.stride), mode="replicate")
-        patches = series.unfold(-1, self.patch_len, self.stride)  # [S, C, P, patch_len]
+        patches = patches_of(  # [S, C, P, patch_len]
+            series, patch_len=self.patch_len, stride=self.stride, pad_end=self.pad_end
+        )
         columns = patches.transpose(2, 3).flatten(1, 2)  # [S, C * patch_len, P]
         embedded = self.value_embedding(columns).transpose(1, 2)  # [S, P, D]
         return self.dropout(embedded)

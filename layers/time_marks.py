@@ -13,8 +13,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from layers.heads import follow
+from layers.patching import Cut, patches_of
 
 HARMONICS = 4
 """Sines and cosines of a mark: an hour, or a weekday, is told from its neighbours at once."""
@@ -51,7 +53,7 @@ class TimeMarks(nn.Module):
             pad_end: as there.
         """
         super().__init__()
-        self.patch_len, self.stride, self.pad_end = patch_len, stride, pad_end
+        self.cut: Cut = {"patch_len": patch_len, "stride": stride, "pad_end": pad_end}
         often = [place for place, name in enumerate(names) if name in OFTEN]
         sharp = torch.tensor(often or list(range(len(names))))
         self.register_buffer("sharp", sharp, persistent=False)
@@ -72,9 +74,7 @@ class TimeMarks(nn.Module):
     def of_patches(self, marks: Tensor, variables: int) -> Tensor:
         """What to add to the patches of M ``variables`` a window, from marks [B, L, F]: [S, P, D]."""
         embedded = self.embed(marks).transpose(1, 2)  # [B, W, L]
-        if self.pad_end:
-            embedded = F.pad(embedded, (0, self.stride), mode="replicate")
-        patches = embedded.unfold(-1, self.patch_len, self.stride).mean(dim=-1)  # [B, W, P]
+        patches = patches_of(embedded, **self.cut).mean(dim=-1)  # [B, W, P]
         return self.to_patches(patches.transpose(1, 2)).repeat_interleave(variables, dim=0)
 
     def of_future(self, marks: Tensor, states: Tensor) -> Tensor:
@@ -82,5 +82,4 @@ class TimeMarks(nn.Module):
 
         A series' states decide how much of each feature of the calendar it follows.
         """
-        share = self.to_share(states.mean(dim=1)).unflatten(0, (len(marks), -1))  # [B, M, W]
-        return torch.einsum("bhw,bmw->bmh", self.embed(marks), share).flatten(0, 1)
+        return follow(self.embed(marks), states, self.to_share)

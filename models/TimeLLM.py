@@ -149,9 +149,7 @@ class Model(ForecastModel):
             seq_len=config.data.seq_len,
             pred_len=config.data.pred_len,
             digits=config.backbone.prompt_digits,
-            texts=(config.text.text_count, config.text.text_tokens)
-            if config.text.reads and config.text.text_fusion == "prompt"
-            else None,
+            texts=(config.text.text_count, config.text.text_tokens) if config.text.in_prompt else None,
         )
         self.prompt_text = self.prompt.constant_text
         tokens = self._tokens()
@@ -224,7 +222,7 @@ class Model(ForecastModel):
             self.begins_solved = True
             self.start = solved_start(config, retrieves=self._has_memory and config.gram.use_gram)
             self.output_projection.begin_at_zero()
-        if config.text.reads and config.text.text_fusion == "asked":
+        if config.text.asked:
             self.text_reader = TextReader(
                 width=state_width(
                     d_llm, questions=len(questions_of(config)), has_words=has_words(self.llm_model)
@@ -236,7 +234,7 @@ class Model(ForecastModel):
     @classmethod
     def read_texts(cls, config: Config, texts: Sequence[str]) -> TextReading:
         """What the LLM makes of texts, as ``--text_fusion`` has it."""
-        if config.text.text_fusion == "prompt":
+        if config.text.in_prompt:
             return read_tokens(config, texts)
         on_gpu = torch.cuda.is_available() and not config.training.cpu
         return read_states(config, texts, device=torch.device("cuda" if on_gpu else "cpu"))
@@ -252,7 +250,7 @@ class Model(ForecastModel):
         if self.begins_solved:
             dated = self.config.text.text_file is not None
             fit_start(self.start, self.config, source, keeps_calendar=dated)
-        if source.texts is not None and hasattr(self, "text_reader"):
+        if source.texts is not None and self.config.text.asked:
             self._fit_texts(source, source.texts)
 
     def _fit_texts(self, source: FitSource, texts: TextWindows) -> None:
@@ -322,7 +320,7 @@ class Model(ForecastModel):
         Raises:
             ValueError: the model reads texts, and there are none: a window without them has ages of -1.
         """
-        if not hasattr(self, "text_reader"):
+        if not self.config.text.asked:
             return prediction
         if text is None or age is None:
             raise ValueError("text: expected the states of each window's texts (--text_file), found none")
@@ -332,7 +330,7 @@ class Model(ForecastModel):
     def closed_form_facts(self) -> dict[str, Any]:
         """What was decided for the start, as plain values."""
         found = self.start.facts() if self.begins_solved else {}
-        return found | ({"texts": self.text_reader.facts()} if hasattr(self, "text_reader") else {})
+        return found | ({"texts": self.text_reader.facts()} if self.config.text.asked else {})
 
     def train(self, mode: bool = True) -> Model:
         """Training mode for the trained parts; the frozen LLM stays in eval mode (its dropout is off)."""

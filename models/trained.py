@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from data_provider import scaling
-from data_provider.covariate_tables import read_statics, statics_of, with_future
-from data_provider.covariates import Coding, Statics, no_values
+from data_provider.covariate_tables import named_statics, with_future
+from data_provider.covariates import Coding, no_values
 from data_provider.data_factory import build_data, data_file, load_series
 from data_provider.dataset import WindowDataset
 from data_provider.dates import DateRules, DatesKept, RepeatedTimes, dates_after
 from data_provider.forecast_windows import forecast_windows, same_series
-from data_provider.series import NO_COLUMNS, FillMissing, Series, column_name, read_table, series_of
+from data_provider.series import NO_COLUMNS, FillMissing, Series, read_table, series_of
 from data_provider.window_texts import SeriesTexts, table_of, texts_of
 from models.base import ForecastModel
 from models.loading import LoadedRun
@@ -194,7 +194,9 @@ class TrainedModel:
             return series
         beside = series.covariates or no_values(len(series.values))
         if static is not None:
-            beside = replace(beside, statics=self._statics(static))
+            table_of_statics = static if isinstance(static, pd.DataFrame) else Path(static)
+            statics = named_statics(self.config.data, table_of_statics, self.targets)
+            beside = replace(beside, statics=statics)
         series = series.with_covariates(beside)
         if future is None:
             return series
@@ -216,17 +218,6 @@ class TrainedModel:
         ):
             if given and not asked:
                 raise UserError(f"{flag}: {self.path} was trained without such covariates; leave it out")
-
-    def _statics(self, table: Table) -> Statics:
-        """What holds of each variable forecast, by another table than that of the training."""
-        d = self.config.data
-        asked = {
-            "categories": list(map(column_name, d.static)),
-            "numbers": list(map(column_name, d.static_numbers)),
-        }
-        if isinstance(table, pd.DataFrame):
-            return statics_of(table.astype(str), "the static table", self.targets, **asked)
-        return read_statics(Path(table), self.targets, **asked)
 
     def own_series(self, *, root_path: str | None = None) -> Series:
         """The whole series that the run was trained on, read again from where it lay (none of a panel).

@@ -538,6 +538,16 @@ class TextConfig:
         """Whether a forecast reads texts."""
         return self.text_file is not None and self.text_fusion != "none"
 
+    @property
+    def in_prompt(self) -> bool:
+        """Whether they stand in its prompts."""
+        return self.reads and self.text_fusion == "prompt"
+
+    @property
+    def asked(self) -> bool:
+        """Whether each is read once, with a question behind it."""
+        return self.reads and self.text_fusion == "asked"
+
 
 @dataclass(frozen=True)
 class TrainingConfig:

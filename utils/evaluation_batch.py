@@ -23,6 +23,6 @@ def windows_per_pass(config: Config, *, forecast: int, on_gpu: bool) -> int:
     if config.run.model not in (None, "TimeLLM"):  # no LLM: nothing to count
         return config.training.batch_size
     text = config.text
-    told = text.text_count * text.text_tokens if text.reads and text.text_fusion == "prompt" else 0
+    told = text.text_count * text.text_tokens if text.in_prompt else 0
     tokens = forecast * (PROMPT + told + config.patch_count)
     return max(1, (GPU_TOKENS if on_gpu else CPU_TOKENS) // tokens)

@@ -101,7 +101,7 @@ def cost_lines(config: Config, data: DataBundle, model: Any, *, on_gpu: bool) ->
         lines.append(model.start.cost_line(rows=data.source.num_rows, variables=data.source.num_variables))
     if config.gram.use_gram and hasattr(model, "gram"):
         lines.append(retrieval_line(model, data))
-    if data.texts is not None and config.text.text_fusion == "prompt":
+    if data.texts is not None and config.text.in_prompt:
         lines.append(text_line(config, model))
     return lines
 

@@ -24,6 +24,8 @@ from utils.types import (
     covariates_of,
 )
 
+BY_VARIABLE = ("prompt", "static", "words", "floor", "text", "text_age")
+"""Columns of a batch by its variables; texts may be of all of them, in one place."""
 LINK_SHARPNESS = 10.0
 """Of the softplus, per standardised unit: a third of one above the floor it adds 0.004, and less beyond."""
 
@@ -109,19 +111,15 @@ def channel_parts(batch: Batch, most: int | None) -> Iterator[Part]:
         chosen = slice(begin, min(begin + size, variables))
         part = batch
         if size < variables:
-            own = {}
-            if batch.text_age.numel() and batch.text_age.shape[1] == variables:
-                own = {"text": batch.text[:, chosen], "text_age": batch.text_age[:, chosen]}
             part = batch._replace(
                 x=batch.x[..., chosen],
                 y=batch.y[..., chosen],
                 variable=batch.variable[..., chosen],
                 **{
                     name: column[:, chosen]
-                    for name in ("prompt", "static", "words", "floor")
-                    if (column := getattr(batch, name)).numel()
+                    for name in BY_VARIABLE
+                    if (column := getattr(batch, name)).numel() and column.shape[1] == variables
                 },
-                **own,
             )
         share = (chosen.stop - begin) / variables
         yield Part(part, share, first=begin == 0, last=chosen.stop == variables)
