@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from data_provider.covariate_tables import read_statics, with_future
+from data_provider.covariate_tables import named_statics, read_statics, with_future
 from data_provider.covariates import Coding, CovariateColumns, Statics, words_as_bytes
 from data_provider.data_factory import build_data
 from data_provider.dates import NOTHING_KEPT, DateRules, dates_after
@@ -189,6 +189,13 @@ class TestStatics:
         path = written(tmp_path, pd.DataFrame(rows))
         with pytest.raises(UserError, match=expected):
             read_statics(path, ["a", "OT"], categories=["store"], numbers=["size"])
+
+    def test_an_empty_cell_of_a_frame_is_none_as_in_a_file(self) -> None:
+        """It became the category nan."""
+        frame = pd.DataFrame({"name": ["a", "OT"], "store": ["x", None]})
+        data = Config.from_flat({"static": ["store"], "static_path": "x.csv"}).data
+        with pytest.raises(UserError, match="the static table: column 'store', 'OT': .* found nothing"):
+            named_statics(data, frame, ["a", "OT"])
 
     def test_a_category_not_seen_in_training_has_no_code_and_is_named(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
