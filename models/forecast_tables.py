@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from utils.conformal import level_of
 from utils.errors import UserError
 from utils.forecast_columns import (
     DATE,
@@ -84,11 +85,6 @@ def table(
             moved = own if not level else own + np.sign(quantile - 0.5) * half_widths[level][:, place]
             columns[quantile_column(name, quantile)] = np.maximum(moved, floor)
     return pd.DataFrame(columns)
-
-
-def level_of(quantile: float) -> float:
-    """The level of the central interval that ends at a quantile; 0 of the median, which is the forecast."""
-    return round(abs(2 * quantile - 1), 9)
 
 
 def levels_of(levels: Sequence[float], quantiles: Sequence[float]) -> list[float]:

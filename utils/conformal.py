@@ -47,6 +47,11 @@ class LevelError(UserError):
     """A level that cannot be had; the message says why."""
 
 
+def level_of(quantile: float) -> float:
+    """The level of the central interval that ends at a quantile; 0 of the median, which is the forecast."""
+    return round(abs(2 * quantile - 1), 9)
+
+
 def rank_of(level: float, count: int) -> int:
     """The rank k = ceil((count + 1) * level) of the score that bounds one more; none does above ``count``."""
     return math.ceil(round((count + 1) * level, 9))

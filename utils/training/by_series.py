@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from utils.conformal import Calibration, LevelError
+from utils.conformal import Calibration, LevelError, level_of
 from utils.types import Batch, ForecastState, PanelTable, Standardisation
 from utils.windows import floored_std, per_series
 
@@ -54,7 +54,7 @@ class SeriesSums:
         if self.calibration is None:
             return False
         try:
-            self.calibration.quantile(_level(quantile))
+            self.calibration.quantile(level_of(quantile))
         except LevelError:
             return False
         return True
@@ -76,7 +76,7 @@ class SeriesSums:
         """How far a quantile lies above the forecast, [B, H], by the deviation [B, 1] of each lookback."""
         if quantile == _MEDIAN or self.calibration is None:
             return torch.zeros(1, 1, dtype=torch.float64)
-        half = self.calibration.half_width(_level(quantile), std)[..., 0].double()
+        half = self.calibration.half_width(level_of(quantile), std)[..., 0].double()
         return half if quantile > _MEDIAN else -half
 
     def reduce(
@@ -122,11 +122,6 @@ class SeriesSums:
                 whole[reason] = int(odd.sum())
                 whole[f"{reason}_series"] = frame["series"][odd][:NAMED].tolist()
         return frame, whole
-
-
-def _level(quantile: float) -> float:
-    """Of the interval that the quantile is a bound of."""
-    return round(abs(2 * quantile - 1), 9)
 
 
 def series_lines(whole: Mapping[str, Any]) -> Iterator[str]:
