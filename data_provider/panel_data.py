@@ -160,8 +160,8 @@ def build_panel(panel: Panel, data: DataConfig, *, notes: Mapping[str, str]) -> 
     scales = fit_scales(panel, trained if together else known, together=together)
     windows = panel_windows(panel, scales, **options)
     train = PanelDataset(windows, training)
-    validation = PanelDataset(windows, validated.every(data.eval_stride, most=MOST_EVALUATED))
-    test = PanelDataset(windows, tested.every(1, most=MOST_EVALUATED))
+    evaluated = {"validation": validated.every(data.eval_stride), "test": tested.every(data.test_stride)}
+    validation, test = (PanelDataset(windows, p.every(1, most=MOST_EVALUATED)) for p in evaluated.values())
     season = data.season or season_rows(panel.frequency)
     content = panel.content_hash()
     absolute, squared = seasonal_scales(panel, parts.validation, season)
@@ -181,11 +181,11 @@ def build_panel(panel: Panel, data: DataConfig, *, notes: Mapping[str, str]) -> 
         identity=SeriesIdentity(0, 0, 0),  # no single series was trained on
         tested=panel.name,
         test_targets=(target,),
-        windows=(len(train), len(validation), len(test)),
+        windows=(len(train), len(validation), min(len(tested), MOST_EVALUATED)),
         notes={
             **notes,
             **panel.notes,
-            **_notes(panel, data, known, training, {"validation": validated, "test": tested}),
+            **_notes(panel, data, known, training, evaluated),
         },
         date_format=panel.dates_kept.date_format,
         time_zone=panel.dates_kept.time_zone,
@@ -238,8 +238,9 @@ def _notes(
             )
         if len(places) > MOST_EVALUATED:
             notes[f"{name}_windows"] = f"{name}: {MOST_EVALUATED} of {len(places)} windows at even distances"
-    if data.eval_stride > 1:
-        notes["validation_stride"] = f"every {data.eval_stride}th validation window of each series"
+    for name, stride in (("validation", data.eval_stride), ("test", data.test_stride)):
+        if stride > 1:
+            notes[f"{name}_stride"] = f"every {stride}th {name} window of each series"
     constant = constant_series(panel, known)
     if len(constant):
         notes["constant"] = (

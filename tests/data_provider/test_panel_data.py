@@ -189,18 +189,21 @@ def test_many_windows_are_scored_at_even_distances_and_said(write_panel, monkeyp
     assert all(torch.equal(a.x, b.x) and a.start == b.start for a, b in zip(starts, expected, strict=True))
 
 
-def test_strided_validation_takes_every_nth_window_of_each_series(write_panel):
+@pytest.mark.parametrize(("part", "flag"), [("validation", "eval_stride"), ("test", "test_stride")])
+def test_a_stride_takes_every_nth_window_of_each_series_and_is_noted(write_panel, part, flag):
+    """A stride that was passed over in silence would be scored as if it had been taken."""
     path = write_panel({"a": 120, "b": 90})
     values = values_of(path)
-    strided = build_data(config_of(path, eval_stride=3))
-    wanted = [
-        (name, cut)
-        for name, cut in windows_by_hand(values)["validation"]
-        if (cut - parts_by_hand(len(values[name]))[0]) % 3 == 0
-    ]
-    assert isinstance(strided.validation, PanelDataset)
-    series, cut = strided.validation.places.of_all()
+    strided, whole = build_data(config_of(path, **{flag: 3})), build_data(config_of(path))
+    windows = windows_by_hand(values)[part]
+    first: dict[str, int] = {}
+    wanted = [(name, cut) for name, cut in windows if (cut - first.setdefault(name, cut)) % 3 == 0]
+    found = getattr(strided, part)
+    assert isinstance(found, PanelDataset)
+    series, cut = found.places.of_all()
     assert [(list(values)[s], c) for s, c in zip(series.tolist(), cut.tolist(), strict=True)] == wanted
+    assert strided.notes[f"{part}_stride"] == f"every 3th {part} window of each series"
+    assert strided.windows[2] == whole.windows[2], "what is tested binds no resume"
 
 
 def drawn(bundle: DataBundle, config: Config, epoch: int = 0) -> list[int]:
