@@ -5,7 +5,7 @@ Shape legend: R rows (one variable of one window each), A features, H horizon.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -53,10 +53,17 @@ def solve(train: Moments, valid: Moments, penalties: Iterable[float]) -> tuple[T
     (G + a I)^-1 C = V (e + a)^-1 V'C.
     """
     scale = train.rows / train.weight
-    eigenvalues, vectors = torch.linalg.eigh(train.gram * scale)
-    rotated = vectors.T @ (train.cross * scale)
-    fits = [(vectors @ (rotated / (eigenvalues.clamp(min=0.0) + p)[:, None]), p) for p in penalties]
+    asked = list(penalties)
+    fits = zip(maps_at(torch.linalg.eigh(train.gram * scale), train.cross * scale, asked), asked, strict=True)
     return min(fits, key=lambda fit: valid.mse(fit[0]))
+
+
+def maps_at(decomposed: tuple[Tensor, Tensor], cross: Tensor, penalties: Iterable[float]) -> Iterator[Tensor]:
+    """The ridge map [A, H] of each penalty, by eigenvalues [A] and vectors [A, A] of X'X, and X'Y [A, H]."""
+    eigenvalues, vectors = decomposed
+    rotated = vectors.T @ cross
+    for penalty in penalties:
+        yield vectors @ (rotated / (eigenvalues.clamp(min=0.0) + penalty)[:, None])
 
 
 def solve_at(train: Moments, penalty: float) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from layers.retrieval.search import Rows, query_rows
+from layers.ridge import maps_at
 from layers.start_fitting import FITTED_AT_ONCE, NO_EVIDENCE, Evidence, blocked_evidence
 from layers.text_reader import TextReader, TextSolution, likeness
 from utils.batches import window_batches
@@ -203,10 +204,7 @@ class _Kernel:
         key = (fold, text.numpy().tobytes())
         if key not in self._decomposed:
             self._decomposed[key] = torch.linalg.eigh(x.T @ x)
-        values, vectors = self._decomposed[key]
-        rotated = vectors.T @ (x.T @ y)
-        for penalty in READ_PENALTIES:
-            yield vectors @ (rotated / (values.clamp(min=0) + penalty)[:, None])
+        return maps_at(self._decomposed[key], x.T @ y, READ_PENALTIES)
 
 
 class _TextFit:
@@ -240,7 +238,8 @@ class _TextFit:
             error, penalty, out = self._over_folds(features)
             tried.append((error, rank, penalty, features, out))
         _, rank, penalty, features, out = min(tried, key=lambda one: one[0])
-        maps = _ridge(features.T @ features, features.T @ self.rows.residual, [penalty])[0]
+        decomposed = torch.linalg.eigh(features.T @ features)
+        (maps,) = maps_at(decomposed, features.T @ self.rows.residual, [penalty])
         solution = TextSolution(full @ main[:, :rank], maps.unflatten(0, (self.kinds, 1 + rank)))
         change = (self.rows.residual - out).square() - self.rows.residual.square()
         return solution, blocked_evidence(change.mean(dim=1), self.rows.start, block=self.block)
@@ -275,18 +274,12 @@ class _TextFit:
         for f in range(FOLDS):
             fitted, held = (fold != f).all(dim=1), newest == f
             x = features[fitted]
-            for k, own in enumerate(_ridge(x.T @ x, x.T @ residual[fitted], PENALTIES)):
+            decomposed = torch.linalg.eigh(x.T @ x)
+            for k, own in enumerate(maps_at(decomposed, x.T @ residual[fitted], PENALTIES)):
                 out[k, held] = features[held] @ own
         errors = (out - residual).square().mean(dim=(1, 2))
         best = int(errors.argmin())
         return float(errors[best]), PENALTIES[best], out[best]
-
-
-def _ridge(gram: Tensor, cross: Tensor, penalties: Sequence[float]) -> list[Tensor]:
-    """Ridge maps of each penalty, by one decomposition."""
-    values, vectors = torch.linalg.eigh(gram)
-    rotated = vectors.T @ cross
-    return [vectors @ (rotated / (values.clamp(min=0) + penalty)[:, None]) for penalty in penalties]
 
 
 def _last_there(place: Tensor) -> Tensor:
